@@ -1,0 +1,27 @@
+"""Makes an already trained diffusion model sample well in a few steps, without touching its weights."""
+
+from . import exact
+from .bundled import Model, load_model
+from .models import model_wrapper
+from .plan import Plan, make_plan
+from .samplers import SAMPLERS
+from .sampling import sample, seeded_noise, trajectory
+from .schedules import NoiseScheduleVP
+from .spacings import SPACINGS
+
+__all__ = [
+    "SAMPLERS",
+    "SPACINGS",
+    "Model",
+    "NoiseScheduleVP",
+    "Plan",
+    "exact",
+    "load_model",
+    "make_plan",
+    "model_wrapper",
+    "sample",
+    "seeded_noise",
+    "trajectory",
+]
+
+__version__ = "0.1.0"

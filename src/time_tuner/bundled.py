@@ -1,0 +1,118 @@
+"""Models by name: the bundled digits, the tutorial's Gaussian, or a function of the user's own."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .exact import Gaussian
+from .models import model_wrapper
+from .sampling import Eps
+from .schedules import NoiseSchedule, NoiseScheduleVP
+
+NULL_LABEL = 10  # the digits network's "no label"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What sampling and tuning need to know of a model.
+
+    Attributes:
+        eps: `eps(x, t, tau=None)`.
+        schedule: the noise schedule it was trained with.
+        shape: of one sample, without the batch.
+    """
+
+    eps: Eps
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+
+
+def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, guidance_scale: float = 1.0) -> Model:
+    """A model by name.
+
+    Args:
+        name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "gaussian": the tutorial's exact N(5, 2^2);
+            "package.module:function": a function of yours that takes no arguments (or `label` and `guidance_scale`,
+            if it names them) and returns a `Model`, or an eps that carries `schedule` and `shape`.
+        label: for digits, 0 to 9, or one for each sample of the batch; None draws digits of every kind.
+        guidance_scale: classifier-free guidance, w in eps_u + w (eps_c - eps_u); needs a label unless 1.
+
+    Raises:
+        ValueError: names the argument, what was got and the way out.
+    """
+    if name == "digits":
+        return _digits(label, guidance_scale)
+    if name == "gaussian":
+        if label is not None or guidance_scale != 1:
+            raise ValueError("model 'gaussian' has no labels: leave out label and guidance_scale")
+        schedule = NoiseScheduleVP("discrete", betas=_linear_betas())
+        eps = Gaussian(5.0, 2.0).eps(schedule)
+        return Model(eps, schedule, eps.shape)
+    if ":" in name:
+        return _from_function(name, label, guidance_scale)
+    raise ValueError(f"model must be 'digits', 'gaussian' or 'package.module:function', got {name!r}")
+
+
+def _linear_betas() -> Tensor:
+    return torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+
+
+def digits_network() -> Any:
+    """The bundled UNet, a diffusers `UNet2DModel` in float32; its eleventh class is "no label"."""
+    from diffusers import UNet2DModel
+
+    with as_file(files("time_tuner") / "assets" / "digits") as folder:
+        network = UNet2DModel.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    return network.eval().requires_grad_(False)
+
+
+def _digits(label: int | Sequence[int] | Tensor | None, guidance_scale: float) -> Model:
+    network = digits_network()
+
+    def predict(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        labels = torch.full((len(x),), NULL_LABEL, device=x.device) if cond is None else cond
+        said: Tensor = network(x, t, class_labels=labels).sample
+        return said
+
+    schedule = NoiseScheduleVP("discrete", betas=_linear_betas())
+    if label is None:
+        if guidance_scale != 1:
+            raise ValueError(f"guidance_scale={guidance_scale} needs label=, the digit to guide to (0 to 9)")
+        eps = model_wrapper(predict, schedule).bind()
+    else:
+        labels = torch.as_tensor(label)
+        if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
+            raise ValueError(f"label of 'digits' must be a digit 0 to 9, or one for each sample, got {label!r}")
+        wrapped = model_wrapper(predict, schedule, guidance_type="classifier-free", guidance_scale=guidance_scale)
+        eps = wrapped.bind(labels, torch.tensor(NULL_LABEL))
+    return Model(eps, schedule, (1, 28, 28))
+
+
+def _from_function(name: str, label: Any, guidance_scale: float) -> Model:
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+    if not callable(make):
+        raise ValueError(f"model {name!r} must be a function, got {type(make).__name__}")
+    takes = inspect.signature(make).parameters
+    given = {"label": (label, None), "guidance_scale": (guidance_scale, 1.0)}
+    for option, (value, default) in given.items():
+        if value != default and option not in takes:
+            raise ValueError(f"model {name!r} takes no {option}: leave it out, or give the function that argument")
+    made = make(**{option: value for option, (value, _) in given.items() if option in takes})
+    eps = getattr(made, "eps", made)
+    schedule, shape = getattr(made, "schedule", None), getattr(made, "shape", None)
+    if not callable(eps) or schedule is None or shape is None:
+        raise ValueError(
+            f"model {name!r} must return time_tuner.Model(eps, schedule, shape), or an eps that carries schedule and "
+            f"shape; got {type(made).__name__}"
+        )
+    return Model(eps, schedule, tuple(shape))

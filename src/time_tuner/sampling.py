@@ -1,0 +1,117 @@
+"""Running a plan: from noise to a sample, with seeded noise."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .rows import Call, advance
+from .samplers import Noise
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+Eps: TypeAlias = Callable[..., Tensor]
+"""`eps(x, t, tau)`: the noise in the batch x (B, ...) at the solver's time t, the network being told tau."""
+
+
+class seeded_noise:  # noqa: N801 - called like a function, and remembers where each sample's stream is
+    """Standard normal noise in which sample i has a stream of its own, so that the batch it is in does not matter.
+
+    Args:
+        seeds: one seed for each sample of the batch, or an int s for s, s + 1, s + 2, ...
+
+    Call it with a batch x (B, ...) for noise of that shape, dtype and device; every call draws on. It is drawn on the
+    CPU in float32 (float64 for a float64 batch), so that a seed means the same on every device.
+    """
+
+    def __init__(self, seeds: int | Sequence[int] = 0) -> None:
+        self._first = seeds if isinstance(seeds, int) else None
+        self._generators = [] if isinstance(seeds, int) else [torch.Generator().manual_seed(int(s)) for s in seeds]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._first is not None:
+            for i in range(len(self._generators), len(x)):
+                self._generators.append(torch.Generator().manual_seed(self._first + i))
+        elif len(x) != len(self._generators):
+            raise ValueError(f"seeded_noise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
+        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+        draws = [torch.randn(x.shape[1:], generator=g, dtype=dtype) for g in self._generators[: len(x)]]
+        return (torch.stack(draws) if draws else torch.zeros(x.shape)).to(x)
+
+
+def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -> Tensor:
+    """What the network says of x at call k, told `tau` (by default the plan's).
+
+    Raises:
+        ValueError: it answers with another shape than that of x.
+    """
+    said = eps(x, plan.t[k], plan.tau[k] if tau is None else tau)
+    if not isinstance(said, Tensor) or said.shape != x.shape:
+        got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+        raise ValueError(
+            f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got} at call {k} "
+            "(a network with learned variance returns twice the channels: keep the first half)"
+        )
+    return said
+
+
+def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
+    """The state after every call of the plan, len(plan) tensors of the shape of x; grad mode is the caller's.
+
+    Args:
+        eps: `eps(x, t, tau)`, see `Eps`.
+        x: the state at `plan.t[0]`, (B, ...): as a rule standard normal noise.
+        noise: what a stochastic sampler draws from, a callable of x; `torch.randn_like` by default.
+    """
+    check_schedule(eps, plan)
+    past: tuple[Call, ...] = ()
+    for k in range(len(plan)):
+        x, past = advance(plan, k, past, x, told(eps, plan, k, x), noise or torch.randn_like)
+        yield x
+
+
+@torch.no_grad()
+def sample(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Tensor:
+    """The state at the end of the plan; arguments as for `trajectory`.
+
+    Raises:
+        ValueError: the network answers with NaN or infinity (the message names the call), or with a wrong shape, or
+            the plan was made for another noise schedule than that of `eps`.
+    """
+    if not torch.isfinite(x).all():
+        raise ValueError("x must be finite, got NaN or infinity in it")
+    sums: list[Tensor] = []
+
+    def watched(*args: Any) -> Tensor:
+        said = eps(*args)
+        # A sum is finite only if all of it is; one look at the end keeps the loop free of waiting for the device.
+        if isinstance(said, Tensor):
+            sums.append(said.sum(dtype=torch.float64 if said.dtype == torch.float64 else torch.float32))
+        return said
+
+    check_schedule(eps, plan)
+    for x in trajectory(watched, plan, x, noise):  # noqa: B007, B020 - the last state is what is wanted
+        pass
+    broken = ~torch.isfinite(torch.stack(sums))
+    if broken.any():
+        k = int(broken.nonzero()[0])
+        raise ValueError(
+            f"eps returned NaN or infinity at call {k} (t = {float(plan.t[k]):.4g}, tau = {float(plan.tau[k]):.4g})"
+        )
+    return x
+
+
+def check_schedule(eps: Eps, plan: "Plan") -> None:
+    """Raise a ValueError if the model says which noise schedule it has, and the plan was made for another one."""
+    schedule = getattr(eps, "schedule", None)
+    if schedule is None or schedule is plan.schedule or schedule == plan.schedule:
+        return
+    alpha = schedule.at(plan.t).alpha
+    if not torch.allclose(alpha, plan.alpha, rtol=1e-4, atol=1e-6):  # the same betas may come in lower precision
+        k = int((alpha - plan.alpha).abs().argmax())
+        raise ValueError(
+            f"plan was made for another noise schedule, {plan.schedule!r}: at t = {float(plan.t[k]):.4g} it has alpha "
+            f"{float(plan.alpha[k]):.5g}, the model's {schedule!r} has {float(alpha[k]):.5g}; make or tune one for it"
+        )
