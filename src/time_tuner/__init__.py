@@ -8,10 +8,12 @@ from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise, trajectory
 from .schedules import NoiseScheduleVP
 from .spacings import SPACINGS
+from .tuners import TUNERS, tune
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
+    "TUNERS",
     "Model",
     "NoiseScheduleVP",
     "Plan",
@@ -22,6 +24,7 @@ __all__ = [
     "sample",
     "seeded_noise",
     "trajectory",
+    "tune",
 ]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The two bundled MNIST classifiers: one on clean digits, for metrics, and one on noisy digits, for classifier guidance.
+"""The two bundled MNIST classifiers: one of clean digits, for metrics, one of noisy digits, for classifier guidance.
 
 Both are the same small convolutional network. They are read from half-precision weights that come with the library and
 run in float32.
@@ -40,10 +40,10 @@ class DigitClassifier(nn.Module):
 
 
 class NoisyDigitClassifier(nn.Module):
-    r"""Which digit x_n = sqrt(abar_n) x_0 + sqrt(1 - abar_n) eps shows, for a noise level n in [0, 999]: logits (B, 10).
+    r"""Which digit x_n = sqrt(abar_n) x_0 + sqrt(1 - abar_n) eps shows at a noise level n in [0, 999]: logits (B, 10).
 
-    abar_n = prod_{i <= n} (1 - beta_i) with 1000 linear betas 1e-4 .. 0.02; between two whole levels log abar is linear.
-    n is one number for all images or (B,), whole or not. Each layer is scaled and shifted by what n says.
+    abar_n = prod_{i <= n} (1 - beta_i) with 1000 linear betas 1e-4 .. 0.02, between whole levels linear in its log; n
+    is one number for all images or (B,), whole or not. Each layer is scaled and shifted by what n says.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def read_asset(name: str) -> dict[str, Tensor]:
 def check_images(x: Tensor) -> None:
     """Raises ValueError unless x is (B, 1, 28, 28) and floating point."""
     if x.shape[1:] != (1, 28, 28):
-        raise ValueError(f"images must have shape (B, 1, 28, 28), got {tuple(x.shape)}; add the channel with x[:, None]")
+        raise ValueError(f"images must have shape (B, 1, 28, 28), got {tuple(x.shape)}; x[:, None] adds a channel")
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [-1, 1], got {x.dtype}; for 0 .. 255 pass x / 127.5 - 1")
 

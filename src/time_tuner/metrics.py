@@ -1,7 +1,7 @@
 """How far samples are from where they should be: distances between sample sets, and between single samples.
 
-The Frechet distance is biased: with B samples in D dimensions it comes out too high by about something in D / B. Compare
-only values that were computed from equally many samples.
+The Frechet distance of samples is biased: the fewer they are, the higher it comes out. Compare only values that were
+computed from equally many samples.
 """
 
 from functools import cache
@@ -107,7 +107,8 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
     if x.shape != y.shape or x.dim() < 2:
         raise ValueError(f"x and y must share one shape (B, ...), got {_shape(x)} and {_shape(y)}")
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    return (x.to(dtype) - y.to(dtype)).flatten(1).norm(dim=1)
+    apart: Tensor = torch.linalg.vector_norm((x.to(dtype) - y.to(dtype)).flatten(1), dim=1)
+    return apart
 
 
 @cache
@@ -126,7 +127,7 @@ def _batched(network: Any, images: Tensor) -> Tensor:
 def _finite(name: str, values: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     x = torch.as_tensor(values).detach().to("cpu", dtype)
     if not x.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {int((~x.isfinite()).sum())} of {x.numel()} values NaN or infinite")
+        raise ValueError(f"{name} must be finite, got {int((~x.isfinite()).sum())} NaN or infinite of {x.numel()}")
     return x
 
 
@@ -142,7 +143,8 @@ def _root(name: str, covariance: Any, size: int) -> Tensor:
     if float(values[0]) < -1e-6 * float(values[-1]):
         raise ValueError(f"{name} must have no eigenvalue below zero, got {float(values[0]):.3g}; pass a covariance")
     floor = size * torch.finfo(torch.float64).eps * values[-1]
-    return vectors * torch.where(values > floor, values, 0.0).sqrt() @ vectors.T
+    root: Tensor = vectors * torch.where(values > floor, values, 0.0).sqrt() @ vectors.T
+    return root
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -72,6 +72,11 @@ class Plan:
         """Whether the network is told other times, or predictions are combined otherwise, than untuned."""
         return self.corrections is not None or not torch.equal(self.tau, self.t[:-1])
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether running it draws noise."""
+        return any(row.draws for row in self.rows)
+
     @cached_property
     def steps(self) -> tuple[int, ...]:
         """Network calls of each step; they sum to K."""

@@ -1,0 +1,110 @@
+"""What a plan is tuned on: data and noise, drawn from seeds of their own."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sampling import Eps, sample, seeded_noise
+from ..schedules import NoiseSchedule
+from .guard import reference_plan
+
+NOISE, DATA, HELD_OUT = 1, 2, 3
+
+
+def first_seed(seed: int, purpose: int) -> int:
+    """The first of a thousand million seeds kept for one purpose, apart from the small ones that people use."""
+    return 1_000_000_000 * (10 * seed + purpose)
+
+
+class Calibration:
+    """Data x_0 and noise to tune on, and noise to judge on, which has seeds of its own.
+
+    Args:
+        eps, schedule: the model.
+        data: x_0 as a tensor (n, ...), or an iterable of samples or of batches; a batch may also be a mapping with an
+            `image`, or a tuple that starts with one. None: the ends of 50-call runs of the model itself.
+        samples: how many to tune on, and to judge on.
+        seed: of everything that is drawn.
+        shape: of one sample; needed when neither data nor `eps.shape` tells.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        eps: Eps,
+        schedule: NoiseSchedule,
+        data: Any = None,
+        samples: int = 256,
+        seed: int = 0,
+        shape: tuple[int, ...] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not isinstance(samples, int) or samples < 2:
+            raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+        self.eps, self.schedule, self.samples, self.seed, self.device = eps, schedule, samples, seed, device
+        known = shape if shape is not None else getattr(eps, "shape", None)
+        self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
+        if self._data is not None:
+            if not torch.isfinite(self._data).all():
+                raise ValueError("data must be finite, got NaN or infinity in it")
+            known = self._data.shape[1:]
+        if known is None:
+            raise ValueError("shape= of one sample is needed: neither data nor eps.shape tells it")
+        self.shape = tuple(known)
+
+    def _empty(self, n: int) -> Tensor:
+        return torch.empty(n, *self.shape, device=self.device)
+
+    def noise(self) -> seeded_noise:
+        """Noise to tune on."""
+        return seeded_noise(first_seed(self.seed, NOISE))
+
+    def held_out(self) -> Tensor:
+        """Noise to judge on, (samples, ...): never tuned on."""
+        return seeded_noise(first_seed(self.seed, HELD_OUT))(self._empty(self.samples))
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """Data to tune on, (samples, ...); fewer where fewer were given."""
+        if self._data is None:
+            x = seeded_noise(first_seed(self.seed, DATA))(self._empty(self.samples))
+            return sample(self.eps, reference_plan(self.schedule, 0.0, 50), x)
+        order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
+        return self._data[order[: self.samples]].to(self.device)
+
+    def batch(self, i: int, size: int) -> tuple[Tensor, seeded_noise]:
+        """Batch number i of an endless stream: data drawn with replacement from all there is, and fresh noise."""
+        pool = self.x0 if self._data is None else self._data
+        first = first_seed(self.seed, NOISE) + (i + 1) * size
+        pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
+        return pool[pick].to(self.device), seeded_noise(first)
+
+
+def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
+    if isinstance(data, Tensor):
+        gathered = data
+    elif not isinstance(data, Iterable):
+        raise ValueError(f"data must be a tensor (n, ...) or an iterable of x0, got {type(data).__name__}")
+    else:
+        parts: list[Tensor] = []
+        for item in data:
+            if isinstance(item, Mapping):
+                if "image" not in item:
+                    raise ValueError(f"data yields mappings without 'image', with {sorted(item)}")
+                item = item["image"]
+            elif isinstance(item, list | tuple):
+                item = item[0]
+            x = torch.as_tensor(item)
+            parts.append(x[None] if x.shape == shape else x)
+            if sum(len(part) for part in parts) >= samples:
+                break
+        if not parts:
+            raise ValueError("data is empty: give at least one batch of x0")
+        gathered = torch.cat(parts)
+    if gathered.dim() < 2 or not len(gathered) or (shape is not None and gathered.shape[1:] != shape):
+        wanted = "(n, ...)" if shape is None else str(("n", *shape)).replace("'", "")
+        raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}")
+    return gathered if gathered.is_floating_point() else gathered.float()

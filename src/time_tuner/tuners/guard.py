@@ -1,0 +1,86 @@
+"""Whether a tuned plan is better: judged on noise it was not tuned on, against a many-step run from the same noise."""
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan, make_plan
+from ..samplers.dpmpp import DPMSolverPP
+from ..sampling import Eps, sample, seeded_noise
+from ..schedules import NoiseSchedule
+
+
+def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100) -> Plan:
+    """Many calls of DPM-Solver++(2M) from T to the time `end`, even in sqrt(t)."""
+    least = max(end, schedule.t_min)
+    steps = calls if end else calls - 1
+    times = torch.linspace(schedule.T**0.5, least**0.5, steps + 1, dtype=torch.float64) ** 2
+    times[0], times[-1] = schedule.T, least  # exactly
+    if not end:
+        times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    return make_plan(DPMSolverPP(2), schedule, calls=calls, times=times)
+
+
+class Judge:
+    """How far plans end from where a many-step run from the same noise ends; smaller is better.
+
+    The measure is the mean *unsquared* distance E |x_K - y|: the mean square can fall while pictures get worse
+    (a few far ends count more in it than many near ones). A stochastic plan ends elsewhere by design, so there it is
+    the energy distance 2 E |x - y| - E |x - x'| - E |y - y'| between the two sets of ends (Szekely & Rizzo, 2013).
+
+    Args:
+        eps: the model.
+        schedule: its noise schedule.
+        end: the time at which the plans to be judged end.
+        x: noise (B, ...) that no tuning has seen, the state at T.
+        calls: of the many-step run.
+        seed: of the noise that stochastic samplers draw, the same for every plan.
+    """
+
+    def __init__(
+        self, eps: Eps, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
+    ) -> None:
+        self.eps, self.x, self.seed, self.end = eps, x, seed, end
+        self.calls_spent = calls
+        self.reference = sample(eps, reference_plan(schedule, end, calls), x)
+
+    def __call__(self, plan: Plan) -> float:
+        """The measure of a plan.
+
+        Raises:
+            ValueError: the plan ends at another time than the judge's.
+        """
+        if float(plan.t[-1]) != self.end:
+            raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
+        x = sample(self.eps, plan, self.x, seeded_noise(self.seed)).double().flatten(1)
+        y = self.reference.double().flatten(1)
+        self.calls_spent += len(plan)
+        if not plan.stochastic:
+            return float((x - y).norm(dim=1).mean())
+        pairs = len(x) * (len(x) - 1)
+        return float(2 * torch.cdist(x, y).mean() - (torch.cdist(x, x).sum() + torch.cdist(y, y).sum()) / pairs)
+
+
+def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
+    """The tuned plan, or what of it is no worse than the untuned one; both measures go into its provenance.
+
+    Where it is worse, rows are put back to untuned one at a time, last first, while that lowers the measure; if it is
+    still worse then, the untuned plan is what remains.
+    """
+    before, bare = judge(untuned), judge(plan)
+    best, after, reverted = plan, bare, []
+    if bare > before:
+        for k in reversed(range(len(plan))):
+            if best.tau[k] == untuned.tau[k]:
+                continue
+            tau = best.tau.clone()
+            tau[k] = untuned.tau[k]
+            trial = best.with_tau(tau)
+            measure = judge(trial)
+            if measure >= after:
+                break
+            best, after = trial, measure
+            reverted.append(k)
+        if after > before:
+            best, after, reverted = untuned, before, list(range(len(plan)))
+    measures = {"before": before, "after": after, "bare": bare, "reverted": sorted(reverted)}
+    return best.with_provenance(**{**plan.provenance, **measures})
