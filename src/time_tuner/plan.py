@@ -154,9 +154,10 @@ class Plan:
         version = values.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(f"plan has version {version!r}, this library reads up to {VERSION}: update time-tuner")
-        missing = {"calls", "sampler", "t", "alpha", "sigma", "tau", "schedule"} - values.keys()
+        needed = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
+        missing = [name for name in needed if values.get(name) is None]
         if missing:
-            raise ValueError(f"plan lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"plan lacks {', '.join(missing)}")
         for name, kind in (("sampler", Mapping), ("schedule", Mapping), ("provenance", Mapping)):
             if not isinstance(values.get(name, {}), kind):
                 raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
@@ -165,7 +166,7 @@ class Plan:
             if values.get(name) is not None:
                 try:
                     columns[name] = torch.tensor(values[name], dtype=torch.float64)
-                except (TypeError, ValueError) as error:
+                except (TypeError, ValueError, OverflowError) as error:
                     raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
         plan = cls(
             sampler=sampler_from_dict(values["sampler"]),
@@ -303,7 +304,7 @@ def _check_calls(calls: int, schedule: NoiseSchedule) -> None:
 def _checked_ends(ends: Any, schedule: NoiseSchedule) -> Tensor:
     try:
         ends = as_times(ends)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"times must be numbers: {error}") from None
     if ends.dim() != 1 or len(ends) < 2:
         raise ValueError(f"times must be a list of at least two step ends, got shape {tuple(ends.shape)}")

@@ -201,7 +201,7 @@ def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
     """
     options = dict(values)
     name = options.pop("name", None)
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise ValueError(f"schedule name must be one of {sorted(SCHEDULES)}, got {name!r}")
     try:
         return SCHEDULES[name](**options)
@@ -216,7 +216,7 @@ _COSINE_A = math.pi / 2 / (1 + _COSINE_S)
 def _checked_levels(name: str, values: Values) -> tuple[float, ...]:
     try:
         levels = as_times(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name} must be N numbers, got {type(values).__name__}: {error}") from None
     if levels.dim() != 1 or not len(levels):
         raise ValueError(f"{name} must have shape (N,) with N >= 1, got {tuple(levels.shape)}")

@@ -43,7 +43,7 @@ def sampler_from_dict(values: Mapping[str, Any]) -> Sampler:
     """
     options = dict(values)
     name = options.pop("name", None)
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     known = [f.name for f in fields(SAMPLERS[name])]  # type: ignore[arg-type]
     unknown = [option for option in options if option not in known]

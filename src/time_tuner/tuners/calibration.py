@@ -1,6 +1,7 @@
 """What a plan is tuned on: data and noise, drawn from seeds of their own."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import Eps, sample, seeded_noise
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, Point
 from .guard import reference_plan
 
 NOISE, DATA, HELD_OUT = 1, 2, 3
@@ -17,6 +18,30 @@ NOISE, DATA, HELD_OUT = 1, 2, 3
 def first_seed(seed: int, purpose: int) -> int:
     """The first of a thousand million seeds kept for one purpose, apart from the small ones that people use."""
     return 1_000_000_000 * (10 * seed + purpose)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Data and noise that a loss is averaged over, and the model as it sees them.
+
+    Attributes:
+        model: `eps(x, t, tau)`, under the conditions that belong to the data.
+        x0, noise: the data and the noise in it, both (B, ...).
+        first: seed of sample 0 for the draws of stochastic samplers.
+    """
+
+    model: Eps
+    x0: Tensor
+    noise: Tensor
+    first: int
+
+    def at(self, p: Point) -> Tensor:
+        """x = alpha x_0 + sigma eps."""
+        return p.alpha * self.x0 + p.sigma * self.noise
+
+    def z(self, k: int) -> Tensor:
+        """What a stochastic sampler draws at call k: the same whenever it is asked."""
+        return seeded_noise(self.first + (k + 1) * len(self.x0))(self.x0)
 
 
 class Calibration:
@@ -58,10 +83,6 @@ class Calibration:
     def _empty(self, n: int) -> Tensor:
         return torch.empty(n, *self.shape, device=self.device)
 
-    def noise(self) -> seeded_noise:
-        """Noise to tune on."""
-        return seeded_noise(first_seed(self.seed, NOISE))
-
     def held_out(self) -> Tensor:
         """Noise to judge on, (samples, ...): never tuned on."""
         return seeded_noise(first_seed(self.seed, HELD_OUT))(self._empty(self.samples))
@@ -75,12 +96,18 @@ class Calibration:
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 
-    def batch(self, i: int, size: int) -> tuple[Tensor, seeded_noise]:
-        """Batch number i of an endless stream: data drawn with replacement from all there is, and fresh noise."""
+    def draws(self, model: Eps) -> Draws:
+        """The data with noise, the same at every call."""
+        first = first_seed(self.seed, NOISE)
+        return Draws(model, self.x0, seeded_noise(first)(self.x0), first)
+
+    def batch(self, model: Eps, i: int, size: int) -> Draws:
+        """Batch number i of an endless stream: data drawn with replacement from all there is, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
-        first = first_seed(self.seed, NOISE) + (i + 1) * size
+        first = first_seed(self.seed, NOISE) + (i + 1) * 1000 * size
         pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
-        return pool[pick].to(self.device), seeded_noise(first)
+        x0 = pool[pick].to(self.device)
+        return Draws(model, x0, seeded_noise(first)(x0), first)
 
 
 def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:

@@ -10,8 +10,9 @@ through the calls tuned so far. *Parallel*: x_k = alpha_k x_0 + sigma_k eps, and
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,62 +20,146 @@ from tqdm import tqdm
 
 from ..plan import Plan
 from ..rows import Call, advance
-from ..samplers import Noise
 from ..sampling import Eps, told
-from .calibration import Calibration
+from ..schedules import NoiseSchedule, Point
+from .calibration import Calibration, Draws
 from .search import minimise
 
 State: TypeAlias = tuple[tuple[Call, ...], Tensor]
 """What the calls before left behind, and the state they lead to."""
 
 
+class Run(Protocol):
+    """A run whose conditioning is tuned: its points, and one call of it."""
+
+    schedule: NoiseSchedule
+
+    def __len__(self) -> int:
+        """The number of ratios, K."""
+
+    def point(self, k: int) -> Point:
+        """Point k = 0 .. K."""
+
+    def reach(self, k: int) -> int:
+        """How many calls call k looks back on, itself included."""
+
+    def step(self, k: int, state: State, tau: Tensor, draws: Draws) -> State:
+        """The state after call k, at which the network is told tau."""
+
+
 @dataclass(frozen=True)
-class Draws:
-    """Data and noise that a loss is averaged over: x_0, the noise in it (both (B, ...)), and a draw for each call."""
+class PlanRun:
+    """The run of a plan."""
 
-    x0: Tensor
-    eps: Tensor
-    z: tuple[Tensor | None, ...]
+    plan: Plan
 
-    @classmethod
-    def of(cls, plan: Plan, x0: Tensor, noise: Noise) -> "Draws":
-        return cls(x0, noise(x0), tuple(noise(x0) if row.draws else None for row in plan.rows))
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.plan.schedule
 
-    def at(self, plan: Plan, k: int) -> Tensor:
-        """x_k = alpha_k x_0 + sigma_k eps."""
-        return plan.alpha[k] * self.x0 + plan.sigma[k] * self.eps
+    def __len__(self) -> int:
+        return len(self.plan)
 
-    def step(self, plan: Plan, k: int, state: State, said: Tensor) -> State:
-        """The state after call k, in which the network said `said`."""
+    def point(self, k: int) -> Point:
+        return self.plan.point(k)
+
+    def reach(self, k: int) -> int:
+        return self.plan.rows[k].reach
+
+    def step(self, k: int, state: State, tau: Tensor, draws: Draws) -> State:
         past, x = state
-        x, past = advance(plan, k, past, x, said, lambda _: self._drawn(k))
+        x, past = advance(self.plan, k, past, x, told(draws.model, self.plan, k, x, tau), lambda _: draws.z(k))
         return past, x
 
-    def _drawn(self, k: int) -> Tensor:
-        z = self.z[k]
-        assert z is not None
-        return z
+
+def start(run: Run, draws: Draws) -> State:
+    """The sequential strategy's first state; it is that of T also where the run starts later, as published."""
+    return (), draws.at(run.schedule.at(run.schedule.T))
 
 
-def loss(eps: Eps, plan: Plan, k: int, draws: Draws, state: State, tau: Tensor, before: Tensor) -> Tensor:
-    """L_k for the network told `tau`; `before` is what it says at t_k. The sum over dimensions, the mean over samples."""
-    _, x = draws.step(plan, k, state, told(eps, plan, k, state[1], tau))
-    after = told(eps, plan, k + 1, x, plan.t[k + 1])
-    return (before - after).double().square().flatten(1).sum(1).mean()
-
-
-def start(plan: Plan, draws: Draws) -> State:
-    """The sequential strategy's first state; it is that of T also where the plan starts later, as published."""
-    p = plan.schedule.at(plan.schedule.T)
-    return (), p.alpha * draws.x0 + p.sigma * draws.eps
-
-
-def direct(eps: Eps, plan: Plan, k: int, draws: Draws) -> State:
+def direct(run: Run, k: int, draws: Draws) -> State:
     """The parallel strategy's state at call k; what it looks back on are such states too, and untuned."""
-    first = k + 1 - min(plan.rows[k].reach, k + 1)
-    states = [draws.at(plan, j) for j in range(first, k)]
-    past = tuple(Call(x, told(eps, plan, j, x, plan.t[j]), x) for j, x in enumerate(states, first))
-    return past, draws.at(plan, k)
+    past = []
+    for j in range(max(0, k + 1 - run.reach(k)), k):
+        p = run.point(j)
+        x = draws.at(p)
+        past.append(Call(x, draws.model(x, p.t, p.t), x))
+    return tuple(past), draws.at(run.point(k))
+
+
+def loss(run: Run, k: int, state: State, tau: Tensor, draws: Draws, before: Tensor) -> Tensor:
+    """L_k for the network told `tau`; `before` is what it says at t_k. The sum over dimensions, the mean over samples."""
+    q = run.point(k + 1)
+    _, x = run.step(k, state, tau, draws)
+    return (before - draws.model(x, q.t, q.t)).double().square().flatten(1).sum(1).mean()
+
+
+@torch.no_grad()
+def search(run: Run, draws: Draws, strategy: str, verbose: bool = False) -> tuple[Tensor, list[tuple[float, float]]]:
+    """The ratios (K,), each by a search in one number on the same draws, with forward calls only; and each loss before
+    and after."""
+    low, high = run.schedule.t_min, run.schedule.T
+    ratios = torch.ones(len(run), dtype=torch.float64)
+    losses: list[tuple[float, float]] = []
+    state = start(run, draws)
+    for k in (bar := tqdm(range(len(run) - 1), desc=strategy, unit="step", disable=not verbose)):
+        if strategy == "parallel":
+            state = direct(run, k, draws)
+        t = run.point(k).t
+        objective = _objective(run, k, state, draws)
+        untuned = objective(1.0)
+        if not math.isfinite(untuned):
+            raise ValueError(f"eps returned NaN or infinity at call {k} or {k + 1} (t = {float(t):.4g}) while tuning")
+        ratio, tuned = minimise(objective, 1.0, low / float(t), max(high / float(t), 1.0))
+        ratios[k] = ratio
+        losses.append((untuned, tuned))
+        bar.set_postfix_str(f"loss {untuned:.4g} -> {tuned:.4g}, told {ratio:.3f} t")
+        if strategy == "sequential":
+            state = run.step(k, state, ratio * t, draws)
+    return ratios, losses
+
+
+def _objective(run: Run, k: int, state: State, draws: Draws) -> Callable[[float], float]:
+    t = run.point(k).t
+    before = draws.model(state[1], t, t)
+    return lambda ratio: float(loss(run, k, state, ratio * t, draws, before))
+
+
+def adam(
+    run: Run,
+    batches: Callable[[int], Draws],
+    strategy: str,
+    lr: float = 2e-3,
+    iterations: int = 500,
+    verbose: bool = False,
+) -> Tensor:
+    """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
+    states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
+    for name, value in (("lr", lr), ("iterations", iterations)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    ratios = torch.ones(len(run), dtype=torch.float64)
+    for k in (bar := tqdm(range(len(run) - 1), desc=f"{strategy}, Adam", unit="step", disable=not verbose)):
+        t = run.point(k).t
+        ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
+        for i in range(iterations):
+            draws = batches(k * iterations + i)
+            with torch.no_grad():
+                state = direct(run, k, draws) if strategy == "parallel" else start(run, draws)
+                for j in range(k if strategy == "sequential" else 0):
+                    state = run.step(j, state, ratios[j] * run.point(j).t, draws)
+                before = draws.model(state[1], t, t)
+            with torch.enable_grad():
+                value = loss(run, k, state, ratio * t, draws, before)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+            if not torch.isfinite(value):
+                raise ValueError(f"eps returned NaN or infinity at call {k} or {k + 1} (t = {float(t):.4g}) while tuning")
+            optimizer.step()
+        ratios[k] = ratio.detach()
+        bar.set_postfix_str(f"loss {float(value):.4g}, told {float(ratio):.3f} t")
+    return ratios
 
 
 def tune_conditioning(
@@ -95,70 +180,20 @@ def tune_conditioning(
         strategy: "sequential" or "parallel".
         optimizer: "search", or "adam" for the published procedure, to which the next three belong.
         lr, iterations, batch: of Adam, for each ratio; every iteration has a fresh batch and fresh noise.
+        verbose: show progress.
     """
     if optimizer not in ("search", "adam"):
         raise ValueError(f"optimizer must be 'search' or 'adam', got {optimizer!r}")
-    untuned = plan.with_tau(plan.t[:-1])
+    untuned = plan.with_tau(plan.t[:-1]).with_corrections(None)
+    run = PlanRun(untuned)
     if optimizer == "adam":
-        for name, value in (("lr", lr), ("iterations", iterations), ("batch", batch)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        tuned = _adam(eps, untuned, calibration, strategy, lr, iterations, batch, verbose)
-        return tuned.with_provenance(lr=lr, iterations=iterations, batch=batch)
-    return _search(eps, untuned, calibration, strategy, verbose)
-
-
-@torch.no_grad()
-def _search(eps: Eps, plan: Plan, calibration: Calibration, strategy: str, verbose: bool) -> Plan:
-    """Each ratio by a search in one number, on the same draws throughout; the network is only called forward."""
-    draws = Draws.of(plan, calibration.x0, calibration.noise())
-    low, high = plan.schedule.t_min, plan.schedule.T
-    tau = plan.tau.clone()
-    losses: list[tuple[float, float]] = []
-    state = start(plan, draws)
-    for k in (bar := tqdm(range(len(plan) - 1), desc=strategy, unit="step", disable=not verbose)):
-        if strategy == "parallel":
-            state = direct(eps, plan, k, draws)
-        t = plan.t[k]
-        before = told(eps, plan, k, state[1], t)
-
-        def objective(ratio: float, k: int = k, state: State = state, before: Tensor = before) -> float:
-            return float(loss(eps, plan, k, draws, state, plan.t[k] * ratio, before))
-
-        untuned = objective(1.0)
-        if not math.isfinite(untuned):
-            raise ValueError(f"eps returned NaN or infinity at call {k} or {k + 1} (t = {float(t):.4g}) while tuning")
-        ratio, tuned = minimise(objective, 1.0, low / float(t), max(high / float(t), 1.0))
-        tau[k] = t * ratio
-        losses.append((untuned, tuned))
-        bar.set_postfix_str(f"loss {untuned:.4g} -> {tuned:.4g}, told {ratio:.3f} t")
-        if strategy == "sequential":
-            state = draws.step(plan, k, state, told(eps, plan, k, state[1], tau[k]))
-    return plan.with_tau(tau).with_provenance(
-        loss_before=[before for before, _ in losses], loss_after=[after for _, after in losses]
-    )
-
-
-def _adam(
-    eps: Eps, plan: Plan, calibration: Calibration, strategy: str, lr: float, iterations: int, batch: int, verbose: bool
-) -> Plan:
-    """The published procedure: Adam on each ratio in turn, from 1; the states are computed anew for every batch."""
-    tau = plan.tau.clone()
-    for k in (bar := tqdm(range(len(plan) - 1), desc=f"{strategy}, Adam", unit="step", disable=not verbose)):
-        ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
-        for i in range(iterations):
-            draws = Draws.of(plan, *calibration.batch(k * iterations + i, batch))
-            with torch.no_grad():
-                state = direct(eps, plan, k, draws) if strategy == "parallel" else start(plan, draws)
-                for j in range(k if strategy == "sequential" else 0):
-                    state = draws.step(plan, j, state, told(eps, plan, j, state[1], tau[j]))
-                before = told(eps, plan, k, state[1], plan.t[k])
-            with torch.enable_grad():
-                value = loss(eps, plan, k, draws, state, plan.t[k] * ratio, before)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        tau[k] = plan.t[k] * ratio.detach()
-        bar.set_postfix_str(f"loss {float(value):.4g}, told {float(ratio):.3f} t")
-    return plan.with_tau(tau)
+        ratios = adam(run, lambda i: calibration.batch(eps, i, batch), strategy, lr, iterations, verbose)
+        notes = {"optimizer": "adam", "lr": lr, "iterations": iterations, "batch": batch}
+    else:
+        ratios, losses = search(run, calibration.draws(eps), strategy, verbose)
+        notes = {
+            "optimizer": "search",
+            "loss_before": [before for before, _ in losses],
+            "loss_after": [after for _, after in losses],
+        }
+    return untuned.with_tau(ratios * untuned.t[:-1]).with_provenance(**notes)

@@ -1,0 +1,40 @@
+# `make` prints the targets. The environment in .venv is built on first use, and brought up to date when
+# pyproject.toml or constraints.txt change. Choose the interpreter with `make PYTHON=...`.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+READY := .venv/ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## tune the bundled model and show what it gains
+	@$(BIN)/time-tuner demo
+
+test: check ## check, then run the tests (the slow ones: .venv/bin/pytest -m slow)
+	@$(BIN)/pytest -q
+
+check: $(READY) ## lint, formatting and types
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+
+clean: ## remove the environment, caches, builds and the demo's output
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@version=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null) || \
+		{ echo 'error: "$(PYTHON)" does not run; name a Python 3.11 or newer: make PYTHON=/path/to/python' >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: time-tuner needs Python 3.11 or newer, got $$version from \"$(PYTHON)\";" \
+			"name another one: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	echo "Installing into .venv with Python $$version; the first time takes a few minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
+	@touch $@
