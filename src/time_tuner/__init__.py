@@ -8,6 +8,7 @@ from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise, trajectory
 from .schedules import NoiseScheduleVP
 from .spacings import SPACINGS
+from .tuner import TimeTuner
 from .tuners import TUNERS, tune
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Model",
     "NoiseScheduleVP",
     "Plan",
+    "TimeTuner",
     "exact",
     "load_model",
     "make_plan",

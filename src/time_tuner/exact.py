@@ -31,6 +31,8 @@ class Gaussian:
     """
 
     def __init__(self, mean: Any = 0.0, std: Any = 1.0) -> None:
+        self.mean: Tensor
+        self.std: Tensor
         self.mean, self.std = torch.broadcast_tensors(_numbers("mean", mean), _numbers("std", std))
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {float(self.std.min())}")
@@ -54,8 +56,8 @@ class Mixture:
     r"""Data drawn from M points blurred by `std`: x_0 ~ sum_i weights_i N(means_i, std^2 I); `means` is (M, ...).
 
     With v = alpha^2 std^2 + sigma^2, eps(x, tau) = sigma (x - alpha m) / v, where m = sum_i w_i means_i and
-    w = softmax(log weights_i + (2 alpha x . means_i - alpha^2 |means_i|^2) / (2 v)), alpha and sigma at tau. With a data
-    set as `means` this is that data set's own denoiser.
+    w = softmax(log weights_i + (2 alpha x . means_i - alpha^2 |means_i|^2) / (2 v)), alpha and sigma at tau. With a
+    data set as `means` this is that data set's own denoiser.
     """
 
     def __init__(self, means: Any, std: float, weights: Sequence[float] | Tensor | None = None) -> None:

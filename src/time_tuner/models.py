@@ -74,7 +74,9 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if guidance_type == "classifier" and classifier_fn is None:
-            raise ValueError("guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)")
+            raise ValueError(
+                "guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)"
+            )
         self.model = model
         self.schedule = noise_schedule
         self.model_type = model_type
@@ -85,6 +87,7 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         self.classifier_kwargs = dict(classifier_kwargs or {})
         self.cond_process_fn = cond_process_fn
         self.labels = labels
+        self._recent: list[tuple[Any, int | None, Tensor | None]] = []
 
     def __call__(
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
@@ -99,10 +102,19 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
             raise ValueError(f"guidance_type={self.guidance_type!r} needs condition=, of shape (B, ...) or (1, ...)")
         if self.guidance_type == "classifier-free" and self.guidance_scale != 1 and uncond_condition is None:
             raise ValueError("guidance_type='classifier-free' needs uncond_condition= unless guidance_scale is 1")
-        if self.cond_process_fn is not None:
-            condition = self.cond_process_fn(condition)
-            uncond_condition = None if uncond_condition is None else self.cond_process_fn(uncond_condition)
-        return BoundModel(self, _condition(condition), _condition(uncond_condition))
+        return BoundModel(self, self._embedded(condition), self._embedded(uncond_condition))
+
+    def _embedded(self, raw: Any) -> Tensor | None:
+        """A raw condition after `cond_process_fn`, which is not repeated for an object that was just given."""
+        if raw is None or self.cond_process_fn is None:
+            return _condition(raw)
+        version = getattr(raw, "_version", None) if not getattr(raw, "is_inference", bool)() else None
+        for known, known_version, embedded in self._recent:
+            if known is raw and known_version == version:
+                return embedded
+        embedded = _condition(self.cond_process_fn(raw))
+        self._recent = [(raw, version, embedded), *self._recent[:1]]  # the condition and the one without
+        return embedded
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
         """What the network is told for tau: (B,), float32, or int64 with labels="round"."""
@@ -156,7 +168,9 @@ class BoundModel:
             leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
             log_p = w.classifier_fn(leaf, t_input, condition, **w.classifier_kwargs)
             if log_p.shape != (len(x),):
-                raise ValueError(f"classifier_fn must return log p(c | x) of shape ({len(x)},), got {tuple(log_p.shape)}")
+                raise ValueError(
+                    f"classifier_fn must return log p(c | x) of shape ({len(x)},), got {tuple(log_p.shape)}"
+                )
             return torch.autograd.grad(log_p.sum(), leaf, create_graph=keep)[0]
 
 

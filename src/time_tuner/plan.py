@@ -1,7 +1,6 @@
 """The plan: one row (t, alpha, sigma, tau) for each call of the network, as a value, a JSON file and a table."""
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -105,7 +104,10 @@ class Plan:
 
     def with_tau(self, tau: Any) -> "Plan":
         """The same run with the network told other times, (K,)."""
-        return replace(self, tau=as_times(tau))
+        tau = as_times(tau)
+        if tau.shape != self.tau.shape:
+            raise ValueError(f"tau must hold one time for each of {len(self)} calls, got shape {tuple(tau.shape)}")
+        return replace(self, tau=tau)
 
     def with_corrections(self, corrections: Any) -> "Plan":
         """The same run with other corrections, (K, K) strictly lower triangular, or None."""
@@ -301,9 +303,9 @@ def _check_calls(calls: int, schedule: NoiseSchedule) -> None:
         raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
 
 
-def _checked_ends(ends: Any, schedule: NoiseSchedule) -> Tensor:
+def _checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
     try:
-        ends = as_times(ends)
+        ends = as_times(times)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"times must be numbers: {error}") from None
     if ends.dim() != 1 or len(ends) < 2:
@@ -351,7 +353,9 @@ def _validate(plan: Plan) -> None:
     for name in ("alpha", "sigma"):
         on_schedule, held = getattr(point, name), getattr(plan, name).detach()
         if not torch.allclose(on_schedule, held, rtol=1e-6, atol=1e-9):
-            raise ValueError(f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited")
+            raise ValueError(
+                f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
+            )
 
 
 def _no_constants(name: str) -> float:

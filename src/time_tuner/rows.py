@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from .samplers import Evaluation, Noise, Sampler
-from .schedules import Point
+from .samplers import Evaluation, Noise
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -85,7 +84,7 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
     sees = max(look_back, before + 1)
     reach = k + 1 if plan.corrections is not None else sees
     terms: list[Term] = [*((what, ago) for ago in range(reach) for what in ("x", "eps", "c")), ("z", 0)]
-    unit = dict(zip(terms, torch.eye(len(terms), dtype=torch.float64), strict=True))
+    unit: dict[Term, Tensor] = dict(zip(terms, torch.eye(len(terms), dtype=torch.float64), strict=True))
 
     def evaluation(i: int) -> Evaluation:
         x, eps, c, p = unit["x", k - i], unit["eps", k - i], unit["c", k - i], plan.point(i)
@@ -125,7 +124,7 @@ def _combination(terms: list[Term], vector: Tensor) -> Combination:
 
 @dataclass(frozen=True)
 class Call:
-    """What the loop remembers of a call: the state the network saw, what it said, the corrected state if there is one."""
+    """What the loop remembers of a call: the state seen, what the network said, the corrected state if any."""
 
     x: Tensor
     eps: Tensor

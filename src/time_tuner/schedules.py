@@ -1,6 +1,6 @@
 """Noise schedules: how much data (alpha) and how much noise (sigma) a state holds at time t.
 
-A state is `x_t = alpha_t x_0 + sigma_t eps`, and `lam_t = log(alpha_t / sigma_t)` is half its log signal-to-noise ratio.
+A state is `x_t = alpha_t x_0 + sigma_t eps`; `lam_t = log(alpha_t / sigma_t)` is half its log signal-to-noise ratio.
 Times and coefficients are float64 tensors on the CPU; as 0-dim tensors they broadcast against any state, keep its dtype
 and carry gradients.
 """

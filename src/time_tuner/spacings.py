@@ -21,7 +21,7 @@ def seed(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 
 def leading(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Levels n = 1 + i (N // S), i = S - 1 .. 0, at t = (n + 1) / N, then 1 / N: the grid of the published TimeTuner."""
+    """Levels n = 1 + i (N // S), i = S - 1 .. 0, at t = (n + 1) / N, then 1 / N: as published."""
     n = 1 + torch.arange(steps - 1, -1, -1) * (schedule.total_N // steps)
     return _nodes(schedule, n, schedule.t_min)
 
@@ -44,8 +44,8 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 def lam(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Even steps in lam = log(alpha / sigma), from T to the least trained time."""
-    ends = schedule.at([schedule.T, schedule.t_min]).lam.tolist()
-    times = schedule.inverse_lambda(torch.linspace(*ends, steps + 1, dtype=torch.float64)).double()
+    first, last = schedule.at([schedule.T, schedule.t_min]).lam.tolist()
+    times = schedule.inverse_lambda(torch.linspace(first, last, steps + 1, dtype=torch.float64)).double()
     times[0], times[-1] = schedule.T, schedule.t_min  # exactly, whatever the inverse rounds to
     return times
 

@@ -36,7 +36,10 @@ class Sampler:
 
     @property
     def convergence(self) -> int:
-        """Order of the global error in the step length, on smooth problems (weak order for stochastic samplers)."""
+        """Order of the global error in the step length, on smooth problems (weak order for stochastic samplers).
+
+        Where a sampler lowers its order, in the first steps and in the last, the steps have to be short for it to show.
+        """
         return 1
 
     def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:

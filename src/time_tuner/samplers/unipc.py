@@ -27,7 +27,7 @@ class UniPC(Sampler):
 
     @property
     def convergence(self) -> int:
-        return self.order
+        return self.order + 1  # the corrector raises it by one
 
     def look_back(self, step: int, stage: int, steps: int) -> int:
         return min(self.order, step + 1, steps - step)
@@ -48,8 +48,9 @@ def _update(past: tuple[Evaluation, ...], q: Point, end: Evaluation | None = Non
         return x
     r = torch.stack([(node.p.lam - p.lam) / h for node in nodes])
     weights = _weights(r, -h)
-    change = sum(w / rm * (node.x0 - e.x0) for w, rm, node in zip(weights, r, nodes, strict=True))
-    return x - q.alpha * torch.expm1(-h) * change
+    for w, rm, node in zip(weights, r, nodes, strict=True):
+        x = x - q.alpha * torch.expm1(-h) * w / rm * (node.x0 - e.x0)
+    return x
 
 
 def _weights(r: Tensor, hh: Tensor) -> Tensor:
@@ -62,4 +63,5 @@ def _weights(r: Tensor, hh: Tensor) -> Tensor:
         factorial *= i + 1
         phi = phi / hh - 1 / factorial
     powers = torch.stack([r**i for i in range(len(r))])
-    return torch.linalg.solve(powers, torch.stack(conditions))
+    solution: Tensor = torch.linalg.solve(powers, torch.stack(conditions))
+    return solution

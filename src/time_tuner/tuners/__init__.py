@@ -45,7 +45,8 @@ def tune(
         eps: the model, `eps(x, t, tau)`.
         plan: where to start: its sampler and its grid.
         method: a name in `TUNERS`. "sequential" and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
-        data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own samples.
+        data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
+            samples.
         seed: of everything that is drawn.
         guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
             or a `Judge` to judge several plans by one reference.

@@ -28,12 +28,14 @@ class Draws:
         model: `eps(x, t, tau)`, under the conditions that belong to the data.
         x0, noise: the data and the noise in it, both (B, ...).
         first: seed of sample 0 for the draws of stochastic samplers.
+        condition: what belongs to the data, (B, ...), where a step function of the user's asks for it.
     """
 
     model: Eps
     x0: Tensor
     noise: Tensor
     first: int
+    condition: Any = None
 
     def at(self, p: Point) -> Tensor:
         """x = alpha x_0 + sigma eps."""

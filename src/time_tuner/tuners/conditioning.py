@@ -11,8 +11,7 @@ through the calls tuned so far. *Parallel*: x_k = alpha_k x_0 + sigma_k eps, and
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,39 +28,34 @@ State: TypeAlias = tuple[tuple[Call, ...], Tensor]
 """What the calls before left behind, and the state they lead to."""
 
 
-class Run(Protocol):
-    """A run whose conditioning is tuned: its points, and one call of it."""
+class Run:
+    """A run whose conditioning is tuned, of K calls (or steps of a user's own) over K + 1 points of a schedule."""
 
-    schedule: NoiseSchedule
+    def __init__(self, schedule: NoiseSchedule, points: Point) -> None:
+        self.schedule, self.points = schedule, points
 
     def __len__(self) -> int:
-        """The number of ratios, K."""
+        return len(self.points.t) - 1
 
     def point(self, k: int) -> Point:
         """Point k = 0 .. K."""
+        return Point(self.points.t[k], self.points.alpha[k], self.points.sigma[k])
 
     def reach(self, k: int) -> int:
         """How many calls call k looks back on, itself included."""
+        return 1
 
     def step(self, k: int, state: State, tau: Tensor, draws: Draws) -> State:
         """The state after call k, at which the network is told tau."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class PlanRun:
+class PlanRun(Run):
     """The run of a plan."""
 
-    plan: Plan
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.plan.schedule
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def point(self, k: int) -> Point:
-        return self.plan.point(k)
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan.schedule, Point(plan.t, plan.alpha, plan.sigma))
+        self.plan = plan
 
     def reach(self, k: int) -> int:
         return self.plan.rows[k].reach
@@ -88,7 +82,7 @@ def direct(run: Run, k: int, draws: Draws) -> State:
 
 
 def loss(run: Run, k: int, state: State, tau: Tensor, draws: Draws, before: Tensor) -> Tensor:
-    """L_k for the network told `tau`; `before` is what it says at t_k. The sum over dimensions, the mean over samples."""
+    """L_k for the network told `tau`, summed over dimensions; `before` is what it says at t_k."""
     q = run.point(k + 1)
     _, x = run.step(k, state, tau, draws)
     return (before - draws.model(x, q.t, q.t)).double().square().flatten(1).sum(1).mean()
@@ -135,9 +129,9 @@ def adam(
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
     states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
-    for name, value in (("lr", lr), ("iterations", iterations)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, number in (("lr", lr), ("iterations", iterations)):
+        if not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}")
     ratios = torch.ones(len(run), dtype=torch.float64)
     for k in (bar := tqdm(range(len(run) - 1), desc=f"{strategy}, Adam", unit="step", disable=not verbose)):
         t = run.point(k).t
@@ -151,14 +145,16 @@ def adam(
                     state = run.step(j, state, ratios[j] * run.point(j).t, draws)
                 before = draws.model(state[1], t, t)
             with torch.enable_grad():
-                value = loss(run, k, state, ratio * t, draws, before)
+                value: Tensor = loss(run, k, state, ratio * t, draws, before)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
             if not torch.isfinite(value):
-                raise ValueError(f"eps returned NaN or infinity at call {k} or {k + 1} (t = {float(t):.4g}) while tuning")
+                raise ValueError(
+                    f"eps returned NaN or infinity at call {k} or {k + 1} (t = {float(t):.4g}) while tuning"
+                )
             optimizer.step()
         ratios[k] = ratio.detach()
-        bar.set_postfix_str(f"loss {float(value):.4g}, told {float(ratio):.3f} t")
+        bar.set_postfix_str(f"loss {float(value.detach()):.4g}, told {float(ratios[k]):.3f} t")
     return ratios
 
 

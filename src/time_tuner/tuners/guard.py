@@ -51,10 +51,13 @@ class Judge:
         """
         if float(plan.t[-1]) != self.end:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        x = sample(self.eps, plan, self.x, seeded_noise(self.seed)).double().flatten(1)
-        y = self.reference.double().flatten(1)
         self.calls_spent += len(plan)
-        if not plan.stochastic:
+        return self.distance(sample(self.eps, plan, self.x, seeded_noise(self.seed)), plan.stochastic)
+
+    def distance(self, ends: Tensor, stochastic: bool = False) -> float:
+        """The measure of states (B, ...) in which runs from `x` have ended."""
+        x, y = ends.double().flatten(1), self.reference.double().flatten(1)
+        if not stochastic:
             return float((x - y).norm(dim=1).mean())
         pairs = len(x) * (len(x) - 1)
         return float(2 * torch.cdist(x, y).mean() - (torch.cdist(x, x).sum() + torch.cdist(y, y).sum()) / pairs)

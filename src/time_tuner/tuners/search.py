@@ -45,8 +45,10 @@ def _bracket(
         return None
     if value(ahead) > value(start):
         # Start is a minimum of what was seen, unless the range ends there.
-        return (left, start, right) if left < start < right and value(left) >= value(start) else _inward(
-            value, start, ahead
+        return (
+            (left, start, right)
+            if left < start < right and value(left) >= value(start)
+            else _inward(value, start, ahead)
         )
     behind, middle = start, ahead
     while True:
