@@ -1,9 +1,7 @@
 """The plan: one row (t, alpha, sigma, tau) for each call of the network, as a value, a JSON file and a table."""
 
-import json
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .json_file import read_json, same_numbers, write_json
 from .rows import Row, compile_rows
 from .samplers import Sampler, sampler_from_dict, sampler_to_dict
 from .sampling import trajectory
 from .schedules import NoiseSchedule, Point, as_times, schedule_from_dict
-from .spacings import SPACINGS
+from .spacings import SPACINGS, calls_for, check_calls, checked_ends, place_calls
 
 FORMAT, VERSION = "time-tuner plan", 1
 
@@ -99,7 +98,7 @@ class Plan:
     def with_times(self, ends: Any) -> "Plan":
         """The same run on another grid of step ends, (S + 1,) strictly falling. The ratios tau / t are kept."""
         ratios = self.tau / self.t[:-1]
-        grid = _points(self.sampler, self.schedule, _checked_ends(ends, self.schedule), self.steps)
+        grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
         return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=ratios * grid.t[:-1])
 
     def with_tau(self, tau: Any) -> "Plan":
@@ -131,7 +130,7 @@ class Plan:
         return torch.stack(list(trajectory(lambda x, t, tau: next(said), self, unit[0], lambda x: next(draws))))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """The plan as plain JSON values; `rows` follow from the rest, for those who run a plan without this library."""
         corrections = None if self.corrections is None else self.corrections.tolist()
         return {
             "format": FORMAT,
@@ -142,6 +141,7 @@ class Plan:
             "corrections": corrections,
             "provenance": dict(self.provenance),
             "schedule": self.schedule.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
         }
 
     @classmethod
@@ -178,11 +178,13 @@ class Plan:
         )
         if len(plan) != values["calls"]:
             raise ValueError(f"plan says calls = {values['calls']!r}, but holds {len(plan)} of them")
+        if "rows" in values and not same_numbers(values["rows"], [row.to_dict() for row in plan.rows]):
+            raise ValueError("rows of the plan do not follow from its sampler and points: the file was edited")
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all."""
-        write_atomically(Path(path), _readable_json(self.to_dict()))
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":
@@ -193,7 +195,7 @@ class Plan:
             ValueError: it is not a valid plan file, or holds no plan with this number of calls; names the file.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constants)
+            values = read_json(Path(path))
         except ValueError as error:
             raise ValueError(f"{path} is not a plan file: {error}") from None
         try:
@@ -231,12 +233,12 @@ def make_plan(
     if isinstance(sampler, str):
         sampler = sampler_from_dict({"name": sampler})
     if calls is not None:
-        _check_calls(calls, schedule)
+        check_calls(calls, schedule)
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
-        ends = _checked_ends(times, schedule)
-        calls = _calls_for(sampler, ends) if calls is None else calls
+        ends = checked_ends(times, schedule)
+        calls = calls_for(sampler, ends) if calls is None else calls
         steps = sampler.steps(calls, bool(ends[-1] == 0))
         if len(ends) != len(steps) + 1:
             raise ValueError(f"times must hold {len(steps) + 1} step ends for calls={calls}, got {len(ends)}")
@@ -248,85 +250,9 @@ def make_plan(
             raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
         to_zero = bool(SPACINGS[spacing](schedule, 1)[-1] == 0)
         steps = sampler.steps(calls, to_zero)
-        ends = _checked_ends(SPACINGS[spacing](schedule, len(steps)), schedule)
-    grid = _points(sampler, schedule, ends, steps)
+        ends = checked_ends(SPACINGS[spacing](schedule, len(steps)), schedule)
+    grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its place, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private, a plan need not be
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-
-
-def _points(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
-    """The K + 1 points of a run: where each call of each step is made, and the end."""
-    if len(ends) != len(steps) + 1:
-        raise ValueError(f"times must hold {len(steps) + 1} step ends, got {len(ends)}")
-    times: list[Tensor] = []
-    for p, q, calls in zip(ends[:-1], ends[1:], steps, strict=True):
-        for r in sampler.stages(calls):
-            if r in (0, 1):
-                times.append(q if r else p)
-            else:
-                lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
-                times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
-    return schedule.at(torch.stack([*times, ends[-1]]))
-
-
-def _calls_for(sampler: Sampler, ends: Tensor) -> int:
-    """The least number of calls that makes as many steps as the ends say."""
-    steps = len(ends) - 1
-    for calls in range(steps, 10 * steps + 1):
-        try:
-            if len(sampler.steps(calls, bool(ends[-1] == 0))) == steps:
-                return calls
-        except ValueError:
-            continue
-    raise ValueError(f"times has {steps} steps, which {type(sampler).__name__} cannot make: give calls= too")
-
-
-def _check_calls(calls: int, schedule: NoiseSchedule) -> None:
-    if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
-        raise ValueError(f"calls must be a whole number of network calls, at least 1, got {calls!r}")
-    if calls > schedule.total_N:
-        raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
-
-
-def _checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
-    try:
-        ends = as_times(times)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"times must be numbers: {error}") from None
-    if ends.dim() != 1 or len(ends) < 2:
-        raise ValueError(f"times must be a list of at least two step ends, got shape {tuple(ends.shape)}")
-    if not torch.isfinite(ends).all():
-        raise ValueError("times must be finite, got NaN or infinity in them")
-    if (ends.diff() >= 0).any():
-        k = int((ends.diff() >= 0).nonzero()[0])
-        raise ValueError(
-            f"times must fall strictly, got {float(ends[k]):.6g} then {float(ends[k + 1]):.6g} at index {k} "
-            "(fewer calls, or another spacing)"
-        )
-    low, high, slack = schedule.t_min, schedule.T, 1e-9
-    inside = (ends >= low - slack) & (ends <= high + slack)
-    inside[-1] |= ends[-1] == 0
-    if not inside.all():
-        k = int((~inside).nonzero()[0])
-        raise ValueError(
-            f"times must lie in the trained range [{low:.6g}, {high:.6g}] (the last may be 0), got {float(ends[k]):.6g}"
-        )
-    return ends
 
 
 def _validate(plan: Plan) -> None:
@@ -346,7 +272,7 @@ def _validate(plan: Plan) -> None:
     c = plan.corrections
     if c is not None and (c.shape != (calls, calls) or c.detach().triu().any()):
         raise ValueError(f"corrections must be ({calls}, {calls}) and strictly lower triangular, got {tuple(c.shape)}")
-    _checked_ends(plan.ends.detach(), plan.schedule)
+    checked_ends(plan.ends.detach(), plan.schedule)
     if (plan.t.diff() > 0).any() or (plan.sigma[:-1] <= 0).any():
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
     point = plan.schedule.at(plan.t.detach())
@@ -356,20 +282,3 @@ def _validate(plan: Plan) -> None:
             raise ValueError(
                 f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
             )
-
-
-def _no_constants(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no number")
-
-
-def _readable_json(values: Mapping[str, Any]) -> str:
-    """One entry a line, so that a plan can be read and compared."""
-    lines = (f"  {json.dumps(key)}: {_entry(value)}" for key, value in values.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _entry(value: Any) -> str:
-    if isinstance(value, Mapping) and value:
-        inner = (f"    {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in value.items())
-        return "{\n" + ",\n".join(inner) + "\n  }"
-    return json.dumps(value, allow_nan=False)

@@ -7,7 +7,7 @@ on unit vectors once gives the weights, and a run is one linear combination of t
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Combination:
     def numbers(self) -> tuple[float, ...]:
         return tuple(self.weights.tolist())
 
+    def to_list(self) -> list[list[Any]]:
+        """[what, calls ago, weight] for each term."""
+        return [[*term, number] for term, number in zip(self.terms, self.numbers, strict=True)]
+
     def __call__(self, value: Callable[[Term], Tensor], dtype: torch.dtype) -> Tensor:
         """The sum in `dtype`; for half precision it is accumulated in float32."""
         wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -56,6 +60,11 @@ class Row:
     following: Combination
     draws: bool
     reach: int  # how many calls it looks back on, itself included
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON holds it, for whoever runs a plan without this library."""
+        corrected = {} if self.corrected is None else {"corrected": self.corrected.to_list()}
+        return corrected | {"following": self.following.to_list()}
 
 
 def compile_rows(plan: "Plan") -> tuple[Row, ...]:

@@ -1,13 +1,14 @@
-"""Where the steps of a run end: a grid of S + 1 times from a schedule, for S steps."""
+"""Where the steps of a run end, a grid of S + 1 times from a schedule for S steps, and where its calls are made."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .schedules import NoiseSchedule
+from .samplers import Sampler
+from .schedules import NoiseSchedule, Point, as_times
 
 Spacing: TypeAlias = Callable[[NoiseSchedule, int], Tensor]
 """`spacing(schedule, steps)`: steps + 1 falling times, float64."""
@@ -66,3 +67,63 @@ SPACINGS: dict[str, Spacing] = {
     "lam": lam,
 }
 """Every spacing by its name in `make_plan` and on the command line."""
+
+
+def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
+    """The K + 1 points of a run: where each call of each step is made, and the end."""
+    if len(ends) != len(steps) + 1:
+        raise ValueError(f"times must hold {len(steps) + 1} step ends, got {len(ends)}")
+    times: list[Tensor] = []
+    for p, q, calls in zip(ends[:-1], ends[1:], steps, strict=True):
+        for r in sampler.stages(calls):
+            if r in (0, 1):
+                times.append(q if r else p)
+            else:
+                lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
+                times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
+    return schedule.at(torch.stack([*times, ends[-1]]))
+
+
+def calls_for(sampler: Sampler, ends: Tensor) -> int:
+    """The least number of calls that makes as many steps as the ends say."""
+    steps = len(ends) - 1
+    for calls in range(steps, 10 * steps + 1):
+        try:
+            if len(sampler.steps(calls, bool(ends[-1] == 0))) == steps:
+                return calls
+        except ValueError:
+            continue
+    raise ValueError(f"times has {steps} steps, which {type(sampler).__name__} cannot make: give calls= too")
+
+
+def check_calls(calls: int, schedule: NoiseSchedule) -> None:
+    if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
+        raise ValueError(f"calls must be a whole number of network calls, at least 1, got {calls!r}")
+    if calls > schedule.total_N:
+        raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
+
+
+def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
+    try:
+        ends = as_times(times)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"times must be numbers: {error}") from None
+    if ends.dim() != 1 or len(ends) < 2:
+        raise ValueError(f"times must be a list of at least two step ends, got shape {tuple(ends.shape)}")
+    if not torch.isfinite(ends).all():
+        raise ValueError("times must be finite, got NaN or infinity in them")
+    if (ends.diff() >= 0).any():
+        k = int((ends.diff() >= 0).nonzero()[0])
+        raise ValueError(
+            f"times must fall strictly, got {float(ends[k]):.6g} then {float(ends[k + 1]):.6g} at index {k} "
+            "(fewer calls, or another spacing)"
+        )
+    low, high, slack = schedule.t_min, schedule.T, 1e-9
+    inside = (ends >= low - slack) & (ends <= high + slack)
+    inside[-1] |= ends[-1] == 0
+    if not inside.all():
+        k = int((~inside).nonzero()[0])
+        raise ValueError(
+            f"times must lie in the trained range [{low:.6g}, {high:.6g}] (the last may be 0), got {float(ends[k]):.6g}"
+        )
+    return ends
