@@ -26,6 +26,10 @@ from time_tuner.tuners.conditioning import PlanRun, direct, loss, start
 
 SAMPLES = 256
 HELD_OUT = 4096
+COLUMNS = (
+    *("grid", "K", "strategy", "loss untuned", "Adam", "search", "search/Adam", "evaluations Adam", "search"),
+    *("Adam/search", "seconds Adam", "search", "FD untuned", "Adam", "search", "guarded"),
+)
 
 
 @torch.no_grad()
@@ -56,8 +60,7 @@ def main(grids: Sequence[str], calls: Sequence[int], seeds: int, iterations: int
         return sum(map(frechet_between, ends, fresh)) / len(fresh)
 
     table = Table(title=f"Exact digits, DDIM: {seeds} calibration seeds, {SAMPLES} samples each for the search")
-    for column in ("grid", "K", "strategy", "loss untuned", "Adam", "search", "search/Adam", "evaluations Adam", "search",
-                   "Adam/search", "seconds Adam", "search", "FD untuned", "Adam", "search", "guarded"):  # fmt: skip
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     rows = []
     for grid in grids:

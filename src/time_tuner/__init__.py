@@ -6,7 +6,7 @@ from .models import model_wrapper
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise, trajectory
-from .schedules import NoiseScheduleVP
+from .schedules import NoiseScheduleVP, respaced_betas
 from .spacings import SPACINGS
 from .tuner import TimeTuner
 from .tuners import TUNERS, tune
@@ -23,6 +23,7 @@ __all__ = [
     "load_model",
     "make_plan",
     "model_wrapper",
+    "respaced_betas",
     "sample",
     "seeded_noise",
     "trajectory",

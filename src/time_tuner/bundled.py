@@ -1,8 +1,8 @@
-"""Models by name: the bundled digits, the tutorial's Gaussian, or a function of the user's own."""
+"""Models by name: the bundled digits as pixels or as latents, the tutorial's Gaussian, or a function of the user's own."""
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
@@ -15,7 +15,7 @@ from .models import model_wrapper
 from .sampling import Eps
 from .schedules import NoiseSchedule, NoiseScheduleVP
 
-NULL_LABEL = 10  # the digits network's "no label"
+NULL_LABEL = 10  # the digits networks' "no label"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, gui
     """A model by name.
 
     Args:
-        name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "gaussian": the tutorial's exact N(5, 2^2);
+        name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "latent-digits": the one for their latents
+            (4, 7, 7), which `time_tuner.latent` decodes; "gaussian": the tutorial's exact N(5, 2^2);
             "package.module:function": a function of yours that takes no arguments (or `label` and `guidance_scale`,
             if it names them) and returns a `Model`, or an eps that carries `schedule` and `shape`.
         label: for digits, 0 to 9, or one for each sample of the batch; None draws digits of every kind.
@@ -47,19 +48,25 @@ def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, gui
         ValueError: names the argument, what was got and the way out.
     """
     if name == "digits":
-        return _digits(label, guidance_scale)
+        return _digits(_pixel_network(), (1, 28, 28), label, guidance_scale)
+    if name == "latent-digits":
+        from .latent import load_latent_digits
+
+        model = load_latent_digits()
+        return _digits(model.network, model.shape, label, guidance_scale, model.embed)
     if name == "gaussian":
         if label is not None or guidance_scale != 1:
             raise ValueError("model 'gaussian' has no labels: leave out label and guidance_scale")
-        schedule = NoiseScheduleVP("discrete", betas=_linear_betas())
+        schedule = NoiseScheduleVP("discrete", betas=linear_betas())
         eps = Gaussian(5.0, 2.0).eps(schedule)
         return Model(eps, schedule, eps.shape)
     if ":" in name:
         return _from_function(name, label, guidance_scale)
-    raise ValueError(f"model must be 'digits', 'gaussian' or 'package.module:function', got {name!r}")
+    raise ValueError(f"model must be 'digits', 'latent-digits', 'gaussian' or 'package.module:function', got {name!r}")
 
 
-def _linear_betas() -> Tensor:
+def linear_betas() -> Tensor:
+    """The 1000 levels of DDPM, which every bundled network was trained with."""
     return torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 
 
@@ -72,26 +79,38 @@ def digits_network() -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _digits(label: int | Sequence[int] | Tensor | None, guidance_scale: float) -> Model:
+def _pixel_network() -> Callable[..., Tensor]:
     network = digits_network()
 
-    def predict(x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        labels = torch.full((len(x),), NULL_LABEL, device=x.device) if cond is None else cond
+    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         said: Tensor = network(x, t, class_labels=labels).sample
         return said
 
-    schedule = NoiseScheduleVP("discrete", betas=_linear_betas())
+    return predict
+
+
+def _digits(
+    network: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    label: int | Sequence[int] | Tensor | None,
+    guidance_scale: float,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Model:
+    """A network of digits, without guidance where no label is given."""
+    no_label = torch.tensor([NULL_LABEL])
     if label is None:
         if guidance_scale != 1:
             raise ValueError(f"guidance_scale={guidance_scale} needs label=, the digit to guide to (0 to 9)")
-        eps = model_wrapper(predict, schedule).bind()
+        labels = no_label
     else:
         labels = torch.as_tensor(label)
         if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
             raise ValueError(f"label of 'digits' must be a digit 0 to 9, or one for each sample, got {label!r}")
-        wrapped = model_wrapper(predict, schedule, guidance_type="classifier-free", guidance_scale=guidance_scale)
-        eps = wrapped.bind(labels, torch.tensor(NULL_LABEL))
-    return Model(eps, schedule, (1, 28, 28))
+    schedule = NoiseScheduleVP("discrete", betas=linear_betas())
+    wrapped = model_wrapper(
+        network, schedule, guidance_type="classifier-free", guidance_scale=guidance_scale, cond_process_fn=embed
+    )
+    return Model(wrapped.bind(labels, no_label), schedule, shape)
 
 
 def _from_function(name: str, label: Any, guidance_scale: float) -> Model:

@@ -189,6 +189,33 @@ class NoiseScheduleVP:
         return values
 
 
+def respaced_betas(betas: Values, indices: Any) -> Tensor:
+    r"""The betas of a DDPM on some of its noise levels, float64 (K,), as in a run of K steps.
+
+    beta~_i = 1 - alpha_bar_i / alpha_bar_{i-1} over the kept levels, with alpha_bar = prod (1 - beta) and
+    alpha_bar_0 = 1: the cumulative product of 1 - beta~ gives the kept alpha_bar back.
+
+    Args:
+        betas: of all N levels.
+        indices: the K levels to keep, whole numbers in 0 .. N-1, strictly rising.
+
+    Raises:
+        ValueError: names the argument, what was got and the way out.
+    """
+    log_alpha_bar = torch.log1p(-as_times(_checked_levels("betas", betas))).cumsum(0)
+    try:
+        kept = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"indices must be K whole numbers, got {type(indices).__name__}: {error}") from None
+    if kept.dim() != 1 or not len(kept) or kept.is_floating_point() or kept.is_complex() or kept.dtype == torch.bool:
+        raise ValueError(f"indices must be K whole numbers, K >= 1, got {kept.dtype} of shape {tuple(kept.shape)}")
+    kept = kept.long().cpu()
+    last = len(log_alpha_bar) - 1
+    if (kept.diff() <= 0).any() or kept[0] < 0 or kept[-1] > last:
+        raise ValueError(f"indices must rise strictly and lie in 0 .. {last}, the levels of betas, got {kept.tolist()}")
+    return -torch.expm1(log_alpha_bar[kept].diff(prepend=torch.zeros(1, dtype=torch.float64)))
+
+
 SCHEDULES: dict[str, type[NoiseScheduleVP]] = {"vp": NoiseScheduleVP}
 """Every noise schedule by the name it has in a plan file."""
 

@@ -1,7 +1,7 @@
 """One step of a sampler as a function, in the published style: ours, and the user's own as a run that can be tuned."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +16,22 @@ from .tuners.conditioning import Run, State
 
 StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 """`step_fn(x, t, s, t_ratio=..., **kwargs) -> (x_s, x0_pred)`: one step of some sampler from time t to s < t, the
-network being told t_ratio times the time. Where the data have labels it is also given `condition=`."""
+network being told t_ratio times the time. Under guidance it is also given `condition=`, the labels of the data."""
+
+
+class Watched:
+    """A model that notes the states it is called with, and the data it sees in them."""
+
+    def __init__(self, eps: Eps, schedule: NoiseSchedule) -> None:
+        self.eps, self.schedule = eps, schedule
+        self.states: list[Tensor] = []
+        self.data: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        said, p = self.eps(x, t, tau), self.schedule.at(t)
+        self.states.append(x)
+        self.data.append((x - p.sigma * said) / p.alpha)
+        return said
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,11 @@ class SamplerStep:
 
     def with_options(self, **options: Any) -> "SamplerStep":
         """The same with other options of the sampler."""
+        known = [f.name for f in fields(self.sampler)]  # type: ignore[arg-type]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            takes = ", ".join(known) or "none"
+            raise ValueError(f"{type(self.sampler).__name__} has no option {unknown[0]!r}; its options: {takes}")
         return replace(self, sampler=replace(self.sampler, **options))  # type: ignore[type-var]
 
     def __call__(
@@ -46,19 +66,11 @@ class SamplerStep:
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """The state at s and the data predicted on the way, from the state x (B, ...) at t > s."""
-        eps = self.bind(condition, uncond_condition)
+        eps = Watched(self.bind(condition, uncond_condition), self.schedule)
         sampler = self.with_options(**options).sampler
         plan = make_plan(sampler, self.schedule, times=torch.stack([as_times(t), as_times(s)]))
         plan = plan.with_tau(as_times(t_ratio) * plan.t[:-1])
-        data: list[Tensor] = []
-
-        def watched(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-            said = eps(x, t, tau)
-            p = self.schedule.at(t)
-            data.append((x - p.sigma * said) / p.alpha)
-            return said
-
-        return list(trajectory(watched, plan, x, noise))[-1], data[-1]
+        return list(trajectory(eps, plan, x, noise))[-1], eps.data[-1]
 
 
 class FunctionRun(Run):

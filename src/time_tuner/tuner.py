@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from tqdm import tqdm
 
 from .plan import Plan, make_plan
 from .samplers import Noise, Sampler, sampler_from_dict
-from .sampling import Eps, sample, trajectory
+from .sampling import Eps, check_schedule, sample
 from .schedules import NoiseSchedule, Point, as_times
-from .step_functions import FunctionRun, SamplerStep, StepFn
+from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
 from .tuners import Judge
 from .tuners.calibration import Draws
 from .tuners.conditioning import PlanRun, Run, State, adam, search
@@ -65,11 +64,11 @@ class TimeTuner:
         else:
             plan = make_plan(made, self.noise_schedule, calls=num_steps, times=self._ends(timesteps))
         if t_ratios is None:
-            return plan
-        ratios = as_times(t_ratios)
+            return self._checked(plan)
+        ratios = _numbers("t_ratios", t_ratios)
         if ratios.shape != (len(plan),) or not (ratios > 0).all():
             raise ValueError(f"t_ratios must be {len(plan)} positive numbers, one for each call, got {ratios.tolist()}")
-        return plan.with_tau(ratios * plan.t[:-1])
+        return self._checked(plan.with_tau(ratios * plan.t[:-1]))
 
     def _given_plan(self, plan: Plan, sampler: Sampler, num_steps: int | None, timesteps: Any, fixed: bool) -> Plan:
         if type(plan.sampler) is not type(sampler) or (fixed and plan.sampler != sampler):
@@ -78,10 +77,16 @@ class TimeTuner:
             raise ValueError(f"num_steps must be that of the plan given as t_ratios, {len(plan)}, got {num_steps}")
         if timesteps is not None:
             raise ValueError("timesteps belong to the plan given as t_ratios: leave them out")
+        return self._checked(plan)
+
+    def _checked(self, plan: Plan) -> Plan:
+        """The plan, if it is for the noise schedule of this tuner and of the model, should that know its own."""
+        check_schedule(Watched(self.model_fn, self.noise_schedule), plan)
+        check_schedule(self.model_fn, plan)
         return plan
 
     def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
-        times = as_times(timesteps).sort(descending=True).values
+        times = _numbers("timesteps", timesteps).sort(descending=True).values
         if getattr(self.noise_schedule, "schedule", "discrete") == "discrete":
             times = (times + 1) / self.noise_schedule.total_N
         least = self.noise_schedule.t_min
@@ -134,23 +139,18 @@ class TimeTuner:
         """
         plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
         eps = self._bound(condition, uncond_condition)
-        seen: list[Tensor] = [x]
+        watched = Watched(eps, plan.schedule) if return_intermediates else None
         bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
 
-        def watched(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-            said = eps(x, t, tau)
-            if return_intermediates:
-                p = plan.schedule.at(t)
-                seen.append((x - p.sigma * said) / p.alpha)
+        def counted(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
             bar.update()
-            return said
+            return (watched or eps)(x, t, tau)
 
         with bar:
-            if not return_intermediates:
-                return sample(watched, plan, x, noise)
-            with torch.no_grad():
-                states = [x, *trajectory(watched, plan, x, noise)]
-        return states[-1], {"x_t": states, "x0_pred": seen}
+            end = sample(counted, plan, x, noise)
+        if watched is None:
+            return end
+        return end, {"x_t": [*watched.states, end], "x0_pred": [x, *watched.data]}
 
     def step_fn(self, sampler: str | Sampler, **options: Any) -> "SamplerStep":
         """One step of any sampler, as `optimize_timesteps` takes it."""
@@ -199,25 +199,31 @@ class TimeTuner:
         """
         if tune_type not in ("sequential", "parallel"):
             raise ValueError(f"tune_type must be 'sequential' or 'parallel', got {tune_type!r}")
+        if not isinstance(samples, int) or samples < 2:
+            raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run
         if isinstance(step, SamplerStep):
-            names = {f.name for f in fields(step.sampler)}  # type: ignore[arg-type]
-            given = {name: value for name, value in step_fn_kwargs.items() if name in names}
-            run = PlanRun(self.plan(num_steps, timesteps, sampler=step.with_options(**given).sampler))
+            options = {name: value for name, value in step_fn_kwargs.items() if name != "uncond_condition"}
+            run = PlanRun(self.plan(num_steps, timesteps, sampler=step.with_options(**options).sampler))
         else:
             grid = self.plan(num_steps, timesteps)
             run = FunctionRun(grid.schedule, Point(grid.t, grid.alpha, grid.sigma), step, step_fn_kwargs)
-        draws = LoaderDraws(
-            data_loader, self._bound, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed
-        )
+        if getattr(self.model_fn, "labels", None) == "round" and not (lr is None and total_iters is None):
+            raise ValueError(
+                "lr and total_iters need gradients to the time, which labels='round' has none of: leave them out, the "
+                "search works with forward calls only"
+            )
+        bind = self._bound if hasattr(self.model_fn, "bind") else lambda label, uncond: self.model_fn
+        draws = LoaderDraws(data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed)
+        held_out = draws.held_out(min(samples, 64))
         if lr is None and total_iters is None:
             ratios, _ = search(run, draws.fixed(samples), tune_type, verbose)
         else:
             iterations = 500 if total_iters is None else total_iters
             draws.iterations = iterations
             ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, verbose)
-        _warn_if_worse(run, ratios, draws.held_out(min(samples, 64)))
+        _warn_if_worse(run, ratios, held_out)
         return ratios
 
     def _bound(self, condition: Any, uncond_condition: Any) -> Eps:
@@ -234,12 +240,13 @@ class TimeTuner:
 def _warn_if_worse(run: Run, ratios: Tensor, draws: Draws) -> None:
     """Warn where the tuned run ends farther from a many-step one than the untuned, from noise not tuned on."""
     judge = Judge(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
+    stochastic = isinstance(run, PlanRun) and run.plan.stochastic
 
     def measure(ratios: Tensor) -> float:
         state: State = ((), draws.noise)
         for k in range(len(run)):
             state = run.step(k, state, ratios[k] * run.point(k).t, draws)
-        return judge.distance(state[1])
+        return judge.distance(state[1], stochastic)
 
     before, after = measure(torch.ones_like(ratios)), measure(ratios)
     if not after <= before:
@@ -249,3 +256,13 @@ def _warn_if_worse(run: Run, ratios: Tensor, draws: Draws) -> None:
             "time_tuner.tune(guard=True) puts back the ratios that do the harm",
             stacklevel=3,
         )
+
+
+def _numbers(name: str, values: Any) -> Tensor:
+    try:
+        numbers = as_times(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a list of numbers, got {type(values).__name__}: {error}") from None
+    if numbers.dim() != 1 or not len(numbers):
+        raise ValueError(f"{name} must be a list of numbers, got shape {tuple(numbers.shape)}")
+    return numbers

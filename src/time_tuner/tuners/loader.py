@@ -67,7 +67,7 @@ class LoaderDraws:
         if self._encode_fn is not None:
             with torch.no_grad():
                 image = self._encode_fn(image)
-        return image, label
+        return image if image.is_floating_point() else image.float(), label
 
     def _draws(self, x0: Tensor, label: Any, first: int) -> Draws:
         model = self._bind(label, self._uncond)
@@ -87,8 +87,7 @@ class LoaderDraws:
                     break
             if not images:
                 raise ValueError("data_loader is empty: give at least one batch of images")
-            label = None if labels[0] is None else torch.cat([torch.as_tensor(part) for part in labels])
-            self._fixed = torch.cat(images), label
+            self._fixed = torch.cat(images), _joined(labels, images)
         x0, label = self._fixed
         return x0[:samples], None if label is None else label[:samples]
 
@@ -105,6 +104,16 @@ class LoaderDraws:
         """Noise that is not tuned on, under the conditions of the loader's first images."""
         x0, label = self._first(samples)
         return self._draws(x0, label, first_seed(self._seed, HELD_OUT))
+
+
+def _joined(labels: list[Any], images: list[Tensor]) -> Any:
+    """The labels of several batches, one for each image: a tensor, or a list of raw conditions such as texts."""
+    if labels[0] is None:
+        return None
+    if isinstance(labels[0], list | tuple):
+        return [label for part in labels for label in part]
+    parts = [torch.atleast_1d(torch.as_tensor(part)) for part in labels]
+    return torch.cat([part.expand(len(x), *part.shape[1:]) for part, x in zip(parts, images, strict=True)])
 
 
 def _kind(item: Any) -> str:
