@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .sampling import trajectory
 from .schedules import NoiseSchedule
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,27 @@ class Gaussian:
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         mean, variance = self.mean.to(x), self.std.to(x) ** 2
         return sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+    def moments(self, plan: "Plan") -> tuple[Tensor, Tensor]:
+        """Exact mean and standard deviation of the plan's end, from standard normal noise; each of a sample's shape.
+
+        Every call is affine in the noise, so that the loop itself carries both: a state is held by its weights on
+        1, x_T and each of the draws.
+        """
+        calls = len(plan)
+        unit = torch.eye(calls + 2, dtype=torch.float64)
+        draws = iter(unit[2:])
+        mean, std = self.mean.reshape(-1, 1), self.std.reshape(-1, 1)
+
+        def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+            p = plan.schedule.at(tau)
+            said: Tensor = p.sigma * (x - p.alpha * mean * unit[0]) / (p.alpha**2 * std**2 + p.sigma**2)
+            return said
+
+        end = unit[1].expand(len(mean), -1)
+        for end in trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)):  # noqa: B007, B020 - the last
+            pass
+        return end[:, 0].reshape(self.mean.shape), end[:, 1:].norm(dim=1).reshape(self.mean.shape)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data, float64 (n, *shape)."""
