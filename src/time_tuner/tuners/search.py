@@ -81,7 +81,10 @@ def _narrow(
     while len(seen) < most:
         u = _vertex(a, b, c, value(a), value(b), value(c))
         if abs(u - b) < tolerance:
-            return
+            if c - a < 100 * tolerance:
+                return
+            # Over a wide bracket a parabola says little: a few strides of the tolerance into its longer side tell more.
+            u = b + 10 * tolerance if c - b > b - a else b - 10 * tolerance
         golden = c - a > 0.7 * width  # the last step took away too little: a section takes a sure share
         width = c - a
         if golden or not a < u < c:

@@ -1,0 +1,228 @@
+"""Tuners: the search finds minima, the strategies do what the paper says, the guard never hands over what is worse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, exact, make_plan, sample, seeded_noise, tune
+from time_tuner.tuners import Calibration, Judge
+from time_tuner.tuners.conditioning import PlanRun, loss, start
+from time_tuner.tuners.search import minimise
+
+SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]])
+MIXTURE = exact.Mixture(CENTRES, 0.2)
+EPS = MIXTURE.eps(SCHEDULE)
+DIGITS = exact.Mixture(torch.tensor(load_digits().data) / 8 - 1, 0.1)  # a real data set's own denoiser
+METHODS = pytest.mark.parametrize("method", ["sequential", "parallel"])
+
+
+class TestSearch:
+    @settings(deadline=None)
+    @given(st.floats(-2.0, 4.0), st.floats(0.05, 20.0), st.floats(0.0, 3.0))
+    def test_finds_the_minimum_of_a_smooth_valley(self, where: float, width: float, skew: float) -> None:
+        def f(x: float) -> float:
+            u = (x - where) / width
+            return math.cosh(u) + skew * (math.exp(u) - 1 - u)
+
+        x, value = minimise(f, 1.0, -3.0, 5.0)
+        assert x == pytest.approx(where, abs=0.02 * max(1.0, width))
+        assert value == f(x) <= f(1.0)
+
+    @given(st.floats(0.2, 1.0), st.floats(1.0, 3.0))
+    @settings(deadline=None)
+    def test_stays_in_the_range_and_takes_its_end_where_that_is_lowest(self, low: float, high: float) -> None:
+        assert minimise(lambda x: x, 1.0, low, high)[0] == pytest.approx(low, abs=0.02)
+        assert minimise(lambda x: -x, 1.0, low, high)[0] == pytest.approx(high, abs=0.02)
+
+    def test_is_never_above_the_start_and_never_asks_for_much(self) -> None:
+        asked: list[float] = []
+
+        def rough(x: float) -> float:
+            asked.append(x)
+            return abs(x - 1.3) ** 0.5 + 0.05 * math.sin(80 * x)
+
+        _, value = minimise(rough, 1.0, 0.5, 3.0)
+        assert value <= rough(1.0)
+        assert len(asked) - 1 <= 40
+        assert len(set(asked[:-1])) == len(asked) - 1, "no point is evaluated twice"
+
+    def test_a_parabola_takes_few_evaluations(self) -> None:
+        asked: list[float] = []
+        x, _ = minimise(lambda x: asked.append(x) or (x - 1.07) ** 2, 1.0, 0.5, 2.0)
+        assert x == pytest.approx(1.07, abs=1e-3)
+        assert len(asked) <= 7
+
+
+@METHODS
+def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str) -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
+    data = MIXTURE.sample(200, seed=1).float()
+    tuned = tune(EPS, plan, method, data=data, samples=200, guard=False)
+    draws = Calibration(EPS, SCHEDULE, data, 200).draws(EPS)
+    run, state = PlanRun(tuned), start(PlanRun(tuned), draws)
+    for k in range(4):
+        t = plan.t[k]
+        state = state if method == "sequential" else ((), draws.at(plan.point(k)))
+        before = EPS(state[1], t, t)
+        at = [float(loss(run, k, state, t * r, draws, before)) for r in torch.linspace(0.7, 1.3, 121) if t * r <= 1]
+        found = float(loss(run, k, state, tuned.tau[k], draws, before))
+        assert found <= min(at) * 1.001
+        state = run.step(k, state, tuned.tau[k], draws)
+    assert tuned.tau[-1] == tuned.t[-2], "the last ratio stays 1"
+
+
+@METHODS
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_works_from_every_sampler_and_the_guard_never_hands_over_what_is_worse(name: str, method: str) -> None:
+    plan = make_plan(name, SCHEDULE, calls=6, spacing="leading")
+    tuned = tune(EPS, plan, method, data=MIXTURE.sample(64, seed=3).float(), samples=64)
+    assert (tuned.tau >= SCHEDULE.t_min * (1 - 1e-9)).all() and (tuned.tau <= 1 + 1e-9).all()
+    assert tuned.provenance["after"] <= tuned.provenance["before"]
+    judge = Judge(EPS, SCHEDULE, float(plan.t[-1]), seeded_noise(77)(torch.empty(64, 2)))
+    assert math.isfinite(judge(tuned))
+    assert torch.equal(tuned.t, plan.t) and torch.equal(tuned.alpha, plan.alpha), "the grid is left alone"
+
+
+def test_the_guard_puts_back_what_harms_and_says_which() -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=6, spacing="quadratic")
+    bad = plan.with_tau(plan.t[:-1] * torch.tensor([1, 1, 1, 1, 2.5, 1.0], dtype=torch.float64))
+
+    def harmful(eps: object, plan: object, calibration: object, verbose: bool = False) -> object:
+        return bad
+
+    TUNERS["harmful"] = harmful  # type: ignore[assignment]
+    try:
+        bare = tune(EPS, plan, "harmful", samples=64, guard=False)
+        guarded = tune(EPS, plan, "harmful", samples=64)
+    finally:
+        del TUNERS["harmful"]
+    assert torch.equal(bare.tau, bad.tau)
+    assert torch.equal(guarded.tau, plan.tau)
+    assert guarded.provenance["reverted"] == [4]
+    assert guarded.provenance["bare"] > guarded.provenance["before"] == guarded.provenance["after"]
+
+
+@METHODS
+def test_tuning_helps_on_noise_and_seeds_it_has_not_seen(method: str) -> None:
+    eps = DIGITS.eps(SCHEDULE)
+    plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
+    tuned = tune(eps, plan, method, data=DIGITS.sample(256, seed=5).float())
+    judge = Judge(eps, SCHEDULE, float(plan.t[-1]), seeded_noise(4242)(torch.empty(500, 64)))
+    assert judge(tuned) < judge(plan)
+
+
+@METHODS
+def test_a_seed_gives_one_plan_and_the_own_samples_serve_as_data(method: str) -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
+    a, b = (tune(EPS, plan, method, seed=3, samples=64, guard=False) for _ in range(2))
+    assert a == b
+    other = tune(EPS, plan, method, seed=4, samples=64, guard=False)
+    assert not torch.equal(a.tau, other.tau)
+    given = tune(EPS, plan, method, data=MIXTURE.sample(64, seed=9).float(), samples=64, guard=False)
+    assert torch.allclose(a.tau, given.tau, rtol=0.1)
+
+
+@METHODS
+def test_the_published_optimiser_goes_to_the_same_place(method: str) -> None:
+    eps = DIGITS.eps(SCHEDULE)
+    plan = make_plan("ddim", SCHEDULE, calls=4, spacing="quadratic")
+    data = DIGITS.sample(1024, seed=2).float()
+    searched = tune(eps, plan, method, data=data, guard=False)
+    published = tune(eps, plan, method, data=data, guard=False, optimizer="adam", iterations=100, lr=1e-2, batch=64)
+    assert torch.allclose(searched.tau, published.tau, rtol=0.05)
+    draws = Calibration(eps, SCHEDULE, DIGITS.sample(1000, seed=8).float(), 1000, seed=8).draws(eps)
+    total = {}
+    for name, tuned in (("search", searched), ("published", published)):
+        run, state, total[name] = PlanRun(tuned), start(PlanRun(tuned), draws), 0.0
+        for k in range(3):
+            t = plan.t[k]
+            state = state if method == "sequential" else ((), draws.at(plan.point(k)))
+            total[name] += float(loss(run, k, state, tuned.tau[k], draws, eps(state[1], t, t)))
+            state = run.step(k, state, tuned.tau[k], draws)
+    assert total["search"] <= 1.01 * total["published"]
+
+
+def test_data_come_as_tensors_samples_batches_mappings_or_pairs() -> None:
+    x0 = MIXTURE.sample(40, seed=0).float()
+    sources = (
+        x0,
+        list(x0),
+        list(x0.split(16)),
+        ({"image": part} for part in x0.split(16)),
+        [(part, None) for part in x0.split(16)],
+    )
+    held = [Calibration(EPS, SCHEDULE, source, samples=40).x0.sort(0).values for source in sources]
+    for values in held:
+        assert torch.equal(values, x0.sort(0).values)
+
+
+def test_held_out_noise_is_not_the_noise_tuned_on() -> None:
+    calibration = Calibration(EPS, SCHEDULE, samples=50)
+    tuned_on = calibration.draws(EPS).noise
+    held_out = calibration.held_out()
+    assert not (tuned_on[:, None] == held_out[None]).any()
+
+
+def _broken(x: torch.Tensor, t: object, tau: object = None) -> torch.Tensor:
+    return EPS(x, t, tau) * (float("nan") if float(t) < 0.2 else 1.0)
+
+
+def test_bad_input_is_named() -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
+    data = MIXTURE.sample(16, seed=0).float()
+    with pytest.raises(ValueError, match=r"method must be one of .*sequential.*, got 'guess'"):
+        tune(EPS, plan, "guess")
+    with pytest.raises(ValueError, match=r"samples must be .* at least 2, got 1"):
+        tune(EPS, plan, samples=1)
+    with pytest.raises(ValueError, match=r"shape= of one sample is needed"):
+        tune(lambda x, t, tau=None: x, plan)
+    with pytest.raises(ValueError, match=r"data is empty"):
+        tune(EPS, plan, data=[])
+    with pytest.raises(ValueError, match=r"data must have shape \(n, 2\).*got \(16, 3\)"):
+        tune(EPS, plan, data=torch.zeros(16, 3))
+    with pytest.raises(ValueError, match=r"data must be finite"):
+        tune(EPS, plan, data=data / 0)
+    with pytest.raises(ValueError, match=r"data must be a tensor .* got int"):
+        tune(EPS, plan, data=3)
+    with pytest.raises(ValueError, match=r"without 'image', with \['x'\]"):
+        tune(EPS, plan, data=[{"x": data}])
+    with pytest.raises(ValueError, match=r"optimizer must be 'search' or 'adam', got 'sgd'"):
+        tune(EPS, plan, data=data, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"iterations must be positive, got 0"):
+        tune(EPS, plan, data=data, optimizer="adam", iterations=0)
+    with pytest.raises(ValueError, match=r"NaN or infinity at call \d"):
+        tune(_broken, plan, data=data, guard=False)
+    with pytest.raises(ValueError, match=r"eps must return a tensor of the shape of x, \(16, 2\), got shape \(16, 1\)"):
+        tune(lambda x, t, tau=None: x[:, :1], plan, data=data)
+    other = NoiseScheduleVP("cosine")
+    with pytest.raises(ValueError, match=r"plan was made for another noise schedule"):
+        tune(EPS, make_plan("ddim", other, calls=5), data=data)
+
+
+def test_a_judge_refuses_a_plan_that_ends_elsewhere() -> None:
+    judge = Judge(EPS, SCHEDULE, 0.0, torch.randn(4, 2), calls=10)
+    with pytest.raises(ValueError, match=r"plan ends at t = 0\.001"):
+        judge(make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic"))
+
+
+def test_the_judge_of_a_stochastic_plan_compares_the_sets_not_the_pairs() -> None:
+    noise = seeded_noise(10)(torch.empty(400, 2))
+    judge = Judge(EPS, SCHEDULE, 0.0, noise)
+    few, many = (judge(make_plan("ddpm", SCHEDULE, calls=calls, spacing="trailing")) for calls in (4, 100))
+    assert many < few
+    shuffled = judge.reference[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    assert judge.distance(shuffled, stochastic=True) == pytest.approx(judge.distance(judge.reference, True), abs=1e-9)
+
+
+def test_sampling_with_a_tuned_plan_is_what_was_judged() -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
+    calibration = Calibration(EPS, SCHEDULE, samples=64, seed=1)
+    judge = Judge(EPS, SCHEDULE, float(plan.t[-1]), calibration.held_out())
+    tuned = tune(EPS, plan, samples=64, seed=1)
+    ends = sample(EPS, tuned, calibration.held_out())
+    assert judge.distance(ends) == pytest.approx(tuned.provenance["after"], rel=1e-6)
