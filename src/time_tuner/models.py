@@ -108,13 +108,14 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         """A raw condition after `cond_process_fn`, which is not repeated for an object that was just given."""
         if raw is None or self.cond_process_fn is None:
             return _condition(raw)
-        version = getattr(raw, "_version", None) if not getattr(raw, "is_inference", bool)() else None
-        for known, known_version, embedded in self._recent:
-            if known is raw and known_version == version:
-                return embedded
-        embedded = _condition(self.cond_process_fn(raw))
-        self._recent = [(raw, version, embedded), *self._recent[:1]]  # the condition and the one without
-        return embedded
+        if not isinstance(raw, Tensor | str | tuple | int | float):  # it may have been written to since
+            return _condition(self.cond_process_fn(raw))
+        version = raw._version if isinstance(raw, Tensor) and not raw.is_inference() else None
+        same = [entry for entry in self._recent if entry[0] is raw and entry[1] == version]
+        found = same[0] if same else (raw, version, _condition(self.cond_process_fn(raw)))
+        # Three are kept: the conditions tuned on and judged on, and that of no condition.
+        self._recent = [found, *(entry for entry in self._recent if entry is not found)][:3]
+        return found[2]
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
         """What the network is told for tau: (B,), float32, or int64 with labels="round"."""
@@ -138,10 +139,12 @@ class BoundModel:
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         w = self.wrapper
         t_input = w.input_time(t if tau is None else tau, x)
-        p = w.schedule.at(t)
+        p = _for_samples(w.schedule.at(t), x)
         condition = _for_batch("condition", self.condition, x)
         if w.guidance_type == "classifier-free" and w.guidance_scale != 1:
             uncond = _for_batch("uncond_condition", self.uncond_condition, x)
+            if p.t.dim():
+                p = Point(*(torch.cat([value, value]) for value in (p.t, p.alpha, p.sigma)))
             both = self._noise(torch.cat([x, x]), torch.cat([t_input, t_input]), torch.cat([uncond, condition]), p)
             eps_u, eps_c = both.chunk(2)
             return eps_u + w.guidance_scale * (eps_c - eps_u)
@@ -172,6 +175,15 @@ class BoundModel:
                     f"classifier_fn must return log p(c | x) of shape ({len(x)},), got {tuple(log_p.shape)}"
                 )
             return torch.autograd.grad(log_p.sum(), leaf, create_graph=keep)[0]
+
+
+def _for_samples(p: Point, x: Tensor) -> Point:
+    """The point of every sample, where they have times (B,) of their own, as it broadcasts against x (B, ...)."""
+    if not p.t.dim():
+        return p
+    if p.t.shape != (len(x),):
+        raise ValueError(f"t must be one time, or one for each sample of x, {len(x)}, got shape {tuple(p.t.shape)}")
+    return Point(*(value.to(x).view(-1, *[1] * (x.dim() - 1)) for value in (p.t, p.alpha, p.sigma)))
 
 
 def _condition(value: Any) -> Tensor | None:

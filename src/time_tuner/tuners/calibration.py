@@ -13,11 +13,12 @@ from ..schedules import NoiseSchedule, Point
 from .guard import reference_plan
 
 NOISE, DATA, HELD_OUT = 1, 2, 3
+_BLOCK = 2**28  # torch's generator reads 32 bits of a seed; people's own seeds are in the first block
 
 
 def first_seed(seed: int, purpose: int) -> int:
-    """The first of a thousand million seeds kept for one purpose, apart from the small ones that people use."""
-    return 1_000_000_000 * (10 * seed + purpose)
+    """The first of a million seeds that serve one purpose alone."""
+    return purpose * _BLOCK + seed % 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Draws:
 
     def z(self, k: int) -> Tensor:
         """What a stochastic sampler draws at call k: the same whenever it is asked."""
-        return seeded_noise(self.first + (k + 1) * len(self.x0))(self.x0)
+        return seeded_noise(self.first + 4 * _BLOCK + (k + 1) * len(self.x0))(self.x0)
 
 
 class Calibration:
@@ -106,7 +107,7 @@ class Calibration:
     def batch(self, model: Eps, i: int, size: int) -> Draws:
         """Batch number i of an endless stream: data drawn with replacement from all there is, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
-        first = first_seed(self.seed, NOISE) + (i + 1) * 1000 * size
+        first = first_seed(self.seed, NOISE) + (i + 1) * size
         pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
         x0 = pool[pick].to(self.device)
         return Draws(model, x0, seeded_noise(first)(x0), first)

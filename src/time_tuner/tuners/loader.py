@@ -67,7 +67,8 @@ class LoaderDraws:
         if self._encode_fn is not None:
             with torch.no_grad():
                 image = self._encode_fn(image)
-        return image if image.is_floating_point() else image.float(), label
+        # A tuple cannot be written to, so that its embedding can be kept.
+        return image if image.is_floating_point() else image.float(), tuple(label) if isinstance(label, list) else label
 
     def _draws(self, x0: Tensor, label: Any, first: int) -> Draws:
         model = self._bind(label, self._uncond)
@@ -98,7 +99,7 @@ class LoaderDraws:
     def batch(self, i: int) -> Draws:
         """The loader's next batch with the noise of iteration i."""
         x0, label = next(self._stream)
-        return self._draws(x0, label, first_seed(self._seed, NOISE) + (i + 1) * 1000 * len(x0))
+        return self._draws(x0, label, first_seed(self._seed, NOISE) + (i + 1) * len(x0))
 
     def held_out(self, samples: int) -> Draws:
         """Noise that is not tuned on, under the conditions of the loader's first images."""
@@ -107,11 +108,11 @@ class LoaderDraws:
 
 
 def _joined(labels: list[Any], images: list[Tensor]) -> Any:
-    """The labels of several batches, one for each image: a tensor, or a list of raw conditions such as texts."""
+    """The labels of several batches, one for each image: a tensor, or a tuple of raw conditions such as texts."""
     if labels[0] is None:
         return None
-    if isinstance(labels[0], list | tuple):
-        return [label for part in labels for label in part]
+    if isinstance(labels[0], tuple):
+        return tuple(label for part in labels for label in part)
     parts = [torch.atleast_1d(torch.as_tensor(part)) for part in labels]
     return torch.cat([part.expand(len(x), *part.shape[1:]) for part, x in zip(parts, images, strict=True)])
 

@@ -1,0 +1,26 @@
+import pytest
+import torch
+from hypothesis import settings
+
+from time_tuner import NoiseScheduleVP
+
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tensors here are small: threads only cost."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def discrete() -> NoiseScheduleVP:
+    """The 1000 levels of DDPM."""
+    return NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+
+
+@pytest.fixture(scope="session")
+def linear() -> NoiseScheduleVP:
+    """A schedule smooth in time."""
+    return NoiseScheduleVP("linear")

@@ -1,0 +1,328 @@
+"""The wrapper on networks made from exact models: two classes, each a Gaussian, so that every prediction, the
+unconditional one and the classifier are known in closed form at every time."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import seeded
+from torch import Tensor
+
+from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample
+from time_tuner.exact import Gaussian, Mixture
+from time_tuner.models import GUIDANCE_TYPES, MODEL_TYPES
+
+MEANS, STD, N = torch.tensor([[-1.0, 0.5], [1.5, 1.0]]).double(), 0.6, 1000
+SCHEDULES = {
+    "discrete": NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, N, dtype=torch.float64)),
+    "linear": NoiseScheduleVP("linear"),
+}
+T, TAU, SCALE = 0.6, 0.45, 1.7
+
+
+def eps_of_class(schedule: NoiseScheduleVP, x: Tensor, c: Tensor, tau: Any) -> Tensor:
+    both = torch.stack([Gaussian(mean, STD).eps(schedule)(x, tau) for mean in MEANS])
+    return both[c, torch.arange(len(x))]
+
+
+def eps_of_any(schedule: NoiseScheduleVP, x: Tensor, tau: Any) -> Tensor:
+    return Mixture(MEANS, STD).eps(schedule)(x, tau)
+
+
+def log_p(schedule: NoiseScheduleVP, x: Tensor, c: Tensor, tau: Any) -> Tensor:
+    """log p(c | x, tau), (B,)."""
+    p = schedule.at(tau)
+    v = p.alpha**2 * STD**2 + p.sigma**2
+    joint = torch.stack([-(x - p.alpha * mean).square().sum(1) / (2 * v) for mean in MEANS], 1)
+    return joint.log_softmax(1)[torch.arange(len(x)), c]
+
+
+def time_of(schedule: NoiseScheduleVP, t_input: Tensor) -> float:
+    """The time that a network is told; it has to be one, in the unit of that kind of network."""
+    assert t_input.dtype == torch.float32 and t_input.dim() == 1 and (t_input == t_input[0]).all()
+    return (float(t_input[0]) + 1) / N if schedule.schedule == "discrete" else float(t_input[0])
+
+
+def network(schedule: NoiseScheduleVP, model_type: str):
+    """A network of this type, exact at the time it is told; without a condition, or with class 2, for all data."""
+
+    def predict(x: Tensor, t_input: Tensor, cond: Tensor | None = None) -> Tensor:
+        assert t_input.shape == (len(x),)
+        tau = time_of(schedule, t_input)
+        p, eps = schedule.at(tau), eps_of_any(schedule, x, tau)
+        if cond is not None:
+            assert cond.shape == (len(x),)
+            eps = torch.where((cond == 2)[:, None], eps, eps_of_class(schedule, x, cond.clamp(max=1), tau))
+        x0 = (x - p.sigma * eps) / p.alpha
+        return {"noise": eps, "x_start": x0, "v": p.alpha * eps - p.sigma * x0, "score": -eps / p.sigma}[model_type]
+
+    return predict
+
+
+def as_noise(schedule: NoiseScheduleVP, model_type: str, eps: Tensor, x: Tensor, t: float, tau: float) -> Tensor:
+    """What a network that is exact at tau says, read at t: only what it was told is tau."""
+    p, q = schedule.at(t), schedule.at(tau)
+    x0 = (x - q.sigma * eps) / q.alpha
+    if model_type == "x_start":
+        return (x - p.alpha * x0) / p.sigma
+    if model_type == "v":
+        return p.alpha * (q.alpha * eps - q.sigma * x0) + p.sigma * x
+    return eps * p.sigma / q.sigma if model_type == "score" else eps
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)  # the network's time is a float32
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("guidance", GUIDANCE_TYPES)
+@pytest.mark.parametrize("tau", [None, TAU])
+def test_every_type_under_every_guidance_is_its_closed_form(schedule, model_type, guidance, tau) -> None:
+    x, c = seeded(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
+    classify = lambda x, t_input, cond: log_p(schedule, x, cond, time_of(schedule, t_input))  # noqa: E731
+    wrapped = model_wrapper(
+        network(schedule, model_type), schedule, model_type, None, guidance, SCALE, classifier_fn=classify
+    )
+    got = wrapped(x, T, tau, c, torch.tensor(2))
+    told = T if tau is None else tau
+    any_class = as_noise(schedule, model_type, eps_of_any(schedule, x, told), x, T, told)
+    of_class = as_noise(schedule, model_type, eps_of_class(schedule, x, c, told), x, T, told)
+    # The classifier's gradient is the difference of two scores, that of the class and that of all data.
+    slope = (eps_of_any(schedule, x, told) - eps_of_class(schedule, x, c, told)) / schedule.at(told).sigma
+    expected = {
+        "uncond": any_class,
+        "classifier": of_class - SCALE * schedule.at(T).sigma * slope,
+        "classifier-free": any_class + SCALE * (of_class - any_class),
+    }
+    close(got, expected[guidance])
+    if tau is None:  # told the true time, every type says the same
+        close(any_class, eps_of_any(schedule, x, T))
+    bound = wrapped.bind(c, torch.tensor(2))
+    assert torch.equal(bound(x, T, tau), got)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            inside = bound(seeded(6, 2), T, tau)
+        assert torch.equal(inside, got) and not inside.requires_grad
+
+
+# --- the time a network is told ---
+
+
+def inputs_of(schedule: NoiseScheduleVP, times: list[float], **options: Any) -> list[Tensor]:
+    told: list[Tensor] = []
+    eps = model_wrapper(lambda x, t_input: (told.append(t_input), x)[1], schedule, **options).bind()
+    for tau in times:
+        eps(torch.zeros(3, 2), 0.7, tau)
+    return told
+
+
+def test_a_discrete_network_is_told_levels_and_what_lies_between(discrete: NoiseScheduleVP) -> None:
+    told = inputs_of(discrete, [0.001, 0.5, 0.7256, 1.0])
+    assert all(t.dtype == torch.float32 and t.shape == (3,) for t in told)
+    torch.testing.assert_close(torch.stack(told)[:, 0], torch.tensor([0.0, 499.0, 724.6, 999.0]), rtol=1e-6, atol=1e-4)
+    (short,) = inputs_of(NoiseScheduleVP(betas=[0.1] * 10), [0.5])
+    assert short.tolist() == [4.0] * 3
+
+
+def test_a_network_of_integer_levels_is_told_the_nearest(discrete: NoiseScheduleVP) -> None:
+    told = inputs_of(discrete, [0.001, 0.7256, 1.0], labels="round")
+    assert [(t.dtype, t.tolist()) for t in told] == [(torch.int64, [n] * 3) for n in (0, 725, 999)]
+
+
+def test_a_continuous_network_is_told_the_time_itself(linear: NoiseScheduleVP) -> None:
+    (told,) = inputs_of(linear, [0.7256])
+    assert told.dtype == torch.float32 and told.tolist() == pytest.approx([0.7256] * 3)
+
+
+def test_without_tau_the_network_is_told_t(discrete: NoiseScheduleVP) -> None:
+    assert inputs_of(discrete, [None])[0].tolist() == pytest.approx([699.0] * 3)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE_TYPES)
+def test_gradients_to_tau_and_to_the_state(guidance: str) -> None:
+    schedule = SCHEDULES["linear"]
+
+    def predict(x: Tensor, t_input: Tensor, cond: Tensor | None = None) -> Tensor:
+        if guidance == "classifier":  # the classifier alone carries the gradient
+            return torch.zeros_like(x)
+        return x * t_input[:, None] + (0 if cond is None else cond[:, None])
+
+    classify = lambda x, t_input, cond: (x.sum(1) * t_input * cond) ** 2  # noqa: E731
+    wrapped = model_wrapper(predict, schedule, guidance_type=guidance, guidance_scale=2.0, classifier_fn=classify)
+    eps = wrapped.bind(torch.tensor([0.5]), torch.tensor([0.1]))
+    tau, x = torch.tensor(TAU, dtype=torch.float64, requires_grad=True), seeded(3, 2).requires_grad_()
+    for gradient in torch.autograd.grad(eps(x, T, tau).square().sum(), (tau, x)):
+        assert gradient.isfinite().all() and (gradient != 0).all()
+    assert torch.autograd.grad(eps(seeded(3, 2), T, tau).square().sum(), tau)[0] != 0
+    assert not eps(seeded(3, 2), T, TAU).requires_grad
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("guidance", GUIDANCE_TYPES)
+def test_samples_may_have_times_of_their_own(schedule, model_type, guidance) -> None:
+    classify = lambda x, t_input, cond: -((x * t_input[:, None]).square().sum(1))  # noqa: E731
+    wrapped = model_wrapper(
+        lambda x, t_input, *cond: torch.tanh(x) * t_input[:, None],
+        schedule,
+        model_type,
+        None,
+        guidance,
+        SCALE,
+        classify,
+    )
+    eps = wrapped.bind(torch.tensor([1.0]), torch.tensor([0.0]))
+    x, t, tau = seeded(3, 2), torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.8, 0.45, 0.12])
+    one_by_one = [eps(x[i : i + 1], t[i], tau[i]) for i in range(3)]
+    close(eps(x, t, tau), torch.cat(one_by_one))
+    with pytest.raises(ValueError, match=r"t must be one time, or one for each sample of x, 3, got shape \(2,\)"):
+        eps(x, t[:2], tau)
+
+
+# --- conditions ---
+
+
+class Recorder:
+    """A network that remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        self.calls.append(((x, *rest), options))
+        return torch.zeros_like(x)
+
+
+def test_without_guidance_no_condition_reaches_the_network(discrete: NoiseScheduleVP) -> None:
+    net, process = Recorder(), Recorder()
+    wrapped = model_wrapper(net, discrete, cond_process_fn=process)
+    wrapped(torch.zeros(4, 2), 0.5, condition=torch.zeros(3), uncond_condition=torch.zeros(7))
+    assert len(net.calls[0][0]) == 2 and not process.calls
+
+
+def test_classifier_free_guidance_is_one_call_of_a_doubled_batch(discrete: NoiseScheduleVP) -> None:
+    net = Recorder()
+    wrapped = model_wrapper(net, discrete, guidance_type="classifier-free", guidance_scale=3.0)
+    x = seeded(4, 2)
+    wrapped(x, 0.5, None, torch.arange(4), torch.tensor([9]))
+    ((args, _),) = net.calls
+    assert torch.equal(args[0], torch.cat([x, x])) and args[1].shape == (8,)
+    assert args[2].tolist() == [9, 9, 9, 9, 0, 1, 2, 3]
+
+
+def test_a_scale_of_one_needs_no_unconditional_half(discrete: NoiseScheduleVP) -> None:
+    net = Recorder()
+    model_wrapper(net, discrete, guidance_type="classifier-free")(seeded(4, 2), 0.5, condition=torch.arange(4))
+    assert [args[2].tolist() for args, _ in net.calls] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("condition", [torch.tensor(3), torch.tensor([3]), 3])
+def test_a_condition_of_one_is_shared_by_the_batch(condition: Any, discrete: NoiseScheduleVP) -> None:
+    net = Recorder()
+    eps = model_wrapper(net, discrete, guidance_type="classifier-free").bind(condition)
+    for batch in (4, 1):
+        eps(torch.zeros(batch, 2), 0.5)
+    assert [args[2].tolist() for args, _ in net.calls] == [[3] * 4, [3]]
+    eps = model_wrapper(net, discrete, guidance_type="classifier-free").bind(torch.ones(1, 5, 7))
+    eps(torch.zeros(4, 2), 0.5)
+    assert net.calls[-1][0][2].shape == (4, 5, 7)
+
+
+def test_conditions_are_processed_once_for_each_bind(discrete: NoiseScheduleVP) -> None:
+    net, seen = Recorder(), []
+
+    def embed(text: str) -> Tensor:
+        seen.append(text)
+        return torch.full((1,), len(text))
+
+    wrapped = model_wrapper(net, discrete, guidance_type="classifier-free", guidance_scale=2.0, cond_process_fn=embed)
+    sample(wrapped.bind("seven", ""), make_plan("ddim", discrete, calls=5), torch.zeros(2, 1))
+    assert seen == ["seven", ""]
+    assert [args[2].tolist() for args, _ in net.calls] == [[0, 0, 5, 5]] * 5
+
+
+def test_a_condition_given_again_is_not_processed_again(discrete: NoiseScheduleVP) -> None:
+    net, seen = Recorder(), []
+    wrapped = model_wrapper(
+        net,
+        discrete,
+        guidance_type="classifier-free",
+        guidance_scale=2.0,
+        cond_process_fn=lambda c: (seen.append(0), c)[1],
+    )
+    x, condition, none = torch.zeros(2, 1), torch.tensor([3.0]), torch.tensor([9.0])
+    for _ in range(3):
+        wrapped(x, 0.5, None, condition, none)
+    assert len(seen) == 2
+    condition += 1  # another one now
+    wrapped(x, 0.5, None, condition, none)
+    assert len(seen) == 3
+    wrapped(x, 0.5, None, torch.tensor([5.0]), none)
+    assert [args[2].tolist() for args, _ in net.calls[-2:]] == [[9, 9, 4, 4], [9, 9, 5, 5]]
+
+
+def test_extra_arguments_reach_network_and_classifier(discrete: NoiseScheduleVP) -> None:
+    net, heard = Recorder(), {}
+
+    def classify(x: Tensor, t_input: Tensor, cond: Tensor, **options: Any) -> Tensor:
+        heard.update(options, cond=cond.tolist(), t=t_input.tolist())
+        return x.sum(1)
+
+    wrapped = model_wrapper(
+        net,
+        discrete,
+        model_kwargs={"depth": 3},
+        guidance_type="classifier",
+        classifier_fn=classify,
+        classifier_kwargs={"heads": 2},
+    )
+    wrapped(torch.zeros(2, 2), 0.5, 0.3, torch.tensor([4]))
+    assert net.calls[0][1] == {"depth": 3}
+    assert heard == {"heads": 2, "cond": [4, 4], "t": [299.0, 299.0]}
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model_type": "epsilon"}, "model_type must be one of noise, x_start, v, score, got 'epsilon'"),
+        ({"guidance_type": "cfg"}, "guidance_type must be one of uncond, classifier, classifier-free, got 'cfg'"),
+        ({"labels": "int"}, "labels must be one of float, round, got 'int'"),
+        ({"guidance_type": "classifier"}, "guidance_type='classifier' needs classifier_fn="),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], says: str, discrete: NoiseScheduleVP) -> None:
+    with pytest.raises(ValueError, match=says):
+        model_wrapper(Recorder(), discrete, **options)
+
+
+@pytest.mark.parametrize("guidance", ["classifier", "classifier-free"])
+def test_guidance_needs_conditions(guidance: str, discrete: NoiseScheduleVP) -> None:
+    wrapped = model_wrapper(
+        Recorder(), discrete, guidance_type=guidance, guidance_scale=2.0, classifier_fn=lambda x, t, c: x.sum(1)
+    )
+    with pytest.raises(ValueError, match=f"guidance_type='{guidance}' needs condition="):
+        wrapped.bind()
+    with pytest.raises(ValueError, match=r"condition must have a batch of 1 or of x, 4, got shape \(3,\)"):
+        wrapped(torch.zeros(4, 2), 0.5, None, torch.zeros(3), torch.zeros(1))
+    if guidance == "classifier-free":
+        with pytest.raises(ValueError, match="needs uncond_condition= unless guidance_scale is 1"):
+            wrapped.bind(torch.zeros(1))
+        with pytest.raises(ValueError, match="uncond_condition must have a batch of 1 or of x, 4"):
+            wrapped(torch.zeros(4, 2), 0.5, None, torch.zeros(4), torch.zeros(2))
+
+
+def test_answers_of_another_shape_are_refused(discrete: NoiseScheduleVP) -> None:
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"model must return a tensor of the shape of x, \(2, 3\), got shape \(2, 6\)"):
+        model_wrapper(lambda x, n: torch.cat([x, x], 1), discrete)(x, 0.5)
+    with pytest.raises(ValueError, match=r"model must return a tensor .* got dict"):
+        model_wrapper(lambda x, n: {"sample": x}, discrete)(x, 0.5)
+    wrapped = model_wrapper(
+        Recorder(), discrete, guidance_type="classifier", classifier_fn=lambda x, n, c: x.log_softmax(1)
+    )
+    with pytest.raises(ValueError, match=r"classifier_fn must return log p\(c \| x\) of shape \(2,\), got \(2, 3\)"):
+        wrapped(x, 0.5, condition=torch.zeros(1))

@@ -1,0 +1,173 @@
+import math
+
+import pytest
+import torch
+from helpers import seeded
+from torch import Tensor
+
+from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, seeded_noise, trajectory
+
+
+@pytest.fixture(scope="module")
+def plan(discrete: NoiseScheduleVP) -> Plan:
+    return make_plan("dpmpp", discrete, calls=4)
+
+
+def shrink(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+    return torch.tanh(x) * tau
+
+
+# --- seeded_noise ---
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 4)])
+def test_a_sample_has_its_stream_whatever_its_batch(shape: tuple[int, ...]) -> None:
+    together, alone, reversed_ = seeded_noise([7, 8, 9]), seeded_noise([9]), seeded_noise([9, 8, 7])
+    for _ in range(3):  # every call draws on
+        batch = together(torch.zeros(3, *shape))
+        assert torch.equal(batch[2:], alone(torch.zeros(1, *shape)))
+        assert torch.equal(batch.flip(0), reversed_(torch.zeros(3, *shape)))
+        assert not torch.equal(batch[0], batch[1])
+
+
+def test_a_number_means_consecutive_seeds() -> None:
+    x = torch.zeros(3, 5)
+    by_number, by_list = seeded_noise(40), seeded_noise([40, 41, 42])
+    for _ in range(2):
+        assert torch.equal(by_number(x), by_list(x))
+    assert torch.equal(seeded_noise()(x), seeded_noise(0)(x))
+    assert not torch.equal(seeded_noise(40)(x), seeded_noise(41)(x))
+
+
+def test_noise_is_standard_normal_in_the_dtype_of_its_argument() -> None:
+    z = seeded_noise()(torch.zeros(4, 20_000))
+    assert z.mean().abs() < 4 / 80_000**0.5 and (z.std() - 1).abs() < 4 / 160_000**0.5
+    assert seeded_noise()(torch.zeros(0, 3)).shape == (0, 3)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert seeded_noise()(torch.zeros(2, 3, dtype=dtype)).dtype == dtype
+    single = seeded_noise()(torch.zeros(2, 3))
+    assert torch.equal(seeded_noise()(torch.zeros(2, 3, dtype=torch.bfloat16)), single.bfloat16())
+
+
+def test_seeds_must_be_as_many_as_samples() -> None:
+    with pytest.raises(ValueError, match="seeded_noise was given 2 seeds, but x has a batch of 3"):
+        seeded_noise([1, 2])(torch.zeros(3, 1))
+
+
+# --- sample and trajectory ---
+
+
+def test_sample_is_the_last_state_of_the_trajectory(discrete: NoiseScheduleVP) -> None:
+    plan, x = make_plan("ddpm", discrete, calls=5, spacing="seed"), seeded(3, 2)
+    states = list(trajectory(shrink, plan, x, seeded_noise(1)))
+    assert [state.shape for state in states] == [x.shape] * 5
+    assert torch.equal(sample(shrink, plan, x, seeded_noise(1)), states[-1])
+    assert not torch.equal(sample(shrink, plan, x, seeded_noise(2)), states[-1])
+
+
+def test_without_a_source_of_noise_torch_draws_it(discrete: NoiseScheduleVP) -> None:
+    plan, x = make_plan("ddpm", discrete, calls=5, spacing="seed"), seeded(3, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first = sample(shrink, plan, x)
+        torch.manual_seed(3)
+        assert torch.equal(sample(shrink, plan, x, torch.randn_like), first)
+
+
+def test_grad_mode_belongs_to_the_caller_of_trajectory(plan: Plan) -> None:
+    x = seeded(2, 3).requires_grad_()
+    *_, last = trajectory(shrink, plan, x)
+    (gradient,) = torch.autograd.grad(last.sum(), x)
+    assert gradient.isfinite().all() and (gradient != 0).all()
+    with torch.no_grad():
+        assert not any(state.requires_grad for state in trajectory(shrink, plan, x))
+    assert not sample(shrink, plan, x).requires_grad
+    assert torch.is_grad_enabled()
+    modes = []
+    sample(lambda *a: (modes.append(torch.is_grad_enabled()), shrink(*a))[1], plan, x)
+    assert modes == [False] * 4
+
+
+def test_the_state_given_is_not_written_to(plan: Plan) -> None:
+    x = seeded(2, 3)
+    kept = x.clone()
+    states = list(trajectory(shrink, plan, x))
+    copies = [state.clone() for state in states]
+    assert torch.equal(x, kept)
+    list(trajectory(shrink, plan, states[0]))
+    assert all(torch.equal(a, b) for a, b in zip(states, copies, strict=True))
+
+
+def test_half_precision_is_rounded_once_a_call(discrete: NoiseScheduleVP) -> None:
+    """From t = 1 to 0 the step is (x - sigma eps) / alpha, which loses 8 bits where the two nearly cancel."""
+    plan, x = make_plan("ddim", discrete, times=[1.0, 0.0]), seeded(50, 2, dtype=torch.bfloat16)
+    said = 0.99 * x
+    got = sample(lambda x, t, tau: said, plan, x)
+    expected = (x.double() - plan.sigma[0] * said.double()) / plan.alpha[0]
+    torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("when", [0, 2, 3])
+def test_a_broken_prediction_names_its_call(bad: float, when: int, plan: Plan) -> None:
+    calls = []
+
+    def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        calls.append(tau)
+        out = shrink(x, t, tau)
+        if len(calls) == when + 1:
+            out[1, 2] = bad
+        return out
+
+    says = rf"eps returned NaN or infinity at call {when} \(t = {float(plan.t[when]):.4g}, tau = "
+    with pytest.raises(ValueError, match=says):
+        sample(eps, plan, seeded(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (
+            lambda x: torch.cat([x, x], 1),
+            r"of the shape of x, \(2, 3\), got shape \(2, 6\) at call 0 .*learned variance",
+        ),
+        (lambda x: x[:1], r"got shape \(1, 3\) at call 0"),
+        (lambda x: (x, x), "got tuple at call 0"),
+        (lambda x: None, "got NoneType at call 0"),
+    ],
+)
+def test_an_answer_of_another_shape_is_refused(answer, says: str, plan: Plan) -> None:
+    for run in (sample, lambda *a: list(trajectory(*a))):
+        with pytest.raises(ValueError, match=says):
+            run(lambda x, t, tau: answer(x), plan, seeded(2, 3))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_start_is_refused(bad: float, plan: Plan) -> None:
+    with pytest.raises(ValueError, match="x must be finite"):
+        sample(shrink, plan, torch.tensor([[0.0, bad]]))
+
+
+@pytest.mark.parametrize(
+    "other", [NoiseScheduleVP("linear"), NoiseScheduleVP("cosine"), NoiseScheduleVP(betas=[0.1] * 9)]
+)
+def test_a_plan_for_another_schedule_is_refused(other: NoiseScheduleVP, discrete: NoiseScheduleVP) -> None:
+    plan = make_plan("ddim", discrete, times=[0.99, 0.5, 0.2])
+    gaussian = exact.Gaussian(0.5, 0.5)
+    wrapped = model_wrapper(lambda x, n: x, other).bind()
+    for eps in (gaussian.eps(other), wrapped):
+        for run in (sample, lambda *a: next(trajectory(*a))):
+            with pytest.raises(ValueError, match=r"plan was made for another noise schedule, .*'discrete', N=1000"):
+                run(eps, plan, seeded(2, 1))
+
+
+def test_the_same_levels_in_lower_precision_are_accepted(discrete: NoiseScheduleVP) -> None:
+    single = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float32))
+    assert single != discrete
+    plan, model, x = make_plan("ddim", discrete, calls=5), exact.Gaussian(0.5, 0.5), seeded(2, 1)
+    torch.testing.assert_close(
+        sample(model.eps(single), plan, x), sample(model.eps(discrete), plan, x), rtol=1e-4, atol=1e-4
+    )
