@@ -18,6 +18,10 @@ from .schedules import NoiseSchedule, Point, as_times, schedule_from_dict
 from .spacings import SPACINGS, calls_for, check_calls, checked_ends, place_calls
 
 FORMAT, VERSION = "time-tuner plan", 1
+ENTRIES = (
+    *("format", "version", "calls", "sampler", "t", "alpha", "sigma", "tau", "corrections"),
+    *("provenance", "schedule", "rows"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +161,9 @@ class Plan:
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(f"plan has version {version!r}, this library reads up to {VERSION}: update time-tuner")
         needed = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
+        unknown = values.keys() - set(ENTRIES)
+        if unknown:
+            raise ValueError(f"plan has an unknown entry {min(unknown)!r}; its entries are {', '.join(ENTRIES)}")
         missing = [name for name in needed if values.get(name) is None]
         if missing:
             raise ValueError(f"plan lacks {', '.join(missing)}")
@@ -203,6 +210,8 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         found = {len(plan): plan for plan in plans}
+        if len(found) < len(plans):
+            raise ValueError(f"{path} has two plans for the same number of calls: leave one of them")
         if calls is None and len(plans) == 1:
             return plans[0]
         if calls not in found:

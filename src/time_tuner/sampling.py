@@ -29,6 +29,8 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
     def __init__(self, seeds: int | Sequence[int] = 0) -> None:
         self._first = seeds if isinstance(seeds, int) else None
         self._generators = [] if isinstance(seeds, int) else [torch.Generator().manual_seed(int(s)) for s in seeds]
+        self._ahead = torch.empty(0, 0)  # draws not handed out yet, (B, draws, ...)
+        self._next = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._first is not None:
@@ -37,8 +39,17 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
         elif len(x) != len(self._generators):
             raise ValueError(f"seeded_noise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        draws = [torch.randn(x.shape[1:], generator=g, dtype=dtype) for g in self._generators[: len(x)]]
-        return (torch.stack(draws) if draws else torch.zeros(x.shape)).to(x)
+        held = self._ahead
+        same = (len(held), *held.shape[2:], held.dtype) == (*x.shape, dtype)
+        if not same or self._next == held.shape[1]:
+            # Twice as many as the last time, for calling a generator costs more than a small draw from it.
+            count = min(2 * held.shape[1], 256, 2**14 // max(1, x[:1].numel())) if same else 1
+            shape = (max(1, count), *x.shape[1:])
+            draws = [torch.randn(shape, generator=g, dtype=dtype) for g in self._generators[: len(x)]]
+            self._ahead = torch.stack(draws) if draws else torch.zeros(0, *shape, dtype=dtype)
+            self._next = 0
+        self._next += 1
+        return self._ahead[:, self._next - 1].to(x)
 
 
 def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -> Tensor:
