@@ -122,6 +122,7 @@ def test_distance_is_that_of_each_sample_unsquared_and_not_in_half_precision() -
         (lambda: digit_accuracy(torch.zeros(0, 1, 28, 28), []), "labels must be"),
         (lambda: load_noisy_classifier()(torch.zeros(2, 1, 28, 28), torch.zeros(3)), "n must be one noise level"),
         (lambda: load_noisy_classifier().log_prob(torch.zeros(2, 1, 28, 28), 0, [1, 2, 3]), "labels must have shape"),
+        (lambda: load_noisy_classifier().log_prob(torch.zeros(1, 1, 28, 28), 0, [10]), "labels must be digits 0 to 9"),
     ],
 )
 def test_errors_name_the_argument(call, says) -> None:

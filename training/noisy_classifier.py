@@ -59,4 +59,4 @@ def main(options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(vars(parser(__doc__, images=1_800_000).parse_args()))
+    main(vars(parser(__doc__, images=1_280_000).parse_args()))

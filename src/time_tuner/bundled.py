@@ -1,4 +1,4 @@
-"""Models by name: the bundled digits as pixels or as latents, the tutorial's Gaussian, or a function of the user's own."""
+"""Models by name: bundled digits as pixels or as latents, the tutorial's Gaussian, or a function of the user's own."""
 
 import importlib
 import inspect
@@ -75,7 +75,7 @@ def digits_network() -> Any:
     from diffusers import UNet2DModel
 
     with as_file(files("time_tuner") / "assets" / "digits") as folder:
-        network = UNet2DModel.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+        network = UNet2DModel.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     return network.eval().requires_grad_(False)
 
 
@@ -105,7 +105,7 @@ def _digits(
     else:
         labels = torch.as_tensor(label)
         if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
-            raise ValueError(f"label of 'digits' must be a digit 0 to 9, or one for each sample, got {label!r}")
+            raise ValueError(f"label must be a digit 0 to 9, or one for each sample, got {label!r}")
     schedule = NoiseScheduleVP("discrete", betas=linear_betas())
     wrapped = model_wrapper(
         network, schedule, guidance_type="classifier-free", guidance_scale=guidance_scale, cond_process_fn=embed

@@ -72,6 +72,8 @@ class NoisyDigitClassifier(nn.Module):
         labels = torch.as_tensor(labels, device=x.device)
         if labels.shape != (len(x),):
             raise ValueError(f"labels must have shape ({len(x)},), one for each image, got {tuple(labels.shape)}")
+        if not ((labels >= 0) & (labels <= 9)).all():
+            raise ValueError(f"labels must be digits 0 to 9, got {labels.tolist()}")
         return self(x, n).log_softmax(1).gather(1, labels.long()[:, None])[:, 0]  # type: ignore[no-any-return]
 
 

@@ -223,7 +223,14 @@ class TimeTuner:
             iterations = 500 if total_iters is None else total_iters
             draws.iterations = iterations
             ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, verbose)
-        _warn_if_worse(run, ratios, held_out)
+        before, after = _judged(run, ratios, held_out)
+        if not after <= before:
+            warnings.warn(
+                "the tuned timesteps are the optimum of the published loss, but worse than untuned ones: on held-out "
+                f"noise they end {after:.4g} from a many-step run on average, untuned ones {before:.4g}; "
+                "time_tuner.tune(guard=True) puts back the ratios that do the harm",
+                stacklevel=2,
+            )
         return ratios
 
     def _bound(self, condition: Any, uncond_condition: Any) -> Eps:
@@ -237,8 +244,8 @@ class TimeTuner:
 
 
 @torch.no_grad()
-def _warn_if_worse(run: Run, ratios: Tensor, draws: Draws) -> None:
-    """Warn where the tuned run ends farther from a many-step one than the untuned, from noise not tuned on."""
+def _judged(run: Run, ratios: Tensor, draws: Draws) -> tuple[float, float]:
+    """How far the untuned and the tuned run end from a many-step one, from noise not tuned on."""
     judge = Judge(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
     stochastic = isinstance(run, PlanRun) and run.plan.stochastic
 
@@ -248,14 +255,7 @@ def _warn_if_worse(run: Run, ratios: Tensor, draws: Draws) -> None:
             state = run.step(k, state, ratios[k] * run.point(k).t, draws)
         return judge.distance(state[1], stochastic)
 
-    before, after = measure(torch.ones_like(ratios)), measure(ratios)
-    if not after <= before:
-        warnings.warn(
-            "the tuned timesteps are the optimum of the published loss, but worse than untuned ones: on held-out noise "
-            f"they end {after:.4g} from a many-step run on average, untuned ones {before:.4g}; "
-            "time_tuner.tune(guard=True) puts back the ratios that do the harm",
-            stacklevel=3,
-        )
+    return measure(torch.ones_like(ratios)), measure(ratios)
 
 
 def _numbers(name: str, values: Any) -> Tensor:
