@@ -28,8 +28,8 @@ def parse_sampler(name: str, options: list[str]) -> Sampler:
     values: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"options of a sampler are written name=value, got {option!r}")
+        if not equals or key.strip() in ("", "name"):
+            raise ValueError(f"an option of a sampler is written NAME=VALUE, as in eta=0.5, got {option!r}")
         values[key.strip()] = parse_value(value.strip())
     return sampler_from_dict({"name": name} | values)
 

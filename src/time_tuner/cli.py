@@ -1,0 +1,330 @@
+"""The command `time-tuner`: demo, tune, sample, show, compare."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from . import __version__, data, plots, report
+from .bundled import Model, load_model
+from .plan import Plan, make_plan
+from .samplers import SAMPLERS
+from .sampling import sample, seeded_noise
+from .spacings import SPACINGS
+from .specs import parse_sampler
+from .tuners import TUNERS, Calibration, Judge
+from .tuners import tune as tune_plan
+
+BATCH = 256
+REFERENCE_CALLS = 100
+STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
+
+Model_ = Annotated[
+    str, typer.Option("--model", help="digits, latent-digits, gaussian, or package.module:function of your own.")
+]
+Sampler_ = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
+Options_ = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="An option of the sampler, as in eta=0.5; may be repeated."),
+]
+Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
+Spacing_ = Annotated[str, typer.Option("--spacing", help=f"Where the steps are: {', '.join(SPACINGS)}.")]
+Label_ = Annotated[
+    str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
+]
+Guidance_ = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance; needs --label.")]
+Seed_ = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+
+
+class Commands(typer.core.TyperGroup):
+    """The group of commands, in which every error is one line on stderr and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command, then exit: 0, 2 for bad input, 130 for Ctrl-C."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except (typer.TyperException, ValueError, OSError) as error:
+            message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+            _complain(f"error: {' '.join(message.split())}")
+            sys.exit(2)
+        if code == 130:
+            _complain("interrupted: nothing was written by the step that was running")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Make an already trained diffusion model sample well in a few steps, without touching its weights.",
+    epilog="Start with: time-tuner demo",
+)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    try:
+        app(prog_name="time-tuner")
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"time-tuner {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(short_help="See what tuning does: the bundled digits, side by side.")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for pictures and plans.")] = Path("time-tuner-demo"),
+    seed: Seed_ = 0,
+) -> None:
+    """See what tuning does: the bundled digits in 5 and 10 calls, untuned and tuned side by side.
+
+    Takes about two minutes; pictures and plans are written into one folder.
+    """
+    from .demo import run
+
+    _check_seed(seed)
+    _quiet()
+    run(out, seed)
+
+
+@app.command(short_help="Make a plan for a number of network calls.")
+def tune(
+    out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
+    model: Model_ = "digits",
+    sampler: Sampler_ = "ddim",
+    option: Options_ = None,
+    calls: Calls_ = 10,
+    spacing: Spacing_ = "quadratic",
+    method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
+    samples: Annotated[int, typer.Option("--samples", help="How many samples to tune on, and to judge on.")] = 256,
+    data_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="Tune on these: a folder of images, or an .npz.  [default: the model's own samples]"
+        ),
+    ] = None,
+    label: Label_ = None,
+    guidance_scale: Guidance_ = 1.0,
+    seed: Seed_ = 0,
+) -> None:
+    """Tune a plan for a number of network calls, judge it on held-out noise, and save it."""
+    _check_suffix(out, (".json",))
+    _check_seed(seed)
+    labels = _labels(label)
+    if data_path is not None and isinstance(labels, list):
+        raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
+    if samples < 2:
+        raise ValueError(f"--samples must be at least 2, got {samples}")
+    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
+    plan = make_plan(parse_sampler(sampler, option or []), loaded.schedule, calls, spacing)
+    x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
+    made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
+    plan = _tuned(loaded, plan.with_provenance(**made), method, x0, samples, seed)
+    plan.save(out)
+    report.say.print(f"\n{report.measured(plan, REFERENCE_CALLS)}:", soft_wrap=True)
+    report.say.print(report.measure_table(plan))
+    report.say.print(f"{report.verdict(plan)}.\nwrote {out}", soft_wrap=True)
+
+
+def _tuned(model: Model, plan: Plan, method: str, x0: Tensor | None, samples: int, seed: int) -> Plan:
+    if method not in TUNERS:  # before a minute is spent on judging
+        raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+    meter = report.Meter(model.eps)
+    noise = Calibration(meter, plan.schedule, None, samples, seed, model.shape).held_out()
+    with meter.bar("many-call run to judge by", REFERENCE_CALLS):
+        judge = Judge(meter, plan.schedule, float(plan.t[-1]), noise, REFERENCE_CALLS, seed)
+    with meter.bar("samples to tune on", 50 if x0 is None else 0):
+        verbose = report.aside.is_terminal
+        return tune_plan(meter, plan, method, x0, seed, judge, samples=samples, shape=model.shape, verbose=verbose)
+
+
+@app.command("sample", short_help="Draw samples, by a plan or untuned.")
+def sample_command(
+    out: Annotated[Path, typer.Option("--out", help="Where to: .png for pictures, .npz for the array.")] = Path(
+        "samples.png"
+    ),
+    model: Model_ = "digits",
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="A plan file; instead of sampler, option and spacing.")
+    ] = None,
+    calls: Annotated[
+        int | None, typer.Option("--calls", help="Network calls; which plan, of a file of several.  [default: 10]")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}.  [default: ddim]")] = None,
+    option: Options_ = None,
+    spacing: Annotated[
+        str | None, typer.Option("--spacing", help=f"{', '.join(SPACINGS)}.  [default: quadratic]")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
+    label: Label_ = None,
+    guidance_scale: Guidance_ = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
+) -> None:
+    """Draw samples, by a plan or untuned.
+
+    A sample depends on its own seed alone, not on how many are drawn with it.
+    """
+    _check_suffix(out, (".png", ".npz"))
+    _check_seed(seed)
+    labels = _labels(label)
+    loaded = _load(model, _dealt(labels, 0, min(count, BATCH)), guidance_scale)
+    if out.suffix.lower() == ".png":
+        plots.check_sheet(count, loaded.shape)
+    if plan_file is not None:
+        if sampler or option or spacing:
+            raise ValueError("give either --plan or --sampler, --option and --spacing: a plan has its own")
+        plan = Plan.load(plan_file, calls)
+    else:
+        plan = make_plan(
+            parse_sampler(sampler or "ddim", option or []),
+            loaded.schedule,
+            10 if calls is None else calls,
+            spacing or "quadratic",
+        )
+    began = time.perf_counter()
+    drawn = _draw(loaded, model, plan, count, labels, guidance_scale, seed)
+    seconds = time.perf_counter() - began
+    _write(drawn, loaded, out)
+    how = "tuned" if plan.tuned else "untuned"
+    report.say.print(f"{count} samples in {len(plan)} calls ({how}), {seconds:.1f} s\nwrote {out}", soft_wrap=True)
+
+
+def _draw(loaded: Model, name: str, plan: Plan, count: int, labels: Any, guidance_scale: float, seed: int) -> Tensor:
+    """Samples of the seeds `seed`, `seed + 1`, ..., in batches."""
+    drawn = []
+    meter = report.Meter(loaded.eps)
+    with meter.bar(f"{count} samples", len(plan) * -(-count // BATCH)):
+        for first in range(0, count, BATCH):
+            size = min(BATCH, count - first)
+            if first and isinstance(labels, list):  # a batch has its labels built in
+                meter.eps = _load(name, _dealt(labels, first, size), guidance_scale).eps
+            seeds = range(seed + first, seed + first + size)
+            x = seeded_noise(seeds)(torch.empty(size, *loaded.shape))
+            drawn.append(sample(meter, plan, x, seeded_noise([STEP_NOISE + s for s in seeds])))
+    return torch.cat(drawn)
+
+
+def _write(drawn: Tensor, model: Model, out: Path) -> None:
+    if out.suffix.lower() == ".npz":
+        data.save_samples(drawn, out)
+    elif data.is_picture(model.shape):
+        plots.save(plots.sample_sheet(drawn), out)
+    else:
+        plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model.eps)), out)
+
+
+@app.command(short_help="Print a plan, and plot it.")
+def show(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.")],
+    calls: Annotated[int | None, typer.Option("--calls", help="Which plan, of a file of several.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Plot tau against t: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Print a plan: what the network is told at each call, how it was made, and what it is worth."""
+    if out is not None:
+        _check_suffix(out, (".png", ".svg", ".pdf"))
+    plan = Plan.load(plan_file, calls)
+    report.say.print(report.facts_table(plan))
+    report.say.print(report.plan_table(plan))
+    if {"before", "bare", "after", "reverted"} <= plan.provenance.keys():
+        report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
+    if out is not None:
+        plots.save(plots.plot_tau(plan), out)
+        report.say.print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command("compare", short_help="Compare runs of one model side by side.")
+def compare_command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="sampler[(option=value)]:calls[@spacing], as in ddim(eta=0.5):10@quadratic; or a plan file.",
+            show_default=False,
+        ),
+    ],
+    model: Model_ = "digits",
+    spacing: Annotated[str, typer.Option("--spacing", help=f"Of runs that name none: {', '.join(SPACINGS)}.")] = "seed",
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", min=2, help="Samples a run.  [default: 10000 numbers, 100 pictures]")
+    ] = None,
+    label: Label_ = None,
+    guidance_scale: Guidance_ = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("comparison.png"),
+) -> None:
+    """Compare runs of one model from the same noise: what they give, how far they end from many calls, what they cost.
+
+    The tutorial's comparison: time-tuner compare --model gaussian ddpm:1000 ddpm:10 ddim:10
+    """
+    from .compare import compare
+
+    _check_suffix(out, (".png", ".svg", ".pdf"))
+    _check_seed(seed)
+    labels = _labels(label)
+    shape = _load(model, None, 1.0).shape
+    count = (100 if data.is_picture(shape) else 10_000) if count is None else count
+    compare(_load(model, _dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
+
+
+def _load(name: str, label: Any, guidance_scale: float) -> Model:
+    _quiet()
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
+    with report.waiting(f"loading {name}"):
+        return load_model(name, label, guidance_scale)
+
+
+def _labels(text: str | None) -> int | list[int] | None:
+    """None, a label, or labels to be dealt out in turn."""
+    if text is None:
+        return None
+    try:
+        labels = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--label must be a whole number, or several as in 0,1,2, got {text!r}") from None
+    return labels if len(labels) > 1 else labels[0]
+
+
+def _dealt(labels: int | list[int] | None, first: int, count: int) -> int | list[int] | None:
+    """The labels of samples `first`, ... of a batch; one for all, or none, as they are."""
+    return [labels[i % len(labels)] for i in range(first, first + count)] if isinstance(labels, list) else labels
+
+
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise a ValueError before any work is done if the file could not be written, or is of another kind."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(path)!r}")
+    data.check_writable(path)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < STEP_NOISE:
+        raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")
+
+
+def _quiet() -> None:
+    """diffusers recommends another package whenever it loads a model; that is no error."""
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,122 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from time_tuner import NoiseScheduleVP, exact, make_plan, plots
+from time_tuner.plots import Strip
+
+
+def pictures(n: int, channels: int = 1, height: int = 8, width: int = 8) -> torch.Tensor:
+    return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def rendered(figure: object) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_holds_the_pixels_it_was_given(channels: int) -> None:
+    images = pictures(5, channels, 4, 6)
+    sheet = np.asarray(plots.sample_sheet(images, columns=3))
+    larger = sheet.shape[0] // (2 * 6 - 2)
+    assert sheet.shape[:2] == ((2 * 6 - 2) * larger, (3 * 8 - 2) * larger)
+    small = sheet[::larger, ::larger].reshape(2 * 6 - 2, 3 * 8 - 2, channels)
+    expected = ((images + 1) / 2 * 255).round().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(small[:4, :6], expected[0])
+    assert np.array_equal(small[6:, 8:14], expected[4])
+    assert (small[6:, 16:] == 255).all()  # no sixth picture
+
+
+def test_values_out_of_range_are_clipped() -> None:
+    sheet = np.asarray(plots.sample_sheet(torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2)))
+    assert set(np.unique(sheet)) == {0, 255}
+
+
+def test_too_many_pictures_for_a_sheet_are_refused() -> None:
+    plots.check_sheet(10_000, (1, 28, 28))
+    with pytest.raises(ValueError, match="ask for fewer"):
+        plots.check_sheet(10_000, (3, 512, 512))
+    with pytest.raises(ValueError, match=r"\.npz"):
+        plots.check_sheet(1, (4, 7, 7))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_comparison_shows_every_row(channels: int) -> None:
+    bright, dark = torch.ones(3, channels, 8, 8), -torch.ones(3, channels, 8, 8)
+    image = rendered(plots.image_grid({"one": [Strip("a", bright), Strip("b", dark, "remark")]}, "Title", "more"))
+    black = (image == 0).all(2).sum()
+    cell = (8 * round(plots.CELL / 8)) ** 2
+    assert 0.9 * 3 * cell < black < 1.2 * 3 * cell
+    taller = rendered(plots.image_grid({"one": [Strip("a", dark)], "two": [Strip("b", dark), Strip("c", dark)]}))
+    assert (taller == 0).all(2).sum() > 2.7 * black
+
+
+def test_rows_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        plots.image_grid({})
+    with pytest.raises(ValueError, match="'b'"):
+        plots.image_grid({"": [Strip("a", pictures(3)), Strip("b", pictures(2))]})
+    with pytest.raises(ValueError, match="shape"):
+        plots.image_grid({"": [Strip("a", pictures(3, 2))]})
+
+
+def test_the_density_of_an_exact_model_is_one_in_all(discrete: NoiseScheduleVP) -> None:
+    x = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    for model in (exact.Gaussian(5.0, 2.0), exact.Mixture([-3.0, 4.0], 0.5, [1, 3])):
+        density = plots.target_density(model.eps(discrete))(x)
+        assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=1e-6)
+        samples = model.sample(20_000)
+        assert float(torch.trapezoid(density * x, x)) == pytest.approx(float(samples.mean()), abs=0.1)
+    assert plots.target_density(exact.Gaussian(torch.zeros(2)).eps(discrete)) is None
+    assert plots.target_density(lambda x, t, tau: x) is None
+
+
+def test_a_histogram_has_the_samples_and_the_density() -> None:
+    figure = plots.histograms({"few": torch.randn(500, 1)}, lambda x: torch.exp(-(x**2) / 2) / 2.5)
+    (axes,) = figure.axes
+    area = sum(patch.get_width() * patch.get_height() for patch in axes.patches)
+    assert area == pytest.approx(1)
+    assert len(axes.lines) == 1
+    assert not plots.histograms({"one": torch.zeros(1, 1)}).axes[0].lines
+
+
+def test_histograms_stand_side_by_side_to_one_scale() -> None:
+    wide, narrow = torch.linspace(-4, 4, 200), torch.linspace(-0.1, 0.1, 200)
+    one, two = plots.histograms({"wide": wide, "narrow": narrow}).axes
+    assert (one.get_title(), two.get_title()) == ("wide", "narrow")
+    assert one.get_xlim() == two.get_xlim() and one.get_ylim() == two.get_ylim()
+    with pytest.raises(ValueError, match="at least one"):
+        plots.histograms({})
+
+
+def test_tau_is_drawn_against_t(discrete: NoiseScheduleVP) -> None:
+    plan = make_plan("ddim", discrete, 4)
+    tuned = plan.with_tau(plan.t[:-1] * torch.tensor([1, 0.9, 1.1, 1]))
+    times, ratios = plots.plot_tau({"untuned": plan, "tuned": tuned}).axes
+    assert [label.get_text() for label in times.get_legend().get_texts()][1:] == ["untuned", "tuned"]
+    assert np.allclose(times.lines[2].get_ydata(), tuned.tau)
+    assert np.allclose(ratios.lines[2].get_ydata(), [1, 0.9, 1.1, 1])
+    assert rendered(plots.plot_tau(plan)).std() > 1
+    with pytest.raises(ValueError, match="at least one plan"):
+        plots.plot_tau({})
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+def test_figures_are_saved_in_the_format_of_their_name(
+    tmp_path: Path, discrete: NoiseScheduleVP, name: str, start: bytes
+) -> None:
+    plots.save(plots.plot_tau(make_plan("ddim", discrete, 4)), tmp_path / "new" / name)
+    assert (tmp_path / "new" / name).read_bytes().startswith(start)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        plots.save(plots.sample_sheet(pictures(2)), tmp_path / "file" / "a.png")
