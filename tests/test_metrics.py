@@ -43,7 +43,7 @@ def test_commuting_covariances_have_a_closed_form() -> None:
     mean_a, mean_b = normal(1, 6), normal(2, 6)
     expected = (mean_a - mean_b).square().sum() + (a.sqrt() - b.sqrt()).square().sum()
     got = frechet_distance(mean_a, basis * a @ basis.T, mean_b, basis * b @ basis.T)
-    assert got == pytest.approx(float(expected), rel=1e-7)
+    assert got == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_agrees_with_the_matrix_square_root() -> None:
@@ -189,7 +189,8 @@ def test_noisy_classifier_knows_less_the_more_noise(scanned: tuple[Tensor, Tenso
     assert said == sorted(said, reverse=True)
     assert said[0] > -1.2
     assert said[-1] == pytest.approx(-math.log(10), abs=0.05)  # nothing is left to see: one in ten
-    assert model.log_prob(diffuse(images, 400), 100, labels).mean() < said[1]  # told the wrong level, it does worse
+    for wrong in (200, 600):
+        assert model.log_prob(diffuse(images, 400), wrong, labels).mean() < said[1]  # told the truth, it does best
 
 
 def test_noisy_classifier_takes_a_level_for_all_or_for_each(scanned: tuple[Tensor, Tensor]) -> None:
