@@ -1,0 +1,150 @@
+"""The examples print what is true, and the code and the references of the documentation hold."""
+
+import ast
+import re
+import runpy
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from time_tuner import Plan
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        return runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+    return run
+
+
+# --- the tutorial ---
+
+
+def moments(kind: str, calls: int, eta: float = 0.0) -> tuple[float, float]:
+    """Mean and standard deviation of the tutorial's run on N(5, 2^2), one affine step after the other."""
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[np.linspace(0, 999, calls, dtype=int)]
+    mean, variance = 0.0, 1.0
+    for i in reversed(range(calls)):
+        here, before = alpha_bar[i], alpha_bar[i - 1] if i else 1.0
+        beta = 1 - here / before
+        # The score is (5 sqrt(alpha_bar) - x) / (3 alpha_bar + 1): a slope in x and a constant.
+        slope, constant = -1 / (3 * here + 1), 5 * np.sqrt(here) / (3 * here + 1)
+        if kind == "DDPM":
+            a, b, added = (1 + beta * slope) / np.sqrt(1 - beta), beta * constant / np.sqrt(1 - beta), beta
+        else:
+            added = eta**2 * (1 - before) / (1 - here) * beta
+            x0 = np.array([1 + (1 - here) * slope, (1 - here) * constant]) / np.sqrt(here)
+            eps = -np.sqrt(1 - here) * np.array([slope, constant])
+            a, b = np.sqrt(before) * x0 + np.sqrt(1 - before - added) * eps
+        mean, variance = a * mean + b, a**2 * variance + (added if i else 0.0)
+    return float(mean), float(np.sqrt(variance))
+
+
+def test_the_tutorial_prints_what_is_true(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    example("tutorial.py", "--samples", "4000")
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(D.{26})\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", printed, re.M)
+    expected = {("DDPM", calls): moments("DDPM", calls) for calls in (1000, 100, 10)}
+    expected |= {(f"DDIM, eta = {eta}", 10): moments("DDIM", 10, eta) for eta in (0, 0.25, 0.5, 0.75, 1)}
+    expected["DDPM, smaller variance", 10] = moments("DDIM", 10, 1.0)  # the same run
+    found = {(name.strip(), int(calls)): tuple(map(float, figures)) for name, calls, *figures in rows}
+    assert len(found) == 11 and expected.keys() < found.keys()
+    for name, (sampled_mean, sampled_std, mean, std) in found.items():
+        if name in expected:
+            assert (mean, std) == pytest.approx(expected[name], abs=6e-6)
+        assert abs(sampled_mean - mean) < 4 * std / 4000**0.5 + 5e-4
+        assert abs(sampled_std - std) < 4 * std / 8000**0.5 + 5e-4
+    judged, untuned = found["DDIM, tuned and judged", 10], found["DDIM, eta = 0", 10]
+    assert abs(judged[3] - 2) < abs(untuned[3] - 2) < abs(found["DDIM, tuned as published", 10][3] - 2)
+    assert not [gap for gap in re.findall(r"to (\d+e[+-]\d+)", printed) if float(gap) > 1e-12]
+    assert len(re.findall(r"to \d+e-\d+", printed)) == 3
+
+
+def test_the_tutorial_draws_when_asked_to(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example("tutorial.py", "--samples", "500")
+    assert not list(tmp_path.iterdir())
+    example("tutorial.py", "--samples", "500", "--picture", "drawn.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn.png"]
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- the others ---
+
+
+def test_steps_of_ones_own_are_tuned(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    example("step_functions.py")
+    printed = capsys.readouterr().out
+    rows = dict(re.findall(r"^(ddim_step_fn|euler|dpm_solver_2)\s+([\d. ]+)$", printed, re.M))
+    assert rows["euler"] == rows["ddim_step_fn"] != rows["dpm_solver_2"]
+    for row in rows.values():
+        before, after, *ratios = map(float, row.split())
+        assert after < before and len(ratios) == 4 and ratios[-1] == 1
+
+
+def test_a_model_of_ones_own_goes_all_the_way(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    names = example("own_model.py", str(path))
+    printed = capsys.readouterr().out
+    plan = Plan.load(path)
+    assert plan.tuned and plan.provenance["after"] < plan.provenance["before"]
+    assert f"{path} holds the same plan in {path.stat().st_size} bytes: True" in printed
+    off = [float(number) for number in re.findall(r"samples are ([\d.]+) off the spiral", printed)]
+    assert len(off) == 2 and off[1] < off[0] < 0.05
+    # The network is what it says: where there is next to no noise, the data it sees is the point itself.
+    points = names["spiral"][::50]
+    torch.testing.assert_close(names["network"](points, torch.zeros(len(points))), points, rtol=0, atol=0.02)
+
+
+# --- documentation ---
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
+)
+@pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
+def test_the_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+        exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": "page"})
+
+
+@cache
+def named_in(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_feature_names_tests_that_exist() -> None:
+    lines = (ROOT / "docs" / "features.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.endswith("| test |")]
+    assert len(rows) > 40
+    for row in rows:
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        assert named, f"no test is named in {row!r}"
+        for path, test in named:
+            assert test.startswith("test_") and test in named_in(ROOT / path), f"{path}::{test} does not exist"
+
+
+def test_every_program_and_every_defect_is_a_feature() -> None:
+    page = (ROOT / "docs" / "features.md").read_text()
+    for name in ("test_tuner_programs.py", "test_tuner_defects.py"):
+        for test in named_in(ROOT / "tests" / name):
+            assert not test.startswith("test_") or test in page or "cuda" in test, f"{test} is in no row"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_the_documentation_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{target} does not exist"
