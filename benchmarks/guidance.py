@@ -27,7 +27,6 @@ from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
 
 REFERENCE_CALLS = 500
-TUNING = 128
 
 
 def guided(kind: str) -> Callable[[Tensor], Eps]:
@@ -50,14 +49,14 @@ def guided(kind: str) -> Callable[[Tensor], Eps]:
     return lambda labels: wrapped.bind(labels)
 
 
-def main(samples: int, calls: int, spacing: str, out: Path | None) -> None:
+def main(samples: int, tuning: int, calls: int, spacing: str, out: Path | None) -> None:
     table = Table(title=f"Digits, DDIM, {calls} calls, {spacing} grid, {samples} samples")
     for column in ("guidance", "plan", "distance to 500 calls", "Frechet distance", "rows put back"):
         table.add_column(column, justify="right")
     rows = []
     for kind in ("classifier-free", "classifier"):
         bind = guided(kind)
-        measured, tuned_on = bind(torch.arange(samples) % 10), bind(torch.arange(TUNING) % 10)
+        measured, tuned_on = bind(torch.arange(samples) % 10), bind(torch.arange(tuning) % 10)
         schedule = linear_schedule()
         untuned = make_plan("ddim", schedule, calls=calls, spacing=spacing)
         x = seeded_noise(10_000)(torch.empty(samples, 1, 28, 28))
@@ -66,7 +65,7 @@ def main(samples: int, calls: int, spacing: str, out: Path | None) -> None:
         for method in ("sequential", "parallel"):
             for name, guard in (("bare", False), ("guarded", True)):
                 plans[f"{method}, {name}"] = tune(
-                    tuned_on, untuned, method, guard=guard, samples=TUNING, shape=(1, 28, 28), verbose=True
+                    tuned_on, untuned, method, guard=guard, samples=tuning, shape=(1, 28, 28), verbose=True
                 )
         states = {name: sample(measured, plan, x) for name, plan in plans.items()}
         for name, images in (states | {f"{REFERENCE_CALLS} calls": end}).items():
@@ -84,7 +83,8 @@ def main(samples: int, calls: int, spacing: str, out: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--tuning", type=int, default=128, help="samples to tune on")
     parser.add_argument("--calls", type=int, default=10)
-    parser.add_argument("--spacing", default="quadratic")
+    parser.add_argument("--spacing", default="leading")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

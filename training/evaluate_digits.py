@@ -4,7 +4,8 @@
 
 Recognised share: of 2000 samples (balanced labels, DDIM, 50 calls, no guidance), those that the bundled classifier,
 which was trained on MNIST apart, gives the label they were asked for. Frechet distance: of 5000 samples (balanced
-labels, DDIM, 250 calls) to the MNIST test set in that classifier's features; beside it, that of 5000 training images.
+labels, DDIM, 250 calls) to the MNIST test set in that classifier's features; beside it, that of 5000 training images
+drawn the same way (500 of each label), and of the first 5000.
 """
 
 import argparse
@@ -37,13 +38,15 @@ def draw(n: int, calls: int, first_seed: int, bfloat16: bool) -> tuple[torch.Ten
 
 def main(data: Path, out: Path, bfloat16: bool, quick: int) -> None:
     with np.load(data) as arrays:
-        real = torch.from_numpy(arrays["train_images"][:5000])[:, None].float() / 127.5 - 1
+        balanced = np.concatenate([np.flatnonzero(arrays["train_labels"] == digit)[:500] for digit in range(10)])
+        real = torch.from_numpy(arrays["train_images"])[:, None]
     recognised = digit_accuracy(*draw(2000 // quick, 50, 0, bfloat16))
     images, _ = draw(5000 // quick, 250, 100_000, bfloat16)
     figures = {
         "recognised, DDIM 50 calls, 2000 samples": recognised,
         "Frechet distance, DDIM 250 calls, 5000 samples": digit_frechet(images),
-        "Frechet distance, 5000 training images": digit_frechet(real),
+        "Frechet distance, 5000 training images, balanced labels": digit_frechet(real[balanced].float() / 127.5 - 1),
+        "Frechet distance, the first 5000 training images": digit_frechet(real[:5000].float() / 127.5 - 1),
         "network in bfloat16 autocast": bfloat16,
     }
     print(json.dumps(figures, indent=2))

@@ -197,12 +197,14 @@ class Plan:
     def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":
         """Read a plan file; of a file that holds a list of plans, the one with this number of calls.
 
+        A name such as "digits/ddim-10", where no such file exists, is a plan that comes with a bundled model.
+
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not a valid plan file, or holds no plan with this number of calls; names the file.
         """
         try:
-            values = read_json(Path(path))
+            values = read_json(_found(path))
         except ValueError as error:
             raise ValueError(f"{path} is not a plan file: {error}") from None
         try:
@@ -217,6 +219,15 @@ class Plan:
         if calls not in found:
             raise ValueError(f"{path} has plans for calls = {sorted(found)}, got calls={calls}: name one of them")
         return found[calls]
+
+
+def _found(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or the plan of that name that comes with a bundled model."""
+    folder = Path(__file__).parent / "assets" / "plans"
+    bundled = folder / f"{os.fspath(path)}.json"
+    return (
+        bundled if not Path(path).exists() and bundled.is_file() and folder in bundled.resolve().parents else Path(path)
+    )
 
 
 def make_plan(

@@ -146,6 +146,10 @@ def adam(
                 before = draws.model(state[1], t, t)
             with torch.enable_grad():
                 value: Tensor = loss(run, k, state, ratio * t, draws, before)
+                if not value.requires_grad:
+                    raise ValueError(
+                        "optimizer='adam' needs a network with a gradient in the time it is told: it has none"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
             if not torch.isfinite(value):
