@@ -366,3 +366,17 @@ def test_a_loaded_plan_runs_as_the_saved_one(tuned: Plan, tmp_path: Path) -> Non
     eps, x = exact.Mixture([-1.0, 1.0], 0.3).eps(tuned.schedule), seeded(8, 1)
     loaded = Plan.load(tmp_path / "plan.json")
     assert torch.equal(sample(eps, loaded, x, seeded_noise()), sample(eps, tuned, x, seeded_noise()))
+
+
+@pytest.mark.parametrize("calls", [5, 10])
+def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
+    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Plan.load(f"digits/ddim-{calls}")
+    assert len(plan) == calls and plan.tuned
+    assert plan.provenance["after"] <= plan.provenance["before"]
+    with pytest.raises(OSError, match="nothing"):
+        Plan.load("digits/nothing")
+    with pytest.raises(OSError, match=r"\.\./digits"):
+        Plan.load("../digits/config")  # names do not leave the folder of plans
