@@ -21,6 +21,7 @@ CHANNELS, SIZE = 4, 7
 CONDITION = 64  # numbers in the embedding of a label
 
 _WIDTH = 64
+_BLOCKS = 4
 _TOLD = 128  # numbers that say the time and the condition to a block
 _FREQUENCIES = 32
 
@@ -62,14 +63,14 @@ class LatentNetwork(nn.Module):
     """The noise in latents x (B, 4, 7, 7) at the level n (B,), which may fall between two levels, given a condition
     (B, 64)."""
 
-    def __init__(self, blocks: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.time = nn.Linear(2 * _FREQUENCIES, _TOLD)
         self.condition = nn.Linear(CONDITION, _TOLD)
         self.told = nn.Sequential(nn.SiLU(), nn.Linear(_TOLD, _TOLD), nn.SiLU())
         self.inlet = nn.Conv2d(CHANNELS, _WIDTH, 3, padding=1)
-        self.blocks = nn.ModuleList(_Block(_WIDTH, _TOLD) for _ in range(blocks))
-        self.across = nn.ModuleList(_Across(_WIDTH) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(_WIDTH, _TOLD) for _ in range(_BLOCKS))
+        self.across = nn.ModuleList(_Across(_WIDTH) for _ in range(_BLOCKS))
         self.outlet = nn.Sequential(_normed(_WIDTH), nn.Conv2d(_WIDTH, CHANNELS, 3, padding=1))
         self.share = nn.Linear(_TOLD, CHANNELS)  # of x that is noise, almost all of it where there is much
 
