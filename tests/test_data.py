@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from time_tuner.data import check_writable, load_data, replacing, save_samples
+from time_tuner.data import check_writable, load_data, save_samples
+from time_tuner.files import replacing
 
 GRAY = (1, 4, 6)
 

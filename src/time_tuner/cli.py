@@ -1,6 +1,5 @@
 """The command `time-tuner`: demo, tune, sample, show, compare."""
 
-import logging
 import os
 import sys
 import time
@@ -102,7 +101,6 @@ def demo(
     from .demo import run
 
     _check_seed(seed)
-    _quiet()
     run(out, seed)
 
 
@@ -286,7 +284,6 @@ def compare_command(
 
 
 def _load(name: str, label: Any, guidance_scale: float) -> Model:
-    _quiet()
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
     with report.waiting(f"loading {name}"):
@@ -319,11 +316,6 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < STEP_NOISE:
         raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")
-
-
-def _quiet() -> None:
-    """diffusers recommends another package whenever it loads a model; that is no error."""
-    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
 
 
 def _complain(line: str) -> None:

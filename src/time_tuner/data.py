@@ -1,16 +1,17 @@
-"""Files in and out: data to tune on, arrays of samples, and files that appear whole or not at all."""
+"""Data to tune on, from folders of images and from arrays, and samples as arrays."""
 
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,23 +53,6 @@ def save_samples(samples: Tensor, path: Path) -> None:
     """Write samples as the array `samples` of an npz file; the file appears whole or not at all."""
     with replacing(path) as file:
         np.savez(file, samples=samples.numpy(force=True))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write under a temporary name beside `path`, which it replaces when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def check_writable(path: Path) -> None:

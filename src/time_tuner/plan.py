@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .json_file import read_json, same_numbers, write_json
+from .files import read_json, same_numbers, write_json
 from .rows import Row, compile_rows
 from .samplers import Sampler, sampler_from_dict, sampler_to_dict
 from .sampling import trajectory

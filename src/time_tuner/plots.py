@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import is_picture, replacing
+from .data import is_picture
 from .exact import ExactEps, Gaussian
+from .files import replacing
 from .plan import Plan
 
 if TYPE_CHECKING:

@@ -40,7 +40,6 @@ class Judge:
         self, eps: Eps, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
     ) -> None:
         self.eps, self.x, self.seed, self.end = eps, x, seed, end
-        self.calls_spent = calls
         self.reference = sample(eps, reference_plan(schedule, end, calls), x)
 
     def __call__(self, plan: Plan) -> float:
@@ -51,7 +50,6 @@ class Judge:
         """
         if float(plan.t[-1]) != self.end:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        self.calls_spent += len(plan)
         return self.distance(sample(self.eps, plan, self.x, seeded_noise(self.seed)), plan.stochastic)
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:

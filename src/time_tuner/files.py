@@ -1,12 +1,13 @@
-"""JSON files that are written whole or not at all, and can be read by people."""
+"""Files that are written whole or not at all, and the JSON in them, which people can read."""
 
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def read_json(path: Path) -> Any:
@@ -22,19 +23,22 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write one entry a line, so that files can be read and compared."""
     lines = (f"  {json.dumps(key)}: {_entry(value)}" for key, value in values.items())
-    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its place, then rename it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write under a temporary name beside `path`, which it replaces when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private, a plan need not be
+        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
