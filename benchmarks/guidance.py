@@ -24,9 +24,11 @@ from time_tuner.bundled import NULL_LABEL, digits_network
 from time_tuner.classifier import load_noisy_classifier
 from time_tuner.metrics import digit_frechet, distance
 from time_tuner.sampling import Eps
-from time_tuner.tuners import reference_plan
+from time_tuner.tuners import Calibration, Judge, reference_plan
+from time_tuner.tuners.guard import guarded
 
 REFERENCE_CALLS = 500
+SHAPE = (1, 28, 28)
 
 
 def guided(kind: str) -> Callable[[Tensor], Eps]:
@@ -59,14 +61,14 @@ def main(samples: int, tuning: int, calls: int, spacing: str, out: Path | None) 
         measured, tuned_on = bind(torch.arange(samples) % 10), bind(torch.arange(tuning) % 10)
         schedule = linear_schedule()
         untuned = make_plan("ddim", schedule, calls=calls, spacing=spacing)
-        x = seeded_noise(10_000)(torch.empty(samples, 1, 28, 28))
+        x = seeded_noise(10_000)(torch.empty(samples, *SHAPE))
         end = sample(measured, reference_plan(schedule, float(untuned.t[-1]), REFERENCE_CALLS), x)
         plans = {"untuned": untuned}
+        noise = Calibration(tuned_on, schedule, samples=tuning, shape=SHAPE).held_out()
+        judge = Judge(tuned_on, schedule, float(untuned.t[-1]), noise)
         for method in ("sequential", "parallel"):
-            for name, guard in (("bare", False), ("guarded", True)):
-                plans[f"{method}, {name}"] = tune(
-                    tuned_on, untuned, method, guard=guard, samples=tuning, shape=(1, 28, 28), verbose=True
-                )
+            bare = tune(tuned_on, untuned, method, guard=False, samples=tuning, shape=SHAPE, verbose=True)
+            plans |= {f"{method}, bare": bare, f"{method}, guarded": guarded(bare, untuned, judge)}
         states = {name: sample(measured, plan, x) for name, plan in plans.items()}
         for name, images in (states | {f"{REFERENCE_CALLS} calls": end}).items():
             row = {"guidance": kind, "plan": name, "distance": float(distance(images, end).mean())}
