@@ -3,7 +3,8 @@
     x = run(json.load(open("plan.json")), eps, x_T)
 
 `eps(x, t, tau)` is the noise that your network predicts in x at the solver's time t when it is told tau; a network
-with N discrete levels takes tau N - 1. `x_T` is standard normal noise. As a program it runs a plan on the Gaussian
+with N discrete levels takes tau N - 1. `x_T` is standard normal noise times sqrt(alpha^2 + sigma^2) of the first point.
+A plan of which some rows have the unit "x0" also needs `x0(x, t, tau)`, the data that it predicts. As a program it runs a plan on the Gaussian
 N(5, 2^2), whose noise prediction is known: python examples/run_plan.py plan.json
 """
 
@@ -13,7 +14,7 @@ import sys
 import numpy as np
 
 
-def run(plan, eps, x, noise=np.random.standard_normal):
+def run(plan, eps, x, noise=np.random.standard_normal, x0=None):
     """The state at the end of the plan; each row says which weighted sum of past tensors comes next."""
     calls = []  # of each call so far: the state it saw, what the network said, the corrected state, the draw
 
@@ -21,7 +22,8 @@ def run(plan, eps, x, noise=np.random.standard_normal):
         return sum(weight * calls[-1 - ago][what] for what, ago, weight in terms)
 
     for t, tau, row in zip(plan["t"], plan["tau"], plan["rows"], strict=False):  # t has the end, too
-        calls.append({"x": x, "eps": eps(x, t, tau)})
+        unit = row.get("unit", "eps")
+        calls.append({"x": x, unit: (x0 if unit == "x0" else eps)(x, t, tau)})
         if "corrected" in row:
             calls[-1]["c"] = combine(row["corrected"])
         if any(what == "z" for what, _, _ in row["following"]):

@@ -240,7 +240,7 @@ def edited(**entries: Any):
         (edited(schedule={"name": {}}), r"schedule name must be one of .* got \{\}"),
         (lambda v: v | {"t": [10**400, *v["t"][1:]]}, "t of a plan must be a list of numbers"),
         (edited(sampler="ddim"), "sampler of a plan must be a JSON object, got str"),
-        (edited(schedule={"name": "ve"}), "schedule name must be one of"),
+        (edited(schedule={"name": "vx"}), "schedule name must be one of"),
         (lambda v: v | {"rows": v["rows"][::-1]}, "rows of the plan do not follow .* the file was edited"),
         (edited(rows=[]), "rows of the plan do not follow"),
         (edited(provenance=[]), "provenance of a plan must be a JSON object, got list"),

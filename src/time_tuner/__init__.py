@@ -6,16 +6,29 @@ from .models import model_wrapper
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise, trajectory
-from .schedules import NoiseScheduleVP, respaced_betas
+from .schedules import (
+    SCHEDULES,
+    NoiseScheduleFlow,
+    NoiseScheduleVE,
+    NoiseScheduleVP,
+    named_betas,
+    rescale_zero_terminal_snr,
+    resolution_shift,
+    respaced_betas,
+    schedule_from,
+)
 from .spacings import SPACINGS
 from .tuner import TimeTuner
 from .tuners import TUNERS, tune
 
 __all__ = [
     "SAMPLERS",
+    "SCHEDULES",
     "SPACINGS",
     "TUNERS",
     "Model",
+    "NoiseScheduleFlow",
+    "NoiseScheduleVE",
     "NoiseScheduleVP",
     "Plan",
     "TimeTuner",
@@ -23,8 +36,12 @@ __all__ = [
     "load_model",
     "make_plan",
     "model_wrapper",
+    "named_betas",
+    "rescale_zero_terminal_snr",
+    "resolution_shift",
     "respaced_betas",
     "sample",
+    "schedule_from",
     "seeded_noise",
     "trajectory",
     "tune",

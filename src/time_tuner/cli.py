@@ -216,7 +216,7 @@ def _draw(loaded: Model, name: str, plan: Plan, count: int, labels: Any, guidanc
             if first and isinstance(labels, list):  # a batch has its labels built in
                 meter.eps = _load(name, _dealt(labels, first, size), guidance_scale).eps
             seeds = range(seed + first, seed + first + size)
-            x = seeded_noise(seeds)(torch.empty(size, *loaded.shape))
+            x = plan.start(seeded_noise(seeds)(torch.empty(size, *loaded.shape)))
             drawn.append(sample(meter, plan, x, seeded_noise([STEP_NOISE + s for s in seeds])))
     return torch.cat(drawn)
 

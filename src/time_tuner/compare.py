@@ -56,7 +56,7 @@ def draw(model: Model, runs: Sequence[str], spacing: str, count: int, seed: int)
         meter = report.Meter(model.eps)
         began = time.perf_counter()
         with meter.bar(text, len(plan)):
-            samples = sample(meter, plan, x, seeded_noise(2**31 + seed))
+            samples = sample(meter, plan, plan.start(x), seeded_noise(2**31 + seed))
         drawn.append(Run(text.rpartition("/")[2], plan, samples, time.perf_counter() - began))
     return drawn
 
@@ -73,7 +73,8 @@ def table(model: Model, runs: Sequence[Run], count: int, seed: int) -> Table:
             meter = report.Meter(model.eps)
             with meter.bar("many-call run to measure by", REFERENCE_CALLS):
                 x = seeded_noise(seed)(torch.empty(count, *model.shape))
-                ends[end] = sample(meter, reference_plan(model.schedule, end, REFERENCE_CALLS), x)
+                reference = reference_plan(model.schedule, end, REFERENCE_CALLS)
+                ends[end] = sample(meter, reference, reference.start(x))
         apart = "-" if run.plan.stochastic else f"{float(distance(run.samples, ends[end]).mean()):.4f}"
         values = (f"{float(run.samples.mean()):.4f}", f"{float(run.samples.std()):.4f}", apart, f"{run.seconds:.2f}")
         made.add_row(run.name, str(len(run.plan)), *values)

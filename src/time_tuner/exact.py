@@ -27,6 +27,11 @@ class ExactEps:
         p = self.schedule.at(t if tau is None else tau)
         return self.model.noise(x, p.alpha, p.sigma)
 
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The data in x (B, ...) as a network that predicts the data and is told `tau` sees it; at alpha = 0 too."""
+        p = self.schedule.at(t if tau is None else tau)
+        return self.model.data(x, p.alpha, p.sigma)
+
 
 class Gaussian:
     """Data x_0 ~ N(mean, std^2) in every coordinate; `mean` and `std` are numbers or tensors of a sample's shape.
@@ -46,11 +51,17 @@ class Gaussian:
         return ExactEps(self, schedule, tuple(self.mean.shape) or (1,))
 
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[eps | x] in a state with this alpha and sigma."""
         mean, variance = self.mean.to(x), self.std.to(x) ** 2
         return sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
 
+    def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x] in a state with this alpha and sigma."""
+        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        return (alpha * variance * x + sigma**2 * mean) / (alpha**2 * variance + sigma**2)
+
     def moments(self, plan: "Plan") -> tuple[Tensor, Tensor]:
-        """Exact mean and standard deviation of the plan's end, from standard normal noise; each of a sample's shape.
+        """Exact mean and standard deviation of the plan's end, from `plan.start` of noise; each of a sample's shape.
 
         Every call is affine in the noise, so that the loop itself carries both: a state is held by its weights on
         1, x_T and each of the draws.
@@ -58,14 +69,10 @@ class Gaussian:
         calls = len(plan)
         unit = torch.eye(calls + 2, dtype=torch.float64)
         draws = iter(unit[2:])
-        mean, std = self.mean.reshape(-1, 1), self.std.reshape(-1, 1)
-
-        def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-            p = plan.schedule.at(tau)
-            said: Tensor = p.sigma * (x - p.alpha * mean * unit[0]) / (p.alpha**2 * std**2 + p.sigma**2)
-            return said
-
-        end = unit[1].expand(len(mean), -1)
+        # A mean on the first axis alone: the model of every coordinate, in weights.
+        weights = Gaussian(self.mean.reshape(-1, 1) * unit[0], self.std.reshape(-1, 1).expand(-1, calls + 2))
+        end = plan.start(unit[1].expand(self.mean.numel(), -1))
+        eps = weights.eps(plan.schedule)
         for end in trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)):  # noqa: B007, B020 - the last
             pass
         return end[:, 0].reshape(self.mean.shape), end[:, 1:].norm(dim=1).reshape(self.mean.shape)
@@ -105,11 +112,22 @@ class Mixture:
         return ExactEps(self, schedule, tuple(self.means.shape[1:]))
 
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[eps | x] in a state with this alpha and sigma."""
+        flat, m, v = self._mean(x, alpha, sigma)
+        return (sigma * (flat - alpha * m) / v).view_as(x)
+
+    def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x] in a state with this alpha and sigma."""
+        flat, m, v = self._mean(x, alpha, sigma)
+        return ((alpha * self.std**2 * flat + sigma**2 * m) / v).view_as(x)
+
+    def _mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, flat; the mean m of the points that it may come from; v."""
         means, squares, log_weights = self._as(x)
         v = alpha**2 * self.std**2 + sigma**2
         flat = x.flatten(1)
         w = torch.softmax(log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares, dim=1)
-        return (sigma * (flat - alpha * (w @ means)) / v).view_as(x)
+        return flat, w @ means, v
 
     def _as(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key = (x.dtype, x.device)

@@ -6,25 +6,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schedules import NoiseSchedule, Point, as_times
+from .schedules import NoiseSchedule, NoiseScheduleVE, Point, as_times
 
-MODEL_TYPES = ("noise", "x_start", "v", "score")
+MODEL_TYPES = ("noise", "x_start", "v", "score", "flow", "edm", "edm_v")
 GUIDANCE_TYPES = ("uncond", "classifier", "classifier-free")
-LABELS = ("float", "round")
+LABELS = ("float", "round", "bfloat16", "float16")
 
 
-def to_noise(model_type: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
+def to_noise(model_type: str, output: Tensor, x: Tensor, p: Point, sigma_data: float = 0.5) -> Tensor:
     """A network's output as noise. The conversion is at the solver's point p, whatever time the network was told.
 
-    "noise" eps; "x_start" (x - alpha x0) / sigma; "v" alpha v + sigma x; "score" -sigma s.
+    "noise" eps; "x_start" (x - alpha x0) / sigma; "v" (alpha v + sigma x) / (alpha^2 + sigma^2); "score" -sigma s;
+    "flow" (x + alpha v) / (alpha + sigma); "edm" sigma x / (sigma_d^2 + sigma^2) - sigma_d F / sqrt(sigma_d^2 +
+    sigma^2), and "edm_v" the same of -F.
     """
     if model_type == "noise":
         return output
     if model_type == "x_start":
         return (x - p.alpha * output) / p.sigma
     if model_type == "v":
-        return p.alpha * output + p.sigma * x
-    return -p.sigma * output
+        return (p.alpha * output + p.sigma * x) / p.scale**2
+    if model_type == "score":
+        return -p.sigma * output
+    if model_type == "flow":
+        return (x + p.alpha * output) / (p.alpha + p.sigma)
+    deviation = torch.sqrt(sigma_data**2 + p.sigma**2)
+    return p.sigma / deviation**2 * x - (_sign(model_type) * sigma_data / deviation) * output
+
+
+def to_data(model_type: str, output: Tensor, x: Tensor, p: Point, sigma_data: float = 0.5) -> Tensor:
+    """A network's output as the data x0, without a detour by the noise; otherwise as `to_noise`.
+
+    "x_start" x0; "v" (alpha x - sigma v) / (alpha^2 + sigma^2); "flow" (x - sigma v) / (alpha + sigma); "edm"
+    (sigma_d^2 x + sigma sigma_d sqrt(sigma_d^2 + sigma^2) F) / (sigma_d^2 + sigma^2), and "edm_v" the same of -F; all
+    of these at alpha = 0 too. "noise" (x - sigma eps) / alpha and "score" (x + sigma^2 s) / alpha.
+    """
+    if model_type == "x_start":
+        return output
+    if model_type == "v":
+        return (p.alpha * x - p.sigma * output) / p.scale**2
+    if model_type == "flow":
+        return (x - p.sigma * output) / (p.alpha + p.sigma)
+    if model_type in ("edm", "edm_v"):
+        deviation = torch.sqrt(sigma_data**2 + p.sigma**2)
+        skip, out = sigma_data**2 / deviation**2, _sign(model_type) * p.sigma * sigma_data / deviation
+        return skip * x + out * output
+    return (x - p.sigma * to_noise(model_type, output, x, p)) / p.alpha
+
+
+def _sign(model_type: str) -> int:
+    return -1 if model_type == "edm_v" else 1
 
 
 class model_wrapper:  # noqa: N801 - the published name, called like a function
@@ -32,13 +63,18 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
 
     The result is called `model_fn(x, t, tau=None, condition=None, uncond_condition=None)`: the noise in x (B, ...) at
     the solver's time t, the network being told tau (t when None). `model_fn.bind(condition, uncond_condition)` gives
-    the `eps(x, t, tau)` that samplers and tuners take.
+    the `eps(x, t, tau)` that samplers and tuners take. That also has `.x0(x, t, tau)`, the data: it is what is asked
+    for where sigma exceeds 200 alpha, so that a prediction of the data, of v or of a flow loses nothing there, and
+    runs may start at alpha = 0. A network that predicts noise or score says nothing of the data there, and is refused.
 
     Args:
-        model: called `model(x, t_input, [cond], **model_kwargs)` with t_input (B,) in float32: for a discrete schedule
-            the level n = t N - 1, which falls between two levels when t does; for a continuous one t itself.
+        model: called `model(x, t_input, [cond], **model_kwargs)` with t_input (B,) in float32: `noise_schedule.label`
+            of the time, for a discrete schedule the level n = t N - 1, which falls between two levels when t does.
         noise_schedule: the schedule that the network was trained with.
-        model_type: what the network predicts: "noise", "x_start" (the data), "v" (alpha eps - sigma x0), or "score".
+        model_type: what the network predicts: "noise", "x_start" (the data), "v" (alpha eps - sigma x0), "score",
+            "flow" (the velocity eps - x0), or, on a `NoiseScheduleVE`, "edm": the network F of D(x) = c_skip x +
+            c_out F(c_in x, c_noise) (Karras et al., 2022, table 1); "edm_v" is the same with -c_out, as Stable Video
+            Diffusion has it. Of these, c_noise is told of tau; c_in, c_skip and c_out are those of the solver's t.
         guidance_type: "uncond": the network is called without a condition. "classifier": eps - w sigma grad_x
             log p(c | x, tau) (Dhariwal & Nichol, 2021, https://arxiv.org/abs/2105.05233). "classifier-free":
             eps_u + w (eps_c - eps_u), in one call of a doubled batch (Ho & Salimans, 2022,
@@ -47,7 +83,9 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         classifier_fn: called `classifier_fn(x, t_input, cond, **classifier_kwargs)`, gives log p(c | x), (B,).
         cond_process_fn: embeds a raw condition, once for each `bind`.
         labels: "float", or "round" for networks that take only integer levels: tuned times are then rounded to the
-            nearest level, and what lies between two levels is lost.
+            nearest level, and what lies between two levels is lost. "bfloat16" or "float16" where a pipeline casts the
+            time to that dtype: then this is what the network hears here, too (bfloat16 knows only every fourth of the
+            levels from 512 to 1024), and `plan.with_tau(eps.heard(plan.tau))` is a plan that holds it.
 
     Raises:
         ValueError: names the argument, what was got and the way out.
@@ -77,6 +115,10 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
             raise ValueError(
                 "guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)"
             )
+        if model_type in ("edm", "edm_v") and not isinstance(noise_schedule, NoiseScheduleVE):
+            raise ValueError(
+                f"model_type={model_type!r} is EDM's preconditioning, on a NoiseScheduleVE, got {noise_schedule!r}"
+            )
         self.model = model
         self.schedule = noise_schedule
         self.model_type = model_type
@@ -93,6 +135,10 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
     ) -> Tensor:
         return self.bind(condition, uncond_condition)(x, t, tau)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None) -> Tensor:
+        """The data in x; arguments as for a call."""
+        return self.bind(condition, uncond_condition).x0(x, t, tau)
 
     def bind(self, condition: Any = None, uncond_condition: Any = None) -> "BoundModel":
         """`eps(x, t, tau=None)` under these conditions, each (B, ...) or (1, ...) for one that all samples share."""
@@ -119,12 +165,22 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
         """What the network is told for tau: (B,), float32, or int64 with labels="round"."""
-        n = as_times(tau)
-        if getattr(self.schedule, "schedule", "discrete") == "discrete":
-            n = n * self.schedule.total_N - 1
+        n = self._rounded(self.schedule.label(tau))
         if self.labels == "round":
-            return torch.round(n.detach()).long().expand(len(x)).to(x.device)
+            return n.long().expand(len(x)).to(x.device)
         return n.to(device=x.device, dtype=torch.float32).expand(len(x))
+
+    def _rounded(self, n: Tensor) -> Tensor:
+        if self.labels == "round":
+            return torch.round(n.detach())
+        return n if self.labels == "float" else n.to(getattr(torch, self.labels)).to(n.dtype)
+
+    def heard(self, tau: Any) -> Tensor:
+        """The times that the network really hears when it is told `tau`, of the same shape: its labels, rounded."""
+        tau = as_times(tau).detach()
+        return (
+            tau if self.labels == "float" else as_times(self.schedule.time_of(self._rounded(self.schedule.label(tau))))
+        )
 
 
 class BoundModel:
@@ -137,6 +193,31 @@ class BoundModel:
         self.uncond_condition = uncond_condition
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x (B, ...)."""
+        return self._predict(x, t, tau, to_noise)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The data in x (B, ...).
+
+        Raises:
+            ValueError: alpha = 0 at t, where the network, or a classifier that guides it, tells nothing of the data.
+        """
+        w = self.wrapper
+        if (w.model_type in ("noise", "score") or w.guidance_type == "classifier") and (
+            w.schedule.at(t).alpha == 0
+        ).any():
+            what = f"model_type={w.model_type!r}" if w.model_type in ("noise", "score") else "guidance by a classifier"
+            raise ValueError(
+                f"{what} says nothing of the data at alpha = 0 (t = {float(as_times(t).max()):.4g}): start the run a "
+                "little later (times=)"
+            )
+        return self._predict(x, t, tau, to_data)
+
+    def heard(self, tau: Any) -> Tensor:
+        """The times that the network really hears when it is told `tau`; see `labels` of `model_wrapper`."""
+        return self.wrapper.heard(tau)
+
+    def _predict(self, x: Tensor, t: Any, tau: Any, convert: Callable[..., Tensor]) -> Tensor:
         w = self.wrapper
         t_input = w.input_time(t if tau is None else tau, x)
         p = _for_samples(w.schedule.at(t), x)
@@ -145,22 +226,28 @@ class BoundModel:
             uncond = _for_batch("uncond_condition", self.uncond_condition, x)
             if p.t.dim():
                 p = Point(*(torch.cat([value, value]) for value in (p.t, p.alpha, p.sigma)))
-            both = self._noise(torch.cat([x, x]), torch.cat([t_input, t_input]), torch.cat([uncond, condition]), p)
-            eps_u, eps_c = both.chunk(2)
-            return eps_u + w.guidance_scale * (eps_c - eps_u)
-        eps = self._noise(x, t_input, condition, p)
+            told = (torch.cat([t_input, t_input]), torch.cat([uncond, condition]))
+            uncond_said, said = self._said(torch.cat([x, x]), *told, p, convert).chunk(2)
+            return uncond_said + w.guidance_scale * (said - uncond_said)
+        said = self._said(x, t_input, condition, p, convert)
         if w.guidance_type == "classifier":
-            eps = eps - w.guidance_scale * p.sigma * self._classifier_gradient(x, t_input, condition)
-        return eps
+            factor = -p.sigma if convert is to_noise else p.sigma**2 / p.alpha
+            said = said + w.guidance_scale * factor * self._classifier_gradient(x, t_input, condition)
+        return said
 
-    def _noise(self, x: Tensor, t_input: Tensor, condition: Tensor | None, p: Point) -> Tensor:
+    def _said(
+        self, x: Tensor, t_input: Tensor, condition: Tensor | None, p: Point, convert: Callable[..., Tensor]
+    ) -> Tensor:
         w = self.wrapper
-        arguments = (x, t_input) if condition is None else (x, t_input, condition)
+        sigma_data = getattr(w.schedule, "sigma_data", 0.5)
+        edm = w.model_type in ("edm", "edm_v")
+        shown = x / torch.sqrt(sigma_data**2 + p.sigma**2) if edm else x  # c_in
+        arguments = (shown, t_input) if condition is None else (shown, t_input, condition)
         output = w.model(*arguments, **w.model_kwargs)
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"model must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")
-        return to_noise(w.model_type, output, x, p)
+        return convert(w.model_type, output, x, p, sigma_data)
 
     def _classifier_gradient(self, x: Tensor, t_input: Tensor, condition: Tensor | None) -> Tensor:
         w = self.wrapper

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .files import read_json, same_numbers, write_json
-from .rows import Row, compile_rows
+from .rows import Call, Row, advance, compile_rows
 from .samplers import Sampler, sampler_from_dict, sampler_to_dict
-from .sampling import trajectory
 from .schedules import NoiseSchedule, Point, as_times, schedule_from_dict
 from .spacings import SPACINGS, calls_for, check_calls, checked_ends, place_calls
 
@@ -99,6 +98,11 @@ class Plan:
         """Point k = 0 .. K: where call k is made; K is the end."""
         return Point(self.t[k], self.alpha[k], self.sigma[k])
 
+    def start(self, noise: Tensor) -> Tensor:
+        """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times
+        it: the noise itself on a variance-preserving schedule, about sigma_max times it on a variance-exploding one."""
+        return float(self.point(0).scale) * noise
+
     def with_times(self, ends: Any) -> "Plan":
         """The same run on another grid of step ends, (S + 1,) strictly falling. The ratios tau / t are kept."""
         ratios = self.tau / self.t[:-1]
@@ -122,16 +126,18 @@ class Plan:
 
     def coefficients(self) -> Tensor:
         """The whole run as a table, float64 (K, 1 + 2 K): row k is the state after call k as a combination of
-        x_T, eps_0 .. eps_{K-1}, z_0 .. z_{K-1}.
+        x_T, eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `rows[k].unit` is "x0".
 
         It is the loop itself, run on unit vectors.
         """
         calls = len(self)
         unit = torch.eye(1 + 2 * calls, dtype=torch.float64)
-        said = iter(unit[1 : 1 + calls])
-        drawn = {k: unit[1 + calls + k] for k in range(calls)}
-        draws = iter([drawn[k] for k in range(calls) if self.rows[k].draws])
-        return torch.stack(list(trajectory(lambda x, t, tau: next(said), self, unit[0], lambda x: next(draws))))
+        x, past, states = unit[0], tuple[Call, ...](), list[Tensor]()
+        for k in range(calls):
+            z = unit[1 + calls + k]
+            x, past = advance(self, k, past, x, unit[1 + k], z.expand_as)
+            states.append(x)
+        return torch.stack(states)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values; `rows` follow from the rest, for those who run a plan without this library."""

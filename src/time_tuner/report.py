@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 from .plan import Plan
-from .sampling import Eps
+from .sampling import Eps, Observed
 
 say = Console(highlight=False)
 """Where results go: standard output."""
@@ -20,23 +19,18 @@ aside = Console(stderr=True, highlight=False)
 """Where progress goes: standard error."""
 
 
-class Meter:
+class Meter(Observed):
     """A model that moves a progress bar whenever it is called."""
 
     def __init__(self, eps: Eps) -> None:
-        self.eps = eps
+        super().__init__(eps, self._count)
         self._progress: Progress | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.eps, name)  # its schedule and shape, where it has them
-
-    def __call__(self, *args: Any) -> Tensor:
-        said = self.eps(*args)
+    def _count(self, *_: Any) -> None:
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0])
             if self._progress.finished:
                 self._stop()
-        return said
 
     @contextmanager
     def bar(self, what: str, calls: int) -> Iterator[None]:

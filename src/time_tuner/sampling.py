@@ -1,6 +1,7 @@
 """Running a plan: from noise to a sample, with seeded noise."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -13,7 +14,29 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 Eps: TypeAlias = Callable[..., Tensor]
-"""`eps(x, t, tau)`: the noise in the batch x (B, ...) at the solver's time t, the network being told tau."""
+"""`eps(x, t, tau)`: the noise in the batch x (B, ...) at the solver's time t, the network being told tau.
+
+It may also have `.x0(x, t, tau)`, the data, which is what is asked for where the noise does not tell it (see `rows`).
+"""
+
+
+class Observed:
+    """A model, and `look(unit, x, t, said)` at everything that it says; unit is "eps" or "x0"."""
+
+    def __init__(self, eps: Eps, look: Callable[[str, Tensor, Any, Tensor], None]) -> None:
+        self.eps, self.look = eps, look
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self._asked("eps", self.eps, x, t, tau)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.eps, name)  # what it tells of itself, where it does
+        return partial(self._asked, "x0", found) if name == "x0" else found
+
+    def _asked(self, unit: str, say: Eps, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        said = say(x, t, tau)
+        self.look(unit, x, t, said)
+        return said
 
 
 class seeded_noise:  # noqa: N801 - called like a function, and remembers where each sample's stream is
@@ -53,19 +76,26 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
 
 
 def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -> Tensor:
-    """What the network says of x at call k, told `tau` (by default the plan's).
+    """What the network says of x at call k, told `tau` (by default the plan's): eps, or x0 where the row has that.
 
     Raises:
-        ValueError: it answers with another shape than that of x.
+        ValueError: it answers with another shape than that of x, or is asked for x0 at alpha = 0 and has none.
     """
-    said = eps(x, plan.t[k], plan.tau[k] if tau is None else tau)
+    p, x0 = plan.point(k), plan.rows[k].unit == "x0"
+    say = getattr(eps, "x0", None) if x0 else eps
+    if say is None and p.alpha == 0:
+        raise ValueError(
+            f"eps has no .x0, which is needed at call {k}: at t = {float(p.t):.4g} alpha is 0 and the noise tells "
+            "nothing of the data; give a model from model_wrapper, or start the run a little later (times=)"
+        )
+    said = (eps if say is None else say)(x, p.t, plan.tau[k] if tau is None else tau)
     if not isinstance(said, Tensor) or said.shape != x.shape:
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(
             f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got} at call {k} "
             "(a network with learned variance returns twice the channels: keep the first half)"
         )
-    return said
+    return (x - p.sigma * said) / p.alpha if say is None else said
 
 
 def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
@@ -73,7 +103,8 @@ def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) ->
 
     Args:
         eps: `eps(x, t, tau)`, see `Eps`.
-        x: the state at `plan.t[0]`, (B, ...): as a rule standard normal noise.
+        x: the state at `plan.t[0]`, (B, ...): `plan.start(noise)`, which on a variance-preserving schedule is standard
+            normal noise itself.
         noise: what a stochastic sampler draws from, a callable of x; `torch.randn_like` by default.
     """
     check_schedule(eps, plan)
@@ -95,15 +126,13 @@ def sample(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Ten
         raise ValueError("x must be finite, got NaN or infinity in it")
     sums: list[Tensor] = []
 
-    def watched(*args: Any) -> Tensor:
-        said = eps(*args)
+    def watch(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
         # A sum is finite only if all of it is; one look at the end keeps the loop free of waiting for the device.
         if isinstance(said, Tensor):
             sums.append(said.sum(dtype=torch.float64 if said.dtype == torch.float64 else torch.float32))
-        return said
 
     check_schedule(eps, plan)
-    for x in trajectory(watched, plan, x, noise):  # noqa: B007, B020 - the last state is what is wanted
+    for x in trajectory(Observed(eps, watch), plan, x, noise):  # noqa: B007, B020 - the last state is what is wanted
         pass
     broken = ~torch.isfinite(torch.stack(sums))
     if broken.any():

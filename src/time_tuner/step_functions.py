@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .plan import make_plan
 from .samplers import Noise, Sampler
-from .sampling import Eps, trajectory
+from .sampling import Eps, Observed, trajectory
 from .schedules import NoiseSchedule, Point, as_times
 from .tuners.calibration import Draws
 from .tuners.conditioning import Run, State
@@ -19,19 +19,19 @@ StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 network being told t_ratio times the time. Under guidance it is also given `condition=`, the labels of the data."""
 
 
-class Watched:
+class Watched(Observed):
     """A model that notes the states it is called with, and the data it sees in them."""
 
     def __init__(self, eps: Eps, schedule: NoiseSchedule) -> None:
-        self.eps, self.schedule = eps, schedule
+        super().__init__(eps, self._note)
+        self.schedule = schedule
         self.states: list[Tensor] = []
         self.data: list[Tensor] = []
 
-    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        said, p = self.eps(x, t, tau), self.schedule.at(t)
+    def _note(self, unit: str, x: Tensor, t: Any, said: Tensor) -> None:
+        p = self.schedule.at(t)
         self.states.append(x)
-        self.data.append((x - p.sigma * said) / p.alpha)
-        return said
+        self.data.append(said if unit == "x0" else (x - p.sigma * said) / p.alpha)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .plan import Plan, make_plan
 from .samplers import Noise, Sampler, sampler_from_dict
-from .sampling import Eps, check_schedule, sample
+from .sampling import Eps, Observed, check_schedule, sample
 from .schedules import NoiseSchedule, Point, as_times
 from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
 from .tuners import Judge
@@ -45,8 +45,9 @@ class TimeTuner:
 
         Args:
             num_steps: network calls, K; on the published "leading" grid when no timesteps are given.
-            timesteps: where the K calls are made, in any order: the network's levels n (discrete schedules) or times t
-                (continuous ones). The run ends at the least trained time, or at 0 when a call is made there.
+            timesteps: where the K calls are made, in any order, as the network is told: its levels n (discrete
+                schedules) or times t (continuous ones). The run ends at the least trained time, or at 0 when a call is
+                made there.
             t_ratios: K tuned ratios tau / t; or a tuned plan of this sampler, which brings its own grid.
             sampler, options: a name in `SAMPLERS` with its options, or a sampler.
 
@@ -87,8 +88,7 @@ class TimeTuner:
 
     def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
         times = _numbers("timesteps", timesteps).sort(descending=True).values
-        if getattr(self.noise_schedule, "schedule", "discrete") == "discrete":
-            times = (times + 1) / self.noise_schedule.total_N
+        times = self.noise_schedule.time_of(times)
         least = self.noise_schedule.t_min
         return torch.cat([times, as_times([least if times[-1] > least * (1 + 1e-9) else 0.0])])
 
@@ -142,12 +142,8 @@ class TimeTuner:
         watched = Watched(eps, plan.schedule) if return_intermediates else None
         bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
 
-        def counted(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-            bar.update()
-            return (watched or eps)(x, t, tau)
-
         with bar:
-            end = sample(counted, plan, x, noise)
+            end = sample(Observed(watched or eps, lambda *_: bar.update()), plan, x, noise)
         if watched is None:
             return end
         return end, {"x_t": [*watched.states, end], "x0_pred": [x, *watched.data]}
@@ -250,7 +246,7 @@ def _judged(run: Run, ratios: Tensor, draws: Draws) -> tuple[float, float]:
     stochastic = isinstance(run, PlanRun) and run.plan.stochastic
 
     def measure(ratios: Tensor) -> float:
-        state: State = ((), draws.noise)
+        state: State = ((), float(run.point(0).scale) * draws.noise)
         for k in range(len(run)):
             state = run.step(k, state, ratios[k] * run.point(k).t, draws)
         return judge.distance(state[1], stochastic)

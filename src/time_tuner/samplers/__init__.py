@@ -47,6 +47,11 @@ def sampler_from_dict(values: Mapping[str, Any]) -> Sampler:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
     known = [f.name for f in fields(SAMPLERS[name])]  # type: ignore[arg-type]
     unknown = [option for option in options if option not in known]
+    if any("churn" in option for option in unknown):
+        raise ValueError(
+            f"sampler {name!r} has no churn: it would call the network at noise that the plan has no point for; "
+            "for fresh noise on the way take 'ddim' with eta, or 'ddpm'"
+        )
     if unknown:
         takes = ", ".join(known) or "none"
         raise ValueError(f"sampler {name!r} has no option {unknown[0]!r}; its options: {takes}")

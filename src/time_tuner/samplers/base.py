@@ -14,16 +14,20 @@ Noise: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the network: the state x at point p, and the noise eps that the network saw in it."""
+    """One call of the network: the state x at point p, and the noise eps that the network saw in it.
+
+    `data` is what it said of the data, at points where that does not follow from the noise.
+    """
 
     x: Tensor
     eps: Tensor
     p: Point
+    data: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
         """The data this predicts, (x - sigma eps) / alpha."""
-        return (self.x - self.p.sigma * self.eps) / self.p.alpha
+        return (self.x - self.p.sigma * self.eps) / self.p.alpha if self.data is None else self.data
 
 
 class Sampler:
@@ -64,7 +68,8 @@ class Sampler:
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         """The state at q, from the last evaluations (the newest last; as many as `look_back` says).
 
-        Called only with sigma > 0 at q: a step to sigma = 0 is x = x0 for every sampler. Draws noise at most once.
+        Called only with sigma > 0 at q, and alpha > 0 in the past: a step to sigma = 0 is x = x0 for every sampler, and
+        one from alpha = 0 is alpha_q x0 + sigma_q eps. Draws noise at most once.
         """
         raise NotImplementedError
 

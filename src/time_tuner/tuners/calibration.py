@@ -95,7 +95,8 @@ class Calibration:
         """Data to tune on, (samples, ...); fewer where fewer were given."""
         if self._data is None:
             x = seeded_noise(first_seed(self.seed, DATA))(self._empty(self.samples))
-            return sample(self.eps, reference_plan(self.schedule, 0.0, 50), x)
+            plan = reference_plan(self.schedule, 0.0, 50)
+            return sample(self.eps, plan, plan.start(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 

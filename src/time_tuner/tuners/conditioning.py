@@ -49,6 +49,10 @@ class Run:
         """The state after call k, at which the network is told tau."""
         raise NotImplementedError
 
+    def recalled(self, k: int, draws: Draws) -> Call:
+        """Call k as a later one looks back on it, in the state alpha x_0 + sigma eps and untuned."""
+        raise NotImplementedError
+
 
 class PlanRun(Run):
     """The run of a plan."""
@@ -65,20 +69,22 @@ class PlanRun(Run):
         x, past = advance(self.plan, k, past, x, told(draws.model, self.plan, k, x, tau), lambda _: draws.z(k))
         return past, x
 
+    def recalled(self, k: int, draws: Draws) -> Call:
+        p = self.point(k)
+        x = draws.at(p)
+        return Call(x, told(draws.model, self.plan, k, x, p.t), x)
+
 
 def start(run: Run, draws: Draws) -> State:
     """The sequential strategy's first state; it is that of T also where the run starts later, as published."""
-    return (), draws.at(run.schedule.at(run.schedule.T))
+    p = run.schedule.at(run.schedule.T)
+    return (), float(run.point(0).scale / p.scale) * draws.at(p)
 
 
 def direct(run: Run, k: int, draws: Draws) -> State:
     """The parallel strategy's state at call k; what it looks back on are such states too, and untuned."""
-    past = []
-    for j in range(max(0, k + 1 - run.reach(k)), k):
-        p = run.point(j)
-        x = draws.at(p)
-        past.append(Call(x, draws.model(x, p.t, p.t), x))
-    return tuple(past), draws.at(run.point(k))
+    past = tuple(run.recalled(j, draws) for j in range(max(0, k + 1 - run.reach(k)), k))
+    return past, draws.at(run.point(k))
 
 
 def loss(run: Run, k: int, state: State, tau: Tensor, draws: Draws, before: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Judge:
         eps: the model.
         schedule: its noise schedule.
         end: the time at which the plans to be judged end.
-        x: noise (B, ...) that no tuning has seen, the state at T.
+        x: standard normal noise (B, ...) that no tuning has seen.
         calls: of the many-step run.
         seed: of the noise that stochastic samplers draw, the same for every plan.
     """
@@ -40,7 +40,8 @@ class Judge:
         self, eps: Eps, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
     ) -> None:
         self.eps, self.x, self.seed, self.end = eps, x, seed, end
-        self.reference = sample(eps, reference_plan(schedule, end, calls), x)
+        reference = reference_plan(schedule, end, calls)
+        self.reference = sample(eps, reference, reference.start(x))
 
     def __call__(self, plan: Plan) -> float:
         """The measure of a plan.
@@ -50,7 +51,7 @@ class Judge:
         """
         if float(plan.t[-1]) != self.end:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        return self.distance(sample(self.eps, plan, self.x, seeded_noise(self.seed)), plan.stochastic)
+        return self.distance(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:
         """The measure of states (B, ...) in which runs from `x` have ended."""

@@ -1,65 +1,15 @@
-"""Noise schedules: how much data (alpha) and how much noise (sigma) a state holds at time t.
-
-A state is `x_t = alpha_t x_0 + sigma_t eps`; `lam_t = log(alpha_t / sigma_t)` is half its log signal-to-noise ratio.
-Times and coefficients are float64 tensors on the CPU; as 0-dim tensors they broadcast against any state, keep its dtype
-and carry gradients.
-"""
+"""Variance-preserving noise: from betas, linear or cosine."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Values: TypeAlias = Sequence[float] | Tensor | Any
-"""Numbers in any container torch understands: a list, a tensor, a numpy array."""
-
-
-def as_times(t: Any) -> Tensor:
-    """`t` as a float64 CPU tensor of its own shape; gradients are kept."""
-    return torch.as_tensor(t, dtype=torch.float64, device="cpu")
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place on a schedule: the time t and the alpha, sigma there, 0-dim each (or all of one shape)."""
-
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
-
-    @property
-    def lam(self) -> Tensor:
-        """log(alpha / sigma); infinite where sigma = 0."""
-        return torch.log(self.alpha) - torch.log(self.sigma)
-
-
-class NoiseSchedule(Protocol):
-    """What every part of the library asks of a noise schedule."""
-
-    @property
-    def T(self) -> float:
-        """The time of (almost) pure noise, where sampling starts."""
-
-    @property
-    def total_N(self) -> int:
-        """Number of noise levels the network was trained at; 1000 by convention for continuous time."""
-
-    @property
-    def t_min(self) -> float:
-        """The least noisy time the network was trained at."""
-
-    def at(self, t: Any) -> Point:
-        """The point at time t."""
-
-    def inverse_lambda(self, lam: Any) -> Tensor:
-        """The time at which log(alpha / sigma) is `lam`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The constructor values, as JSON holds them."""
+from .base import Point, Values, as_times
+from .betas import checked_levels
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +18,8 @@ class NoiseScheduleVP:
 
     - `"discrete"`: N noise levels given by `betas` or by `alphas_cumprod` (both of shape (N,)). Level n = 0 .. N-1 sits
       at t = (n + 1) / N with log alpha = 1/2 sum_{i <= n} log(1 - beta_i); between the levels, and down to
-      (t, log alpha) = (0, 0), log alpha_t is linear in t.
+      (t, log alpha) = (0, 0), log alpha_t is linear in t. The last level may hold no data (a zero terminal
+      signal-to-noise ratio: its alphas_cumprod is 0, its beta 1); alpha_t itself is then linear down to it.
     - `"linear"`: log alpha_t = -t^2 (b1 - b0) / 4 - t b0 / 2, with b0, b1 = `continuous_beta_0`, `continuous_beta_1`
       (Song et al., 2021, https://arxiv.org/abs/2011.13456).
     - `"cosine"`: alpha_t = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)), s = 0.008 (Nichol & Dhariwal, 2021,
@@ -94,7 +45,7 @@ class NoiseScheduleVP:
             if (self.betas is None) == (self.alphas_cumprod is None):
                 raise ValueError("schedule='discrete' needs either betas= or alphas_cumprod= (one of them, N numbers)")
             name = "betas" if self.alphas_cumprod is None else "alphas_cumprod"
-            object.__setattr__(self, name, _checked_levels(name, getattr(self, name)))
+            object.__setattr__(self, name, checked_levels(name, getattr(self, name)))
         elif self.betas is not None or self.alphas_cumprod is not None:
             raise ValueError(f"betas and alphas_cumprod belong to schedule='discrete', got schedule={self.schedule!r}")
         elif not 0 < self.continuous_beta_0 <= self.continuous_beta_1 < math.inf:
@@ -114,7 +65,8 @@ class NoiseScheduleVP:
 
     @property
     def total_N(self) -> int:
-        return len(self._nodes[0]) - 1 if self.schedule == "discrete" else 1000
+        levels = self.betas if self.alphas_cumprod is None else self.alphas_cumprod
+        return 1000 if levels is None else len(levels)
 
     @property
     def t_min(self) -> float:
@@ -122,17 +74,25 @@ class NoiseScheduleVP:
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, Tensor]:
-        """Times 0, 1/N .. 1 and log alpha there, both (N + 1,)."""
+        """Times 0, 1/N .. 1 and log alpha there, both (N + 1,); without the last where that holds no data."""
         if self.alphas_cumprod is not None:
             log_alpha = 0.5 * torch.log(as_times(self.alphas_cumprod))
         else:
             log_alpha = 0.5 * torch.cumsum(torch.log1p(-as_times(self.betas)), 0)
-        n = len(log_alpha)
-        return torch.arange(n + 1, dtype=torch.float64) / n, torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha])
+        times = torch.arange(self.total_N + 1, dtype=torch.float64) / self.total_N
+        log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha])
+        some = log_alpha > -torch.inf
+        return times[some], log_alpha[some]
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         if self.schedule == "discrete":
-            return _interpolate(t, *self._nodes)
+            times, nodes = self._nodes
+            log_alpha = _interpolate(t, times, nodes)
+            if times[-1] < 1:  # from the last level with data alpha falls to 0 in a line
+                left = (1 - t) / (1 - times[-1])
+                end = torch.where(left > 0, torch.log(torch.where(left > 0, left, 1.0)), -torch.inf)
+                log_alpha = torch.where(t > times[-1], nodes[-1] + end, log_alpha)
+            return log_alpha
         if self.schedule == "linear":
             b0, b1 = self.continuous_beta_0, self.continuous_beta_1
             return -(t**2) * (b1 - b0) / 4 - t * b0 / 2
@@ -154,6 +114,8 @@ class NoiseScheduleVP:
         if self.schedule == "discrete":
             times, nodes = self._nodes
             t = _interpolate(log_alpha, nodes.flip(0), times.flip(0))
+            if times[-1] < 1:
+                t = torch.where(log_alpha < nodes[-1], 1 - (1 - times[-1]) * torch.exp(log_alpha - nodes[-1]), t)
         elif self.schedule == "linear":
             b0, b1 = self.continuous_beta_0, self.continuous_beta_1
             # The stable root of t^2 (b1 - b0) / 2 + t b0 + 2 log alpha = 0, right also where b1 = b0.
@@ -162,6 +124,18 @@ class NoiseScheduleVP:
             cosine = torch.exp(log_alpha + math.log(math.cos(_COSINE_A * _COSINE_S)))
             t = torch.arccos(cosine) / _COSINE_A - _COSINE_S
         return t.to(self.dtype)
+
+    def label(self, t: Any) -> Tensor:
+        """What a network is told at time t: for a discrete schedule its level n = t N - 1, which falls between two
+        levels when t does; for a continuous one t itself."""
+        n: Tensor = as_times(t) * self.total_N - 1 if self.schedule == "discrete" else as_times(t)
+        return n
+
+    def time_of(self, label: Any) -> Tensor:
+        """The inverse of `label`."""
+        n = as_times(label)
+        t: Tensor = (n + 1) / self.total_N if self.schedule == "discrete" else n
+        return t
 
     def marginal_log_mean_coeff(self, t: Any) -> Tensor:
         """log alpha_t; same shape as `t`."""
@@ -189,74 +163,8 @@ class NoiseScheduleVP:
         return values
 
 
-def respaced_betas(betas: Values, indices: Any) -> Tensor:
-    r"""The betas of a DDPM on some of its noise levels, float64 (K,), as in a run of K steps.
-
-    beta~_i = 1 - alpha_bar_i / alpha_bar_{i-1} over the kept levels, with alpha_bar = prod (1 - beta) and
-    alpha_bar_0 = 1: the cumulative product of 1 - beta~ gives the kept alpha_bar back.
-
-    Args:
-        betas: of all N levels.
-        indices: the K levels to keep, whole numbers in 0 .. N-1, strictly rising.
-
-    Raises:
-        ValueError: names the argument, what was got and the way out.
-    """
-    log_alpha_bar = torch.log1p(-as_times(_checked_levels("betas", betas))).cumsum(0)
-    try:
-        kept = torch.as_tensor(indices)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"indices must be K whole numbers, got {type(indices).__name__}: {error}") from None
-    if kept.dim() != 1 or not len(kept) or kept.is_floating_point() or kept.is_complex() or kept.dtype == torch.bool:
-        raise ValueError(f"indices must be K whole numbers, K >= 1, got {kept.dtype} of shape {tuple(kept.shape)}")
-    kept = kept.long().cpu()
-    last = len(log_alpha_bar) - 1
-    if (kept.diff() <= 0).any() or kept[0] < 0 or kept[-1] > last:
-        raise ValueError(f"indices must rise strictly and lie in 0 .. {last}, the levels of betas, got {kept.tolist()}")
-    return -torch.expm1(log_alpha_bar[kept].diff(prepend=torch.zeros(1, dtype=torch.float64)))
-
-
-SCHEDULES: dict[str, type[NoiseScheduleVP]] = {"vp": NoiseScheduleVP}
-"""Every noise schedule by the name it has in a plan file."""
-
-
-def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
-    """The inverse of `to_dict`.
-
-    Raises:
-        ValueError: an unknown name, or values the schedule does not take.
-    """
-    options = dict(values)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise ValueError(f"schedule name must be one of {sorted(SCHEDULES)}, got {name!r}")
-    try:
-        return SCHEDULES[name](**options)
-    except TypeError as error:
-        raise ValueError(f"schedule {name!r} does not take these values: {error}") from None
-
-
 _COSINE_S = 0.008
 _COSINE_A = math.pi / 2 / (1 + _COSINE_S)
-
-
-def _checked_levels(name: str, values: Values) -> tuple[float, ...]:
-    try:
-        levels = as_times(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{name} must be N numbers, got {type(values).__name__}: {error}") from None
-    if levels.dim() != 1 or not len(levels):
-        raise ValueError(f"{name} must have shape (N,) with N >= 1, got {tuple(levels.shape)}")
-    if not torch.isfinite(levels).all():
-        raise ValueError(f"{name} must be finite, got {float(levels[~torch.isfinite(levels)][0])} in it")
-    bad = (levels <= 0) | (levels >= 1)
-    if name == "alphas_cumprod":
-        bad[1:] |= levels.diff() >= 0
-    if bad.any():
-        n = int(bad.nonzero()[0])
-        falling = " and fall from each level to the next" if name == "alphas_cumprod" else ""
-        raise ValueError(f"{name} must lie in (0, 1){falling}, got {float(levels[n])} at level {n}")
-    return tuple(levels.tolist())
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

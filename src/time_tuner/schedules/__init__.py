@@ -1,0 +1,56 @@
+"""Noise schedules: how much data (alpha) and how much noise (sigma) a state holds at time t.
+
+A state is `x_t = alpha_t x_0 + sigma_t eps`; `lam_t = log(alpha_t / sigma_t)` is half its log signal-to-noise ratio.
+Times and coefficients are float64 tensors on the CPU; as 0-dim tensors they broadcast against any state, keep its dtype
+and carry gradients.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .base import NoiseSchedule, Point, Values, as_times
+from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
+from .config import schedule_from
+from .flow import NoiseScheduleFlow, resolution_shift
+from .ve import NoiseScheduleVE
+from .vp import NoiseScheduleVP
+
+__all__ = [
+    "SCHEDULES",
+    "NoiseSchedule",
+    "NoiseScheduleFlow",
+    "NoiseScheduleVE",
+    "NoiseScheduleVP",
+    "Point",
+    "Values",
+    "as_times",
+    "named_betas",
+    "rescale_zero_terminal_snr",
+    "resolution_shift",
+    "respaced_betas",
+    "schedule_from",
+    "schedule_from_dict",
+]
+
+SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+    "vp": NoiseScheduleVP,
+    "ve": NoiseScheduleVE,
+    "flow": NoiseScheduleFlow,
+}
+"""Every noise schedule by the name it has in a plan file."""
+
+
+def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ValueError: an unknown name, or values the schedule does not take.
+    """
+    options = dict(values)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in SCHEDULES:
+        raise ValueError(f"schedule name must be one of {sorted(SCHEDULES)}, got {name!r}")
+    try:
+        return SCHEDULES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"schedule {name!r} does not take these values: {error}") from None
