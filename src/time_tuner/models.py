@@ -139,7 +139,7 @@ class BoundModel:
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         w = self.wrapper
         t_input = w.input_time(t if tau is None else tau, x)
-        p = _for_samples(w.schedule.at(t), x)
+        p = for_samples(w.schedule.at(t), x)
         condition = _for_batch("condition", self.condition, x)
         if w.guidance_type == "classifier-free" and w.guidance_scale != 1:
             uncond = _for_batch("uncond_condition", self.uncond_condition, x)
@@ -152,6 +152,13 @@ class BoundModel:
         if w.guidance_type == "classifier":
             eps = eps - w.guidance_scale * p.sigma * self._classifier_gradient(x, t_input, condition)
         return eps
+
+    def take(self, rows: Tensor) -> "BoundModel":
+        """The same for some samples of the batch: each with its own condition, where they have one each."""
+        parts = [
+            c if c is None or len(c) == 1 else c[rows.to(c.device)] for c in (self.condition, self.uncond_condition)
+        ]
+        return BoundModel(self.wrapper, *parts)
 
     def _noise(self, x: Tensor, t_input: Tensor, condition: Tensor | None, p: Point) -> Tensor:
         w = self.wrapper
@@ -177,7 +184,7 @@ class BoundModel:
             return torch.autograd.grad(log_p.sum(), leaf, create_graph=keep)[0]
 
 
-def _for_samples(p: Point, x: Tensor) -> Point:
+def for_samples(p: Point, x: Tensor) -> Point:
     """The point of every sample, where they have times (B,) of their own, as it broadcasts against x (B, ...)."""
     if not p.t.dim():
         return p
