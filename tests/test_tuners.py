@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 
 from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, exact, make_plan, sample, seeded_noise, tune
 from time_tuner.tuners import Calibration, Judge
-from time_tuner.tuners.conditioning import PlanRun, loss, start
+from time_tuner.tuners.objectives import loss
+from time_tuner.tuners.runs import PlanRun, start
 from time_tuner.tuners.search import minimise
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
@@ -92,7 +93,7 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
     plan = make_plan("ddim", SCHEDULE, calls=6, spacing="quadratic")
     bad = plan.with_tau(plan.t[:-1] * torch.tensor([1, 1, 1, 1, 2.5, 1.0], dtype=torch.float64))
 
-    def harmful(eps: object, plan: object, calibration: object, verbose: bool = False) -> object:
+    def harmful(eps: object, plan: object, calibration: object, job: object) -> object:
         return bad
 
     TUNERS["harmful"] = harmful  # type: ignore[assignment]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .models import for_samples
 from .sampling import trajectory
 from .schedules import NoiseSchedule
 
@@ -23,8 +24,8 @@ class ExactEps:
     shape: tuple[int, ...]
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x (B, ...) as a network told `tau` (by default t) sees it."""
-        p = self.schedule.at(t if tau is None else tau)
+        """The noise in x (B, ...) as a network told `tau` (by default t) sees it; times are 0-dim or (B,)."""
+        p = for_samples(self.schedule.at(t if tau is None else tau), x)
         return self.model.noise(x, p.alpha, p.sigma)
 
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -126,6 +127,7 @@ class Mixture:
         means, squares, log_weights = self._as(x)
         v = alpha**2 * self.std**2 + sigma**2
         flat = x.flatten(1)
+        alpha, sigma, v = (value.flatten(1) if value.dim() else value for value in (alpha, sigma, v))
         w = torch.softmax(log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares, dim=1)
         return flat, w @ means, v
 

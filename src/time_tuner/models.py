@@ -220,7 +220,7 @@ class BoundModel:
     def _predict(self, x: Tensor, t: Any, tau: Any, convert: Callable[..., Tensor]) -> Tensor:
         w = self.wrapper
         t_input = w.input_time(t if tau is None else tau, x)
-        p = _for_samples(w.schedule.at(t), x)
+        p = for_samples(w.schedule.at(t), x)
         condition = _for_batch("condition", self.condition, x)
         if w.guidance_type == "classifier-free" and w.guidance_scale != 1:
             uncond = _for_batch("uncond_condition", self.uncond_condition, x)
@@ -234,6 +234,13 @@ class BoundModel:
             factor = -p.sigma if convert is to_noise else p.sigma**2 / p.alpha
             said = said + w.guidance_scale * factor * self._classifier_gradient(x, t_input, condition)
         return said
+
+    def take(self, rows: Tensor) -> "BoundModel":
+        """The same for some samples of the batch: each with its own condition, where they have one each."""
+        parts = [
+            c if c is None or len(c) == 1 else c[rows.to(c.device)] for c in (self.condition, self.uncond_condition)
+        ]
+        return BoundModel(self.wrapper, *parts)
 
     def _said(
         self, x: Tensor, t_input: Tensor, condition: Tensor | None, p: Point, convert: Callable[..., Tensor]
@@ -264,7 +271,7 @@ class BoundModel:
             return torch.autograd.grad(log_p.sum(), leaf, create_graph=keep)[0]
 
 
-def _for_samples(p: Point, x: Tensor) -> Point:
+def for_samples(p: Point, x: Tensor) -> Point:
     """The point of every sample, where they have times (B,) of their own, as it broadcasts against x (B, ...)."""
     if not p.t.dim():
         return p

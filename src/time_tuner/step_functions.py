@@ -12,7 +12,7 @@ from .samplers import Noise, Sampler
 from .sampling import Eps, Observed, trajectory
 from .schedules import NoiseSchedule, Point, as_times
 from .tuners.calibration import Draws
-from .tuners.conditioning import Run, State
+from .tuners.runs import Run, State
 
 StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 """`step_fn(x, t, s, t_ratio=..., **kwargs) -> (x_s, x0_pred)`: one step of some sampler from time t to s < t, the

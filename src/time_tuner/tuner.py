@@ -14,9 +14,12 @@ from .sampling import Eps, Observed, check_schedule, sample
 from .schedules import NoiseSchedule, Point, as_times
 from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
 from .tuners import Judge
+from .tuners.adam import adam
 from .tuners.calibration import Draws
-from .tuners.conditioning import PlanRun, Run, State, adam, search
+from .tuners.job import Job, tqdm_bar
 from .tuners.loader import LoaderDraws
+from .tuners.ratios import Search
+from .tuners.runs import PlanRun, Run, State
 
 
 class TimeTuner:
@@ -211,14 +214,17 @@ class TimeTuner:
                 "search works with forward calls only"
             )
         bind = self._bound if hasattr(self.model_fn, "bind") else lambda label, uncond: self.model_fn
-        draws = LoaderDraws(data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed)
+        draws = LoaderDraws(
+            data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed, samples
+        )
         held_out = draws.held_out(min(samples, 64))
+        job = Job(tell=tqdm_bar(tune_type) if verbose else None)
         if lr is None and total_iters is None:
-            ratios, _ = search(run, draws.fixed(samples), tune_type, verbose)
+            ratios = Search(run, draws.fixed(samples), tune_type, job=job)().ratios
         else:
             iterations = 500 if total_iters is None else total_iters
             draws.iterations = iterations
-            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, verbose)
+            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, job=job)
         before, after = _judged(run, ratios, held_out)
         if not after <= before:
             warnings.warn(

@@ -1,28 +1,49 @@
 """Tuners, one file a strategy: each takes a plan to a better one. `tune` calibrates, tunes and judges."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from ..plan import Plan
 from ..sampling import Eps, check_schedule
-from .calibration import Calibration
-from .conditioning import tune_conditioning
+from .batches import Batched
+from .budget import Budget, Cost, Ledger, forward
+from .calibration import OWN_CALLS, Calibration
+from .conditioning import Conditioning
 from .guard import Judge, guarded, reference_plan
+from .job import Job, Progress, tqdm_bar
+from .objectives import OBJECTIVES, Objective, Step
 
-__all__ = ["TUNERS", "Calibration", "Judge", "reference_plan", "tune"]
+__all__ = [
+    "OBJECTIVES",
+    "TUNERS",
+    "Budget",
+    "Calibration",
+    "Job",
+    "Judge",
+    "Objective",
+    "Progress",
+    "Step",
+    "estimate",
+    "reference_plan",
+    "tune",
+]
 
 Tuner: TypeAlias = Callable[..., Plan]
-"""`tuner(eps, plan, calibration, verbose=, **options)`: a plan, tuned."""
+"""`tuner(eps, plan, calibration, job, **options)`: a plan, tuned. `eps` is counted and called in batches, see
+`Batched`; `job` says what may be spent, keeps the state and tells how far it is, see `Job`. A tuner that can foretell
+what it costs has a method `cost(plan, samples, batch, **options)`: as a rule, and at most."""
 
 TUNERS: dict[str, Tuner] = {
-    "sequential": partial(tune_conditioning, strategy="sequential"),
-    "parallel": partial(tune_conditioning, strategy="parallel"),
+    "sequential": Conditioning("sequential"),
+    "parallel": Conditioning("parallel"),
 }
 """Every tuning method by its name in `tune` and on the command line."""
+
+REFERENCE_CALLS = 100
 
 
 def tune(
@@ -34,8 +55,13 @@ def tune(
     guard: bool | Judge = True,
     *,
     samples: int = 256,
+    batch: int | None = None,
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
+    budget: str | int | Budget | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | Callable[[Progress], None] = False,
+    say: Callable[[str], None] = print,
     verbose: bool = False,
     **options: Any,
 ) -> Plan:
@@ -46,41 +72,126 @@ def tune(
         plan: where to start: its sampler and its grid.
         method: a name in `TUNERS`. "sequential" and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
-            samples.
+            samples; or a `Calibration`, to tune several plans on the same, which brings its seed, samples and shape.
         seed: of everything that is drawn.
         guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
             or a `Judge` to judge several plans by one reference.
         samples: how many samples to tune on, and to judge on.
+        batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
+            there are to ask about, halved while the memory does not suffice. A batch larger than `samples` lets
+            "parallel" ask about several steps at once. With `optimizer="adam"` also its batch, 64 by default.
         shape: of one sample; needed only when neither `data` nor `eps.shape` tells.
         device: where the model is.
-        verbose: show progress.
-        **options: of the method, for example `optimizer="adam"` for the published procedure.
+        budget: what tuning may spend, as in "20000calls", "60s" or "2m", or a number of calls; the best found until
+            then is handed over. One call is one forward of one batch, a backward counts as two. The reference, the
+            calibration data and the guard come on top: see `estimate`.
+        checkpoint: a file that keeps what is found while it is being found: a run that was interrupted goes on from
+            there when it is started again with the same arguments, and comes to the same plan. Removed in the end.
+        progress: called with a `Progress` after each step; True for a bar on standard error.
+        say: called with the sentence whether an earlier run is continued.
+        verbose: the same as `progress=True`.
+        **options: of the method, for example `optimizer="adam"` for the published procedure, `objective="finer"` or
+            `last=True`.
 
     Returns:
-        The tuned plan. Its provenance says how it was made and, with a guard, what it is worth: "before" and "after",
-        the distance to the end of a many-step run for the untuned and for this plan; "bare", for the tuner's optimum;
-        "reverted", the rows that the guard put back.
+        The tuned plan. Its provenance says how it was made, what that cost, and, with a guard, what it is worth:
+        "before" and "after", the distance to the end of a many-step run for the untuned and for this plan; "bare", for
+        the tuner's optimum; "reverted", the rows that the guard put back. "stopped" is there when the budget ran out.
 
     Raises:
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
             noise schedule than the plan.
     """
-    if method not in TUNERS:
-        raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+    _check(method)
     check_schedule(eps, plan)
-    calibration = Calibration(eps, plan.schedule, data, samples, seed, shape, device)
-    tuned = TUNERS[method](eps, plan, calibration, verbose=verbose, **options).with_provenance(
+    if isinstance(data, Calibration):
+        calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
+    ledger = Ledger()
+    network = Batched(eps, _batch(batch, samples, device, options), ledger)
+    if not isinstance(data, Calibration):
+        calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device)
+    made = {
+        "plan": plan.to_dict(),
+        "method": method,
+        "options": {name: _plain(value) for name, value in options.items()},
+        "data": calibration.fingerprint,
+        "seed": seed,
+        "samples": samples,
+        "versions": _versions(),
+    }
+    tell = tqdm_bar(method) if progress is True or verbose else progress or None
+    job = Job(Budget.parse(budget), ledger, None if checkpoint is None else Path(checkpoint), made, tell, say)
+    tuned = TUNERS[method](network, plan, calibration, job, **options).with_provenance(
         method=method,
         seed=seed,
         samples=samples,
-        data="own samples" if data is None else "given",
-        versions={name: _version(name) for name in ("time-tuner", "torch")},
+        data="own samples" if calibration.own else "given",
+        versions=_versions(),
+        **({"stopped": job.stopped} if job.stopped else {}),
     )
-    if guard is False:
-        return tuned
-    if guard is True:
-        guard = Judge(eps, plan.schedule, float(plan.t[-1]), calibration.held_out(), seed=seed)
-    return guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), guard)
+    if guard is not False:
+        if isinstance(guard, Judge):
+            judge = guard.booked(ledger)
+        else:
+            judge = Judge(network, plan.schedule, float(plan.t[-1]), calibration.held_out(), REFERENCE_CALLS, seed)
+        with ledger.during("guard"):
+            tuned = guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
+    job.finish()
+    return tuned.with_provenance(cost=ledger.to_dict())
+
+
+def estimate(
+    plan: Plan,
+    method: str = "sequential",
+    *,
+    samples: int = 256,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    own_samples: bool = True,
+    guard: bool = True,
+    **options: Any,
+) -> dict[str, tuple[Cost, Cost]]:
+    """What `tune` with these arguments will cost: for each purpose, as a rule and at most.
+
+    Raises:
+        ValueError: an unknown method, or one that does not tell.
+    """
+    _check(method)
+    batch = _batch(batch, samples, device, options)
+    cost = getattr(TUNERS[method], "cost", None)
+    if cost is None:
+        raise ValueError(f"method {method!r} does not tell beforehand what it costs")
+    run = forward(samples, batch)
+    least, most = run * (2 * len(plan)), run * (len(plan) * (1 + len(plan)))
+    return {
+        "reference": (run * (REFERENCE_CALLS * guard),) * 2,
+        "data": (run * (OWN_CALLS * own_samples),) * 2,
+        "tuning": cost(plan, samples, batch, **options),
+        "guard": (least, most) if guard else (Cost(), Cost()),
+    }
+
+
+def _check(method: str) -> None:
+    if method not in TUNERS:
+        raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+
+
+def _batch(batch: int | None, samples: int, device: torch.device | str, options: Mapping[str, Any]) -> int | None:
+    """The most samples in a network call; None where the device says itself when there are too many."""
+    if batch is not None or options.get("optimizer") == "adam" or torch.device(device).type != "cpu":
+        return batch
+    return samples
+
+
+def _plain(value: Any) -> Any:
+    """An option of a method as JSON holds it; a function by its name."""
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _versions() -> dict[str, str]:
+    return {name: _version(name) for name in ("time-tuner", "torch")}
 
 
 def _version(name: str) -> str:

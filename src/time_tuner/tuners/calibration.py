@@ -1,5 +1,6 @@
 """What a plan is tuned on: data and noise, drawn from seeds of their own."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from ..sampling import Eps, sample, seeded_noise
 from ..schedules import NoiseSchedule, Point
+from .batches import Batched
 from .guard import reference_plan
 
 NOISE, DATA, HELD_OUT = 1, 2, 3
+OWN_CALLS = 50  # of the runs that the model's own samples are the ends of
 _BLOCK = 2**28  # torch's generator reads 32 bits of a seed; people's own seeds are in the first block
 
 
@@ -72,7 +75,8 @@ class Calibration:
     ) -> None:
         if not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
-        self.eps, self.schedule, self.samples, self.seed, self.device = eps, schedule, samples, seed, device
+        self.eps = eps if isinstance(eps, Batched) else Batched(eps, samples)
+        self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
         known = shape if shape is not None else getattr(eps, "shape", None)
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
@@ -95,10 +99,24 @@ class Calibration:
         """Data to tune on, (samples, ...); fewer where fewer were given."""
         if self._data is None:
             x = seeded_noise(first_seed(self.seed, DATA))(self._empty(self.samples))
-            plan = reference_plan(self.schedule, 0.0, 50)
-            return sample(self.eps, plan, plan.start(x))
+            plan = reference_plan(self.schedule, 0.0, OWN_CALLS)
+            with self.eps.ledger.during("data"):
+                return sample(self.eps, plan, plan.start(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
+
+    @property
+    def own(self) -> bool:
+        """Whether the data are the model's own samples."""
+        return self._data is None
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data are, in a few letters."""
+        if self._data is None:
+            return "own samples"
+        numbers = self._data.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
     def draws(self, model: Eps) -> Draws:
         """The data with noise, the same at every call."""

@@ -1,5 +1,8 @@
 """Whether a tuned plan is better: judged on noise it was not tuned on, against a many-step run from the same noise."""
 
+from contextlib import nullcontext
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,8 @@ from ..plan import Plan, make_plan
 from ..samplers.dpmpp import DPMSolverPP
 from ..sampling import Eps, sample, seeded_noise
 from ..schedules import NoiseSchedule
+from .batches import Batched
+from .budget import Ledger
 
 
 def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100) -> Plan:
@@ -41,7 +46,9 @@ class Judge:
     ) -> None:
         self.eps, self.x, self.seed, self.end = eps, x, seed, end
         reference = reference_plan(schedule, end, calls)
-        self.reference = sample(eps, reference, reference.start(x))
+        ledger = getattr(eps, "ledger", None)
+        with nullcontext() if ledger is None else ledger.during("reference"):
+            self.reference = sample(eps, reference, reference.start(x))
 
     def __call__(self, plan: Plan) -> float:
         """The measure of a plan.
@@ -52,6 +59,12 @@ class Judge:
         if float(plan.t[-1]) != self.end:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
         return self.distance(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
+
+    def booked(self, ledger: Ledger) -> "Judge":
+        """The same judge, whose network calls are booked here."""
+        other = copy(self)
+        other.eps = Batched(self.eps, getattr(self.eps, "batch", None), ledger)
+        return other
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:
         """The measure of states (B, ...) in which runs from `x` have ended."""

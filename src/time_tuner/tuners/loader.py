@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import Eps, seeded_noise
+from .batches import take
 from .calibration import HELD_OUT, NOISE, Draws, first_seed
 
 
@@ -21,6 +22,7 @@ class LoaderDraws:
         uncond_condition: for guidance.
         device: where images and labels go; None: they stay where they are.
         seed: of the noise.
+        samples: how many of the first images `fixed` and `held_out` may ask for.
     """
 
     def __init__(
@@ -31,11 +33,13 @@ class LoaderDraws:
         uncond_condition: Any = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        samples: int = 256,
     ) -> None:
         self._loader, self._bind, self._encode_fn = loader, bind, encode_fn
         self._uncond, self._device, self._seed = uncond_condition, device, seed
         self._stream: Iterator[tuple[Tensor, Any]] = self._batches()
-        self._fixed: tuple[Tensor, Any] | None = None
+        self._samples = samples
+        self._fixed: Draws | None = None
         self.iterations = 0  # batches that one ratio needs, for the word about a short loader
 
     def _batches(self) -> Iterator[tuple[Tensor, Any]]:
@@ -76,25 +80,28 @@ class LoaderDraws:
         used = getattr(model, "condition", None) is not None
         return Draws(model, x0, seeded_noise(first)(x0), first, label if used else None)
 
-    def _first(self, samples: int) -> tuple[Tensor, Any]:
-        if self._fixed is None or len(self._fixed[0]) < samples:
+    def _first(self, samples: int, first: int) -> Draws:
+        """The loader's first images, with noise from this seed on; their labels are embedded once, for all that ask."""
+        if self._fixed is None:
             images: list[Tensor] = []
             labels: list[Any] = []
             for item in self._loader:
                 image, label = self._prepared(item)
                 images.append(image)
                 labels.append(label)
-                if sum(map(len, images)) >= samples:
+                if sum(map(len, images)) >= self._samples:
                     break
             if not images:
                 raise ValueError("data_loader is empty: give at least one batch of images")
-            self._fixed = torch.cat(images), _joined(labels, images)
-        x0, label = self._fixed
-        return x0[:samples], None if label is None else label[:samples]
+            x0, joined = torch.cat(images)[: self._samples], _joined(labels, images)
+            self._fixed = self._draws(x0, None if joined is None else joined[: self._samples], 0)
+        x0, label = self._fixed.x0[:samples], self._fixed.condition
+        model = take(self._fixed.model, torch.arange(len(x0)))
+        return Draws(model, x0, seeded_noise(first)(x0), first, None if label is None else label[:samples])
 
     def fixed(self, samples: int) -> Draws:
         """The loader's first images with noise, the same at every call."""
-        return self._draws(*self._first(samples), first_seed(self._seed, NOISE))
+        return self._first(samples, first_seed(self._seed, NOISE))
 
     def batch(self, i: int) -> Draws:
         """The loader's next batch with the noise of iteration i."""
@@ -103,8 +110,7 @@ class LoaderDraws:
 
     def held_out(self, samples: int) -> Draws:
         """Noise that is not tuned on, under the conditions of the loader's first images."""
-        x0, label = self._first(samples)
-        return self._draws(x0, label, first_seed(self._seed, HELD_OUT))
+        return self._first(samples, first_seed(self._seed, HELD_OUT))
 
 
 def _joined(labels: list[Any], images: list[Tensor]) -> Any:

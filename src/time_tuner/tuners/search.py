@@ -1,8 +1,25 @@
-"""The minimum of a smooth function of one number, in few evaluations and without derivatives."""
+"""The minimum of a smooth function of one number, in few evaluations and without derivatives.
 
-from collections.abc import Callable
+A search is written as a generator: it yields where it wants a value and is sent that value. Whoever drives it may so
+advance several searches at once, remember the values, and stop whenever the budget says so.
+"""
 
-GOLDEN = 1.618033988749895
+import math
+from collections.abc import Callable, Generator
+from typing import TypeAlias
+
+Descent: TypeAlias = Generator[float, float, None]
+"""Yields a place, is sent the value there."""
+
+Asking: TypeAlias = Generator[float, float, float]
+Bracket: TypeAlias = tuple[float, float, float]
+"""Places a < b < c with f(b) at most f(a) and f(c)."""
+
+GROWTH = 2.0  # of the strides downhill
+SECTION = 0.381966  # golden
+GAIN = 2e-4  # a search ends where no more than this share of the value is left to gain,
+SURPRISE = 1e-3  # by a parabola that foretold the last value to this share of it;
+FLOOR = 0.01  # where the value is near zero, to shares of this part of what it rises to in the bracket
 
 
 def minimise(
@@ -11,95 +28,137 @@ def minimise(
     low: float,
     high: float,
     stride: float = 0.04,
-    tolerance: float = 1e-3,
-    most: int = 40,
+    tolerance: float = 2e-3,
+    most: int = 24,
 ) -> tuple[float, float]:
-    """The nearest minimum downhill of `start` in [low, high], to `tolerance`: (where, value).
+    """The nearest minimum downhill of `start` in [low, high]: (where, value); see `descend`."""
+    seen: dict[float, float] = {}
+    search = descend(start, low, high, stride, tolerance, most)
+    asked = next(search, None)
+    while asked is not None:
+        seen[asked] = f(asked)
+        asked = answer(search, seen[asked])
+    return lowest(seen, start)
 
-    A bracket is stepped out from `start` in golden strides, then narrowed by parabolas through its three points, with
-    a golden section wherever a parabola does not settle (after Brent, 1973, ch. 5). The value is never above that at
-    `start`. At most `most` evaluations of f; it stops early with the best so far.
+
+def answer(search: Descent, value: float) -> float | None:
+    """Send a search the value it asked for; gives where it wants the next one, None when it has ended."""
+    try:
+        return search.send(value)
+    except StopIteration:
+        return None
+
+
+def lowest(seen: dict[float, float], start: float) -> tuple[float, float]:
+    """Where the lowest value was seen, and the value; of equals the place nearest to `start`."""
+    x = min(seen, key=lambda x: (seen[x], abs(x - start)))
+    return x, seen[x]
+
+
+def descend(
+    start: float, low: float, high: float, stride: float = 0.04, tolerance: float = 2e-3, most: int = 24
+) -> Descent:
+    """Search for the nearest minimum downhill of `start` in [low, high]; `start` is the first place asked for.
+
+    A bracket is stepped out from `start` in growing strides, then narrowed by parabolas through its three points, with
+    a golden section wherever they do not settle (after Brent, 1973, ch. 5). The search ends when a parabola that
+    foretold the last value promises no more than a small share of it, when the bracket is `tolerance` wide, or after
+    `most` values. The first stride is wide on purpose: a network that is told its time as sinusoids has ripples in its
+    loss, about 0.01 t wide, and three points closer than that would show a ripple instead of the valley.
     """
     seen: dict[float, float] = {}
 
-    def value(x: float) -> float:
-        if x not in seen:
-            seen[x] = f(x)
-        return seen[x]
+    def ask(x: float) -> Asking:
+        if x not in seen and len(seen) < most:
+            seen[x] = yield x
+        return seen.get(x, math.inf)
 
-    value(start)
-    bracket = _bracket(value, start, low, high, stride)
+    bracket = yield from _bracket(ask, start, low, high, stride)
     if bracket is not None:
-        _narrow(value, *bracket, tolerance, most, seen)
-    best = min(seen, key=lambda x: (seen[x], abs(x - start)))
-    return best, seen[best]
+        yield from _narrow(ask, seen, bracket, stride, tolerance, most)
 
 
 def _bracket(
-    value: Callable[[float], float], start: float, low: float, high: float, stride: float
-) -> tuple[float, float, float] | None:
-    """Three points a < b < c with f(b) at most f(a), f(c); None when the minimum is at an end of the range."""
+    ask: Callable[[float], Asking], start: float, low: float, high: float, stride: float
+) -> Generator[float, float, Bracket | None]:
+    """A bracket; None when the minimum is at an end of the range."""
+    here = yield from ask(start)
     left, right = max(start - stride, low), min(start + stride, high)
-    ahead = right if right > start and (left == start or value(right) <= value(left)) else left
-    if ahead == start:
-        return None
-    if value(ahead) > value(start):
-        # Start is a minimum of what was seen, unless the range ends there.
-        return (
-            (left, start, right)
-            if left < start < right and value(left) >= value(start)
-            else _inward(value, start, ahead)
-        )
-    behind, middle = start, ahead
+    to_left = (yield from ask(left)) if left < start else math.inf
+    if left < start and to_left < here:
+        behind, middle, value = start, left, to_left
+    else:
+        to_right = (yield from ask(right)) if right > start else math.inf
+        if to_right >= here:
+            if left < start < right:
+                return left, start, right
+            other = left if left < start else right
+            return None if other == start else (yield from _inward(ask, start, other))
+        behind, middle, value = start, right, to_right
     while True:
-        ahead = min(max(middle + GOLDEN * (middle - behind), low), high)
+        ahead = min(max(middle + GROWTH * (middle - behind), low), high)
         if ahead == middle:  # downhill to the end of the range: the minimum is there or just before it
-            return _inward(value, middle, behind)
-        if value(ahead) > value(middle):
+            return (yield from _inward(ask, middle, behind))
+        beyond = yield from ask(ahead)
+        if beyond > value:
             return (behind, middle, ahead) if behind < ahead else (ahead, middle, behind)
-        behind, middle = middle, ahead
+        behind, middle, value = middle, ahead, beyond
 
 
-def _inward(value: Callable[[float], float], end: float, other: float) -> tuple[float, float, float] | None:
+def _inward(ask: Callable[[float], Asking], end: float, other: float) -> Generator[float, float, Bracket | None]:
     """A bracket between the end of the range, the lower of the two, and a point inside; None if the end is lowest."""
     near = end + (other - end) * 0.1
-    if value(near) > value(end):
+    if (yield from ask(near)) > (yield from ask(end)):
         return None
     return (end, near, other) if end < other else (other, near, end)
 
 
 def _narrow(
-    value: Callable[[float], float],
-    a: float,
-    b: float,
-    c: float,
+    ask: Callable[[float], Asking],
+    seen: dict[float, float],
+    bracket: Bracket,
+    stride: float,
     tolerance: float,
     most: int,
-    seen: dict[float, float],
-) -> None:
-    width = c - a
-    while len(seen) < most:
-        u = _vertex(a, b, c, value(a), value(b), value(c))
-        if abs(u - b) < tolerance:
-            if c - a < 100 * tolerance:
-                return
-            # Over a wide bracket a parabola says little: a few strides of the tolerance into its longer side tell more.
-            u = b + 10 * tolerance if c - b > b - a else b - 10 * tolerance
-        golden = c - a > 0.7 * width  # the last step took away too little: a section takes a sure share
+) -> Descent:
+    a, b, c = bracket
+    width, settled = math.inf, False
+    while len(seen) < most and c - a > tolerance:
+        floor = FLOOR * (min(seen[a], seen[c]) - seen[b])
+        u, foretold = _vertex(a, b, c, seen[a], seen[b], seen[c])
+        if settled and seen[b] - foretold <= GAIN * max(abs(seen[b]), floor):
+            return
+        longer = c - b if c - b > b - a else a - b
+        if abs(u - b) < min(tolerance, abs(longer) / 4):
+            # A value where the parabola has its vertex anyway tells nothing new.
+            u = b + (min(stride, longer) if longer > 0 else max(-stride, longer)) / 4
+        if c - a > 0.7 * width or not a < u < c:  # the last step took away too little: a section takes a sure share
+            u = b + SECTION * longer
         width = c - a
-        if golden or not a < u < c:
-            u = b + (c - b) / (GOLDEN + 1) if c - b > b - a else b - (b - a) / (GOLDEN + 1)
-        if value(u) <= value(b):
+        foretold = _parabola(u, (a, b, c), (seen[a], seen[b], seen[c]))
+        value = yield from ask(u)
+        settled = abs(value - foretold) <= SURPRISE * max(abs(value), floor)
+        if value <= seen[b]:
             a, b, c = (b, u, c) if u > b else (a, u, b)
         else:
             a, b, c = (a, b, u) if u > b else (u, b, c)
-        if c - a < tolerance:
-            return
 
 
-def _vertex(a: float, b: float, c: float, fa: float, fb: float, fc: float) -> float:
-    """Where the parabola through three points is lowest; b itself where they lie on a line."""
+def _vertex(a: float, b: float, c: float, fa: float, fb: float, fc: float) -> tuple[float, float]:
+    """Where the parabola through three points is lowest, and its value; b where they lie on a line."""
     left, right = (b - a) * (fb - fc), (b - c) * (fb - fa)
     if left == right:
-        return b
-    return b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right)
+        return b, fb
+    u = b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right)
+    return u, _parabola(u, (a, b, c), (fa, fb, fc))
+
+
+def _parabola(x: float, places: Bracket, values: tuple[float, float, float]) -> float:
+    """The value at x of the parabola through three points (Lagrange)."""
+    a, b, c = places
+    fa, fb, fc = values
+    return (
+        fa * (x - b) * (x - c) / ((a - b) * (a - c))
+        + fb * (x - a) * (x - c) / ((b - a) * (b - c))
+        + fc * (x - a) * (x - b) / ((c - a) * (c - b))
+    )

@@ -1,0 +1,128 @@
+"""What tuning may cost, and what it has cost: network calls, sample evaluations, seconds."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+_FORMS = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>calls?|s|m|h)")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a tuner may spend; None for no limit. One network call is one forward of one batch, and a backward
+    counts as two."""
+
+    calls: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} of a budget must be positive, got {value!r}")
+
+    @classmethod
+    def parse(cls, text: "str | int | Budget | None") -> "Budget":
+        """A budget as people write it: "20000calls", "60s", "2m", "1.5h", a number of calls, or None for no limit."""
+        if isinstance(text, Budget):
+            return text
+        if text is None or (isinstance(text, int) and not isinstance(text, bool)):
+            return cls(calls=text)
+        found = _FORMS.fullmatch(text.strip()) if isinstance(text, str) else None
+        number, unit = (float(found["number"]), found["unit"]) if found else (0.0, "")
+        if not found or not number or (unit.startswith("call") and number % 1):
+            raise ValueError(f"budget must be written as in 20000calls, 60s or 2m, got {text!r}")
+        return cls(calls=int(number)) if unit.startswith("call") else cls(seconds=number * _SECONDS[unit])
+
+    def __str__(self) -> str:
+        limits = [] if self.calls is None else [f"{self.calls} calls"]
+        return " and ".join(limits if self.seconds is None else [*limits, f"{self.seconds:g} s"]) or "none"
+
+
+@dataclass
+class Cost:
+    """Network calls, and the samples in them: batch x forward, a backward as two forwards."""
+
+    calls: int = 0
+    evaluations: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.calls * times, self.evaluations * times)
+
+
+def forward(samples: int, batch: int | None = None) -> Cost:
+    """The cost of asking the network once about so many samples, at most `batch` at a time."""
+    return Cost(-(-samples // (batch or samples)), samples)
+
+
+@dataclass
+class Ledger:
+    """What was spent, and on what: every call is booked under the purpose that it is made for."""
+
+    purpose: str = "tuning"
+    spent: dict[str, Cost] = field(default_factory=dict)
+
+    @contextmanager
+    def during(self, purpose: str) -> Iterator[None]:
+        """Book what is called in the block under another purpose."""
+        before, self.purpose = self.purpose, purpose
+        try:
+            yield
+        finally:
+            self.purpose = before
+
+    def count(self, said: Any) -> Any:
+        """Book one call of the network, which gave `said`; and its backward, if there will be one."""
+        if isinstance(said, Tensor):
+            self.book(Cost(1, len(said)))
+            if said.requires_grad:
+                purpose = self.purpose
+                said.register_hook(lambda gradient: self.book(Cost(2, 2 * len(gradient)), purpose))
+        return said
+
+    def book(self, cost: Cost, purpose: str | None = None) -> None:
+        purpose = purpose or self.purpose
+        self.spent[purpose] = self.of(purpose) + cost
+
+    def of(self, purpose: str) -> Cost:
+        """What was spent on one purpose."""
+        return self.spent.get(purpose, Cost())
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
+
+
+class Meter:
+    """How far a budget is used up, by what a ledger holds under "tuning" and by the clock.
+
+    Args:
+        budget: what may be spent.
+        ledger: where calls are booked.
+        seconds: spent before, by a run that this one continues.
+    """
+
+    def __init__(self, budget: Budget, ledger: Ledger, seconds: float = 0.0) -> None:
+        self.budget, self.ledger = budget, ledger
+        self.began = time.monotonic() - seconds
+
+    @property
+    def calls(self) -> int:
+        return self.ledger.of("tuning").calls
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def affords(self, calls: int) -> bool:
+        """Whether so many more network calls are within the budget."""
+        calls_left = self.budget.calls is None or self.calls + calls <= self.budget.calls
+        return calls_left and (self.budget.seconds is None or self.seconds < self.budget.seconds)
