@@ -15,6 +15,7 @@ from .calibration import OWN_CALLS, Calibration
 from .conditioning import Conditioning
 from .guard import Judge, guarded, reference_plan
 from .job import Job, Progress, tqdm_bar
+from .joint import Joint
 from .objectives import OBJECTIVES, Objective, Step
 
 __all__ = [
@@ -40,6 +41,7 @@ what it costs has a method `cost(plan, samples, batch, **options)`: as a rule, a
 TUNERS: dict[str, Tuner] = {
     "sequential": Conditioning("sequential"),
     "parallel": Conditioning("parallel"),
+    "joint": Joint(),
 }
 """Every tuning method by its name in `tune` and on the command line."""
 

@@ -85,10 +85,10 @@ def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
     best, after, reverted = plan, bare, []
     if bare > before:
         for k in reversed(range(len(plan))):
-            if best.tau[k] == untuned.tau[k]:
+            if best.tau[k] == best.t[k]:
                 continue
             tau = best.tau.clone()
-            tau[k] = untuned.tau[k]
+            tau[k] = best.t[k]
             trial = best.with_tau(tau)
             measure = judge(trial)
             if measure >= after:
