@@ -101,7 +101,7 @@ class Plan:
     def start(self, noise: Tensor) -> Tensor:
         """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times
         it: the noise itself on a variance-preserving schedule, about sigma_max times it on a variance-exploding one."""
-        return float(self.point(0).scale) * noise
+        return float(self.point(0).scale.detach()) * noise
 
     def with_times(self, ends: Any) -> "Plan":
         """The same run on another grid of step ends, (S + 1,) strictly falling. The ratios tau / t are kept."""

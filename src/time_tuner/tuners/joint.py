@@ -39,6 +39,7 @@ SECONDS = 120.0  # what tuning is to take where no budget is given
 TRIAL = 0.08  # the share of the budget for which each start is tried
 LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
 PATIENCE = 0.4  # the share of the budget after which no progress is the end
+SOON = 100  # iterations that are made in any case
 MOST_HELD, FEWEST = 128, 8
 
 
@@ -71,6 +72,10 @@ class Lesson:
             pass
         return self.distance(end, pairs.y).mean()
 
+    def crowded(self, plan: Plan, rows: Tensor) -> bool:
+        """Whether the activations of a run of these pairs are more than memory should hold."""
+        return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
+
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
         """The same, for looking only."""
@@ -92,7 +97,8 @@ class Joint:
         pairs: int | None = None,
         iterations: int | None = None,
         distance: Distance = robust,
-        starts: int | Sequence[Plan] = 3,
+        starts: int = 3,
+        others: Sequence[Plan] = (),
         checkpoint_steps: bool | None = None,
     ) -> Plan:
         """The plan, tuned.
@@ -107,7 +113,8 @@ class Joint:
             iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
             starts: how many starts are tried, the best of the plan itself, other spacings and other orders of its
-                sampler (1: the plan alone); or the plans to start from.
+                sampler; 1: the plan and the others alone.
+            others: more starts, such as tuned plans for other numbers of calls, which are resampled.
             checkpoint_steps: keep the activations of one call of the network at a time, for a third more work; by
                 default where memory asks for it.
 
@@ -132,7 +139,7 @@ class Joint:
         taught = teach(eps, teacher, first_seed(calibration.seed, TEACHER), like, calibration.samples, job, path)
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
-        found, notes = search(starting_plans(plan, starts), starts if isinstance(starts, int) else len(starts))
+        found, notes = search(starting_plans(plan, starts, others), starts if starts > 1 else 1 + len(others))
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
@@ -197,7 +204,7 @@ class _Search:
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
             left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
-            if trial >= len(tried) and share - descent.best_at > PATIENCE and left > 0.5:
+            if done > SOON and left > 0.5 and share - descent.best_at > PATIENCE:
                 break
             self._iterate(descent, done, max(0.0, left))
             done += 1
@@ -232,7 +239,7 @@ class _Search:
         draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + done)
         rows = torch.randperm(self.train, generator=draw)[:BATCH]
         if self.checkpoint_steps is None:
-            self.checkpoint_steps = crowded(self.lesson.eps, self.lesson.pairs.x[rows], descent.parameters.start)
+            self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
         with torch.enable_grad():
             loss = self.lesson(descent.plan(), rows, Checkpointed if self.checkpoint_steps else None)
             if not loss.requires_grad:

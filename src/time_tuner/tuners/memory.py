@@ -1,12 +1,13 @@
 """What a backward pass keeps of a network, and how to keep less."""
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ..plan import Plan
 from ..sampling import Eps
@@ -20,14 +21,16 @@ class Checkpointed:
         self.eps = eps
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        said: Tensor = checkpoint(self.eps, x, t, tau, use_reentrant=False)
-        return said
+        return self._asked(self.eps, x, t, tau)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.eps, name)
-        if name != "x0":
-            return found
-        return lambda x, t, tau=None: checkpoint(found, x, t, tau, use_reentrant=False)
+        return partial(self._asked, found) if name == "x0" else found
+
+    def _asked(self, say: Eps, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        with set_checkpoint_early_stop(False):  # to its end, where it is counted
+            said: Tensor = checkpoint(say, x, t, tau, use_reentrant=False)
+        return said
 
 
 def kept_bytes(eps: Eps, x: Tensor, plan: Plan) -> int:

@@ -66,13 +66,12 @@ class Parameters:
     def keep_inside(self, v: Tensor) -> None:
         """Move v, in place, to where every number of it still has an effect: increments do not vanish, and tau lies
         in the trained range."""
-        plan = self.plan(v)
-        for part, values in zip(self.parts, v.split(self.sizes), strict=True):
-            if part == "times":
-                values.sub_(values.mean()).clamp_(-WIDEST, WIDEST)
-            elif part == "tau":
-                base = self.start.tau / self.start.t[:-1] * plan.t[:-1]
-                values.copy_(torch.log(plan.tau / base))
+        split = dict(zip(self.parts, v.split(self.sizes), strict=True))
+        if "times" in split:
+            split["times"].sub_(split["times"].mean()).clamp_(-WIDEST, WIDEST)
+        if "tau" in split:
+            plan = self.plan(v)
+            split["tau"].copy_(torch.log(plan.tau / (self.start.tau / self.start.t[:-1] * plan.t[:-1])))
 
     def _ends(self, values: Tensor) -> Tensor:
         ends = self.start.ends

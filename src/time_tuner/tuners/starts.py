@@ -3,34 +3,35 @@
 from collections.abc import Sequence
 
 from ..plan import Plan, make_plan
+from ..resample import resample
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
 from ..spacings import SPACINGS
 
 ORDERS = (1, 2, 3, 4)
 
 
-def starting_plans(plan: Plan, starts: int | Sequence[Plan]) -> list[Plan]:
+def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = ()) -> list[Plan]:
     """The plans that may be tried, the given one first.
 
     Args:
         plan: the plan to tune.
-        starts: 1 for the plan alone; more for every spacing and every order of its sampler too; or the plans to start
-            from, which must have the calls and the ends of the plan.
+        starts: 1 for the plan and `others` alone; more for every spacing and every order of its sampler too.
+        others: tuned plans for other numbers of calls, or plans with the calls and the ends of this one.
 
     Raises:
         ValueError: not a positive number, or plans that do not fit.
     """
-    if not isinstance(starts, int):
-        for other in starts:
-            if not _fits(other, plan):
-                raise ValueError(
-                    f"starts must be deterministic plans of {len(plan)} calls from t = {float(plan.t[0]):.6g} to "
-                    f"{float(plan.t[-1]):.6g}, got {other!r}"
-                )
-        return list(starts) or [plan]
-    if starts < 1:
-        raise ValueError(f"starts must be at least 1, or plans, got {starts}")
+    if not isinstance(starts, int) or starts < 1:
+        raise ValueError(f"starts must be a whole number of at least 1, got {starts!r}")
     found = [plan]
+    for other in others:
+        fitting = resample(other, len(plan))
+        if not _fits(fitting, plan):
+            raise ValueError(
+                f"others must be deterministic plans from t = {float(plan.t[0]):.6g} to {float(plan.t[-1]):.6g} on the "
+                f"schedule of the plan, got {other!r}"
+            )
+        found.append(fitting)
     for spacing in SPACINGS if starts > 1 else ():
         for sampler in _orders(plan):
             try:
