@@ -20,6 +20,7 @@ from time_tuner.tuners.guard import reference_plan
 from time_tuner.tuners.job import Job
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import PARTS, Parameters
+from time_tuner.tuners.several import tune_several
 from time_tuner.tuners.starts import starting_plans
 from time_tuner.tuners.teacher import teach
 
@@ -406,3 +407,23 @@ def test_budgets_name_what_is_wrong() -> None:
         with pytest.raises(ValueError, match=message):
             tune(EPS, plan, "joint", **{**QUICK, **options})
     assert Job(Budget(), Ledger()).meter.share == 0
+
+
+def test_several_numbers_of_calls(tmp_path: Path) -> None:
+    """By the same runs of the teacher, each beside its neighbour, in one file."""
+    calls: list[int] = []
+    finished: list[int] = []
+    plans = [make_plan("ddim", SMOOTH, k, "quadratic") for k in (5, 3, 4)]
+    options = {**QUICK, "iterations": 20}
+    tuned = tune_several(counted(calls), plans, done=lambda plans: finished.append(len(plans)), **options)
+    assert [len(plan) for plan in tuned] == [3, 4, 5] and finished == [1, 2, 3]
+    assert [plan.provenance["cost"].get("teacher", {}).get("evaluations") for plan in tuned] == [60 * 128, None, None]
+    for plan in tuned:
+        assert distance_to_teacher(plan) < distance_to_teacher(make_plan("ddim", SMOOTH, len(plan), "quadratic"))
+    Plan.save_several(tuned[::-1], tmp_path / "plans.json")
+    assert [Plan.load(tmp_path / "plans.json", k) for k in (3, 4, 5)] == tuned
+    for twice in (tuned[:1] * 2, []):
+        with pytest.raises(ValueError, match="different numbers of calls"):
+            Plan.save_several(twice, tmp_path / "plans.json")
+        with pytest.raises(ValueError, match="different numbers of calls"):
+            tune_several(EPS, twice, **options)

@@ -1,7 +1,7 @@
 """The plan: one row (t, alpha, sigma, tau) for each call of the network, as a value, a JSON file and a table."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +198,18 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all."""
         write_json(Path(path), self.to_dict())
+
+    @staticmethod
+    def save_several(plans: "Sequence[Plan]", path: str | os.PathLike[str]) -> None:
+        """Write plans for different numbers of calls into one file, from which `load(path, calls=)` picks.
+
+        Raises:
+            ValueError: two of them have the same number of calls.
+        """
+        calls = sorted(map(len, plans))
+        if len(set(calls)) < len(calls) or not calls:
+            raise ValueError(f"plans of one file must have different numbers of calls, got {calls or 'none'}")
+        write_json(Path(path), [plan.to_dict() for plan in sorted(plans, key=len)])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":

@@ -26,7 +26,7 @@ from .job import Job
 from .memory import Checkpointed, crowded
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
-from .teacher import Pairs, teach
+from .teacher import Pairs, described, teach
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`distance(x, y)` of two batches (B, ...): (B,), or their mean."""
@@ -134,14 +134,23 @@ class Joint:
                 f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
             )
         size = job.state.get("size") or _size(eps, plan, len(teacher), calibration, job, pairs, iterations)
-        like = torch.empty(size["pairs"], *calibration.shape, device=calibration.device)
-        path = None if cache is None else Path(cache)
-        taught = teach(eps, teacher, first_seed(calibration.seed, TEACHER), like, calibration.samples, job, path)
+        taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
         found, notes = search(starting_plans(plan, starts, others), starts if starts > 1 else 1 + len(others))
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
+
+
+def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
+    """The teacher's pairs, which a calibration that several plans are tuned on has already."""
+    key = (described(teacher), pairs)
+    if key not in calibration.taught:
+        like = torch.empty(pairs, *calibration.shape, device=calibration.device)
+        first = first_seed(calibration.seed, TEACHER)
+        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache)
+    taught: Pairs = calibration.taught[key]
+    return taught
 
 
 def _size(

@@ -44,7 +44,7 @@ def teach(
         ValueError: the cache was made by another teacher, from other noise, or with another model.
     """
     x = seeded_noise(first)(like)
-    made = {"teacher": _described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
+    made = {"teacher": described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
     ends = x[:0] if cache is None or not cache.exists() else _read(cache, made).to(x)
     bar = tqdm(total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=not job.shown)
     with bar, job.ledger.during("teacher"):
@@ -62,7 +62,8 @@ def teach(
     return Pairs(x, ends[: len(x)])
 
 
-def _described(plan: Plan) -> str:
+def described(plan: Plan) -> str:
+    """A plan in a line of text, by which it is known again."""
     return f"{plan.sampler!r} at {[round(float(t), 9) for t in plan.t]}"
 
 
