@@ -80,6 +80,11 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
                 times.append(q if r else p)
             else:
                 lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
+                if lam_p == -torch.inf:
+                    raise ValueError(
+                        f"{type(sampler).__name__} makes calls inside a step, which cannot begin at alpha = 0 "
+                        f"(t = {float(p):.4g}): start the run a little later (times=)"
+                    )
                 times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
     return schedule.at(torch.stack([*times, ends[-1]]))
 
