@@ -1,6 +1,6 @@
 """Every spacing under several samplers in few calls, untuned; the defaults of the samplers are chosen by this table.
 
-    python benchmarks/spacings.py [--problem digits-exact] [--calls 5 10 20] [--samplers ddim dpmpp ...] [--json out.json]
+    python benchmarks/spacings.py [--problem exact] [--calls 5 10 20] [--samplers ddim unipc] [--json out.json]
 
 `--problem exact`: exact digits (scikit-learn's 1797 digits blurred by 0.1, 64 dimensions), the Frechet distance of the
 samples to fresh draws of the data in raw pixels, mean over pairs of noise and fresh draws; two fresh draws are the
@@ -114,5 +114,5 @@ if __name__ == "__main__":
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))
     parser.add_argument("--samples", type=int, default=None, help="4000 exact ones, 100 of the network by default")
     parser.add_argument("--draws", type=int, default=3, help="pairs of noise and fresh draws, of the exact problem")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

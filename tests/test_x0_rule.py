@@ -158,7 +158,7 @@ def test_the_plan_says_which_calls_have_it(schedule: NoiseSchedule) -> None:
 
 
 def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
-    """The run with tensors through the sampler itself; a step from alpha = 0 is first order, with its end a new start."""
+    """The run with tensors through the sampler itself; a step from alpha = 0 is first order, and no one's past."""
     past: list[Evaluation] = []
     said: list[Tensor] = []
     saw = k = 0
