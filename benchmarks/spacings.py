@@ -1,6 +1,6 @@
 """Every spacing under several samplers in few calls, untuned; the defaults of the samplers are chosen by this table.
 
-    python benchmarks/spacings.py [--problem exact] [--calls 5 10 20] [--samplers ddim unipc] [--json out.json]
+    python benchmarks/spacings.py [--problem exact] [--schedule vp] [--calls 5 10 20] [--samplers ddim unipc] [--json out.json]
 
 `--problem exact`: exact digits (scikit-learn's 1797 digits blurred by 0.1, 64 dimensions), the Frechet distance of the
 samples to fresh draws of the data in raw pixels, mean over pairs of noise and fresh draws; two fresh draws are the
@@ -22,7 +22,7 @@ from problems import exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import SAMPLERS, SPACINGS, Plan, load_model, sample, seeded_noise
+from time_tuner import SAMPLERS, SPACINGS, NoiseScheduleFlow, NoiseScheduleVE, Plan, load_model, sample, seeded_noise
 from time_tuner.metrics import distance, frechet_between
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.specs import parse_run
@@ -31,11 +31,13 @@ from time_tuner.tuners import reference_plan
 RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")
 GRIDS = (*(name for name in SPACINGS if name != "ays"), "karras(rho=3)", "kl(std=0.5)", "dmn(power=2)")
 
+KINDS: dict[str, NoiseSchedule] = {"vp": linear_schedule(), "ve": NoiseScheduleVE(), "flow": NoiseScheduleFlow()}
+
 Measure = Callable[[Plan], float]
 
 
-def exact(samples: int, draws: int) -> tuple[NoiseSchedule, Measure]:
-    data, schedule = exact_digits(), linear_schedule()
+def exact(schedule: NoiseSchedule, samples: int, draws: int) -> tuple[NoiseSchedule, Measure]:
+    data = exact_digits()
     eps = data.eps(schedule)
     starts = [torch.randn(samples, 64, generator=torch.Generator().manual_seed(i)) for i in range(draws)]
     fresh = [data.sample(samples, seed=1000 + i) for i in range(draws)]
@@ -65,18 +67,17 @@ def shown(title: str, rows: dict[str, dict[str, float]], columns: Sequence[str],
     least = {column: min(row[column] for row in rows.values() if column in row) for column in columns}
     for name, row in rows.items():
         cells = [f"{row[c]:.{digits}f}" if c in row else "-" for c in columns]
-        bold = [
-            f"[bold]{cell}[/bold]" if row.get(c) == least[c] else cell for c, cell in zip(columns, cells, strict=True)
-        ]
-        table.add_row(name, *bold)
+        best = [row.get(column) == least[column] for column in columns]
+        table.add_row(name, *(f"[bold]{cell}[/bold]" if b else cell for cell, b in zip(cells, best, strict=True)))
     return table
 
 
 def main(
-    problem: str, samplers: Sequence[str], calls: Sequence[int], grids: Sequence[str], **options: int | Path
-) -> None:
-    samples = options["samples"] or {"exact": 4000, "digits": 100}[problem]
-    schedule, measure = exact(samples, options["draws"]) if problem == "exact" else digits(samples)
+    problem: str, kind: str, samplers: Sequence[str], calls: Sequence[int], grids: Sequence[str], samples: int | None,
+    draws: int, out: Path | None,
+) -> None:  # fmt: skip
+    samples = samples or {"exact": 4000, "digits": 100}[problem]
+    schedule, measure = exact(KINDS[kind], samples, draws) if problem == "exact" else digits(samples)
     known = [name for name in samplers if name.partition("(")[0] in SAMPLERS]
     columns = [f"{name}:{count}" for name in known for count in calls]
     rows: dict[str, dict[str, float]] = {}
@@ -88,27 +89,27 @@ def main(
             except ValueError as error:
                 print(f"{column}@{grid}: {error}")
     unit = "Frechet distance to fresh data" if problem == "exact" else "distance to the end of 100 calls"
-    console = Console(width=40 + 16 * len(columns))
-    console.print(shown(f"{problem}, {samples} samples: {unit}", rows, columns, 3))
+    console = Console(width=40 + 20 * len(columns))
+    console.print(
+        shown(f"{problem} ({kind if problem == 'exact' else 'vp'}), {samples} samples: {unit}", rows, columns, 3)
+    )
     ratios: dict[str, dict[str, float]] = {}
     for grid, row in rows.items():
         ratios[grid] = {}
         for name in known:
-            worth = [
-                row[c] / min(other[c] for other in rows.values() if c in other) for c in row if c.startswith(f"{name}:")
-            ]
+            mine = [column for column in row if column.startswith(f"{name}:")]
+            worth = [row[column] / min(other[column] for other in rows.values() if column in other) for column in mine]
             if len(worth) == len(calls):
                 ratios[grid][name] = statistics.mean(worth)
     console.print(shown("mean ratio to the best spacing", ratios, known, 3))
-    if options["json"]:
-        Path(options["json"]).write_text(
-            json.dumps({"problem": problem, "rows": rows, "ratios": ratios}, indent=1) + "\n"
-        )
+    if out is not None:
+        out.write_text(json.dumps({"problem": problem, "rows": rows, "ratios": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=["exact", "digits"], default="exact")
+    parser.add_argument("--schedule", dest="kind", choices=KINDS, default="vp", help="of the exact problem")
     parser.add_argument("--samplers", nargs="+", default=list(RUNS))
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10, 20])
     parser.add_argument("--grids", nargs="+", default=list(GRIDS))

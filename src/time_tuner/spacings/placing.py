@@ -106,6 +106,6 @@ def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
         lam = -torch.log(given) if unit == "sigma" else given
         end = lam == torch.inf
         times = torch.where(end, 0.0, as_times(schedule.inverse_lambda(torch.where(end, 0.0, lam))))
-    for bound in (schedule.T, schedule.t_min):
-        times = torch.where((times / bound - 1).abs() < 1e-4, bound, times)
-    return times
+    high, low = schedule.T, schedule.t_min
+    times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
+    return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)
