@@ -28,6 +28,8 @@ from time_tuner import (
     sample,
     schedule_from,
 )
+from time_tuner.samplers.ddim import DDIM
+from time_tuner.samplers.dpmpp import DPMSolverPP
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.schedules.betas import BETA_SCHEDULES
 
@@ -81,10 +83,8 @@ def test_edm(kind: str, prediction: str, scheduler: Any, sampler: str, steps: in
     schedule, predict = schedule_from(made), network(2.0)
     assert schedule == NoiseScheduleVE(0.002, 80.0, 0.5)
     model_type = "edm" if prediction == "epsilon" else "edm_v"
-    if sampler == "dpmpp":  # which lowers its order at the end as theirs does
-        from time_tuner.samplers.dpmpp import DPMSolverPP
-
-        sampler = DPMSolverPP(lower_order_final=True)
+    # It lowers its order at the end as theirs does.
+    sampler = DDIM() if scheduler is EDMEulerScheduler else DPMSolverPP(lower_order_final=True)
     got = ours(schedule, model_type, predict, sampler, X, calls=steps, spacing=kind)
     expected = theirs(made, predict, steps, X)
     assert_same(got, expected)

@@ -182,6 +182,17 @@ def test_ays_are_the_published_lists(model: str, betas: bool) -> None:
     torch.testing.assert_close(s[1:-1:2] ** 2, s[0:-2:2] * s[2::2], rtol=1e-3, atol=0)
 
 
+# --- what is taken when nothing is asked for ---
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_the_default_is_the_one_that_is_said(sampler: str, schedule: NoiseSchedule) -> None:
+    elsewhere = {"ddim": "kl", "dpmpp": "lam"}[sampler]
+    kinds = {NoiseScheduleVP: "quadratic", NoiseScheduleFlow: "trailing", NoiseScheduleVE: elsewhere}
+    assert make_plan(sampler, schedule, calls=7) == make_plan(sampler, schedule, calls=7, spacing=kinds[type(schedule)])
+
+
 # --- lists, and text ---
 
 

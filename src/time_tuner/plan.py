@@ -14,7 +14,7 @@ from .files import read_json, same_numbers, write_json
 from .rows import Call, Row, advance, compile_rows
 from .samplers import Sampler, sampler_from_dict, sampler_to_dict
 from .schedules import NoiseSchedule, Point, as_times, schedule_from_dict
-from .spacings import calls_for, check_calls, checked_ends, place_calls, spacing_of, times_in
+from .spacings import calls_for, check_calls, checked_ends, default_spacing, place_calls, spacing_of, times_in
 
 FORMAT, VERSION = "time-tuner plan", 1
 ENTRIES = (
@@ -250,8 +250,8 @@ def make_plan(
         sampler: a sampler, or the name of one in `SAMPLERS` for its default options.
         schedule: the noise schedule of the network.
         calls: number of network calls; may be left out when `times` are given.
-        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; the sampler's own, `sampler.spacing`, when
-            neither spacing nor times are given.
+        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `spacings.default_spacing` says which
+            when neither spacing nor times are given.
         times: instead of a spacing, the step ends themselves, strictly falling, in the schedule's trained range; the
             last may be 0.
         unit: what the times are given in: "t", "label", "sigma" or "lam", see `spacings.times_in`.
@@ -274,7 +274,7 @@ def make_plan(
     else:
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
-        grid_of = spacing_of(sampler.spacing if spacing is None else spacing)
+        grid_of = spacing_of(default_spacing(sampler, schedule) if spacing is None else spacing)
         to_zero = bool(grid_of(schedule, 1)[-1] == 0)
         steps = sampler.steps(calls, to_zero)
         ends = checked_ends(grid_of(schedule, len(steps)), schedule)

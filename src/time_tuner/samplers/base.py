@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -37,9 +37,6 @@ class Sampler:
     the points alone. That is what lets a plan run it as rows of numbers: `step` and `correct` are called with unit
     vectors, once for each call of a plan, and never with an image.
     """
-
-    spacing: ClassVar[str] = "quadratic"
-    """The spacing of a run that names none; what it is worth, and how it was chosen: docs/schedules.md."""
 
     @property
     def convergence(self) -> int:

@@ -9,12 +9,24 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..options import parse_options
+from ..samplers import Sampler
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
 from .dmn import dmn
 from .in_noise import ays, exponential, karras, kl, lam
 from .in_time import leading, quadratic, seed, trailing, uniform
 from .placing import calls_for, check_calls, checked_ends, place_calls, times_in
 
-__all__ = ["SPACINGS", "Spacing", "calls_for", "check_calls", "checked_ends", "place_calls", "spacing_of", "times_in"]
+__all__ = [
+    "SPACINGS",
+    "Spacing",
+    "calls_for",
+    "check_calls",
+    "checked_ends",
+    "default_spacing",
+    "place_calls",
+    "spacing_of",
+    "times_in",
+]
 
 Spacing: TypeAlias = Callable[..., Tensor]
 """`spacing(schedule, steps)`: steps + 1 falling times, float64."""
@@ -33,6 +45,18 @@ SPACINGS: dict[str, Spacing] = {
     "ays": ays,
 }
 """Every spacing by its name in `make_plan` and on the command line."""
+
+
+def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
+    """The spacing of a run that names none: what measured best there, see docs/schedules.md.
+
+    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl" for samplers of
+    first order and "lam" for the others.
+    """
+    if isinstance(schedule, NoiseScheduleVE):
+        return "kl" if sampler.convergence == 1 else "lam"
+    return "trailing" if isinstance(schedule, NoiseScheduleFlow) else "quadratic"
+
 
 _TEXT = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?")
 

@@ -38,7 +38,8 @@ def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
         raise ValueError(f"rho of karras must be positive, got {rho!r}")
 
     def noise(u: Tensor, high: float, low: float) -> Tensor:
-        return (high ** (1 / rho) * (1 - u) + low ** (1 / rho) * u) ** rho
+        root: Tensor = high ** (1 / rho) * (1 - u) + low ** (1 / rho) * u
+        return root**rho
 
     return _then_zero(schedule, noise, steps)
 
