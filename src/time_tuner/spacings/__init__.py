@@ -50,8 +50,8 @@ SPACINGS: dict[str, Spacing] = {
 def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
     """The spacing of a run that names none: what measured best there, see docs/schedules.md.
 
-    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl" for samplers of
-    first order and "lam" for the others.
+    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl" for samplers
+    of first order and "lam" for the others.
     """
     if isinstance(schedule, NoiseScheduleVE):
         return "kl" if sampler.convergence == 1 else "lam"
