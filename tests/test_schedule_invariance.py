@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from time_tuner.exact import Gaussian, Mixture
 from time_tuner.samplers import Sampler
 from time_tuner.samplers.ddpm import DDPM
 from time_tuner.schedules import NoiseSchedule
+from time_tuner.tuners import Calibration, Judge, reference_plan
 
 VP = NoiseScheduleVP("linear")
 OTHERS = {
@@ -131,6 +133,36 @@ def test_moments_of_a_gaussian_are_those_of_samples(schedule: NoiseSchedule) -> 
     got = sample(model.eps(schedule), plan, plan.start(x))
     assert float(got.mean()) == pytest.approx(float(mean), abs=1e-9)
     assert float(got.std()) == pytest.approx(float(std), rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [VP, *OTHERS.values()], ids=["vp", *OTHERS])
+@pytest.mark.parametrize("model", [Gaussian([1.0, -2.0], [0.5, 1.5]), Mixture([[1.0, 0.0], [-1.0, 2.0]], 0.7)])
+def test_what_exact_models_say_of_noise_and_data_makes_the_state(schedule: NoiseSchedule, model: Any) -> None:
+    exact = model.eps(schedule)
+    for t in (schedule.T, 0.4 * schedule.T, 0.02 * schedule.T):
+        p = schedule.at(t)
+        x = p.scale * seeded(5, 2)
+        torch.testing.assert_close(p.alpha * exact.x0(x, t) + p.sigma * exact(x, t), x, rtol=1e-12, atol=1e-12)
+
+
+def test_judging_and_calibrating_start_with_the_noise_of_the_schedule() -> None:
+    """Data of the right mean and deviation come out of the runs that tuners make for themselves."""
+    schedule, model = NoiseScheduleVE(), Gaussian([2.0, -1.0], [0.3, 1.5])
+    eps = model.eps(schedule)
+    calibration = Calibration(eps, schedule, samples=2000)
+    judge = Judge(eps, schedule, 0.0, calibration.held_out())
+    for ends in (calibration.x0, judge.reference):
+        torch.testing.assert_close(ends.mean(0).double(), model.mean, rtol=0, atol=0.1)
+        torch.testing.assert_close(ends.std(0).double(), model.std, rtol=0.05, atol=0)
+    assert judge(reference_plan(schedule, 0.0, 60)) < 0.01
+
+
+def test_alpha_falls_in_a_line_to_a_last_level_with_no_data() -> None:
+    schedule = OTHERS["zero terminal"]
+    t = torch.linspace(0.999, 1.0, 11, dtype=torch.float64)
+    p = schedule.at(t)
+    torch.testing.assert_close(p.alpha, p.alpha[0] * torch.linspace(1, 0, 11, dtype=torch.float64))
+    torch.testing.assert_close(schedule.inverse_lambda(p.lam), t, rtol=0, atol=1e-12)
 
 
 def test_noise_starts_as_large_as_the_first_point_has_it() -> None:
