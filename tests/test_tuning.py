@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, sample, tune
+from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, report, sample, tune
 from time_tuner.cli import app
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Progress, Step, estimate
 from time_tuner.tuners.objectives import loss
@@ -111,6 +111,23 @@ def test_where_memory_is_short_the_batch_is_halved() -> None:
     assert largest == 16
     with pytest.raises(torch.OutOfMemoryError):
         tuned(lambda x, t, tau: small(torch.cat([x] * 21), t, tau))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("batch", [24, 10**6])
+def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: int) -> None:
+    """A network whose noise depends on the condition of the sample, one by one; behind a progress bar as well."""
+
+    def network(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return torch.where(c[:, None] == 1, EPS(x, (t.double() + 1) / 1000), 0.5 * x)
+
+    made = model_wrapper(network, SCHEDULE, guidance_type="classifier-free", guidance_scale=1.5)
+    eps = made.bind(torch.arange(64) % 2, torch.tensor([1]))
+    expected = tuned(eps, method=method, batch=64, objective="published")
+    for model in (eps, report.Meter(eps)):
+        got = tuned(model, method=method, batch=batch, objective="published")
+        torch.testing.assert_close(got.tau, expected.tau, rtol=0, atol=1e-5)
+    assert expected.tuned
 
 
 # --- budgets ---
