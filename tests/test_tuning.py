@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, report, sample, tune
 from time_tuner.cli import app
-from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Progress, Step, estimate
+from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Progress, Step, conditioning, estimate, ratios
 from time_tuner.tuners.objectives import loss
 from time_tuner.tuners.runs import PlanRun, direct, start
 
@@ -197,6 +197,21 @@ def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> No
     assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
 
 
+@METHODS
+@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
+def test_the_cost_of_one_value_a_step_is_foretold_exactly(
+    monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
+) -> None:
+    """Nothing is asked twice: what a step has shown is not asked again by the next one."""
+    monkeypatch.setattr(ratios, "MOST", 1)
+    monkeypatch.setattr(conditioning, "MOST", 1)
+    plan = make_plan(sampler, SCHEDULE, 6)
+    spent = tuned(plan=plan, method=method, objective=objective).provenance["cost"]["tuning"]
+    _, most = estimate(plan, method, samples=64, objective=objective)["tuning"]
+    assert spent == {"calls": most.calls, "evaluations": most.evaluations}
+
+
 def test_cost_grows_linearly_with_the_calls() -> None:
     each = []
     for calls in (5, 10, 20, 40):
@@ -228,7 +243,8 @@ def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str, objective: Any, sa
     for k in range(6):
         t = plan.t[k]
         state = state if method == "sequential" else direct(run, k, draws)
-        target = goal.target(Step(run, k, state, draws))
+        written_out = {"published": EPS(state[1], t, t), "noise": draws.noise, own: EPS(state[1], t, t)}
+        target = written_out[objective] if objective in written_out else goal.target(Step(run, k, state, draws))
         at = [
             float(loss(run, k, state, t * r, draws, target, goal)) for r in torch.linspace(0.8, 1.2, 81) if t * r <= 1
         ]
@@ -344,6 +360,14 @@ def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, how: dict[str
     assert said == [f"going on from {partial}"]
     assert not seen or seen[0].step > 2 or how.get("batch")
     assert not partial.exists()
+
+
+@METHODS
+@pytest.mark.parametrize("batch", [64, 10**6])
+def test_a_run_that_was_all_but_finished_costs_no_more(tmp_path: Path, method: str, batch: int) -> None:
+    how = {"method": method, "batch": batch, "checkpoint": tmp_path / "partial", "say": lambda sentence: None}
+    stopped_after(4, **how)
+    assert tuned(**how) == tuned(method=method, batch=batch)
 
 
 def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
