@@ -116,7 +116,6 @@ def test_quantised_networks_are_tuned(network: Network, discrete: NoiseScheduleV
 def test_networks_of_another_runtime_are_tuned(network: Network, discrete: NoiseScheduleVP) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
     file = io.BytesIO()
     sizes = {"x": {0: "batch"}, "t": {0: "batch"}}
     example = (DATA[:2], torch.zeros(2))
