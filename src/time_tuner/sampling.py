@@ -30,6 +30,8 @@ class Observed:
         return self._asked("eps", self.eps, x, t, tau)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "eps":  # while it is being copied
+            raise AttributeError(name)
         found = getattr(self.eps, name)  # what it tells of itself, where it does
         return partial(self._asked, "x0", found) if name == "x0" else found
 
