@@ -17,8 +17,31 @@ from time_tuner.samplers import Evaluation, Noise, Sampler
 OPTIONS = {
     "ddpm": [{"variance": "small"}],
     "ddim": [{"eta": 0.5}, {"eta": 1.0}],
-    "dpmpp": [{"order": 1}, {"order": 3}, {"lower_order_final": True}, {"order": 3, "lower_order_final": False}],
-    "unipc": [{"order": 1}, {"order": 3}],
+    "dpm": [{"order": 1}, {"order": 3}],
+    "dpmpp": [
+        {"order": 1},
+        {"order": 3},
+        {"lower_order_final": True},
+        {"order": 3, "lower_order_final": False},
+        {"order": 3, "curvature": "full"},
+        {"algorithm_type": "dpmsolver"},
+        {"order": 3, "algorithm_type": "dpmsolver"},
+        {"order": 3, "algorithm_type": "dpmsolver", "curvature": "full"},
+    ],
+    "dpmpp_single": [{"order": 1}, {"order": 3}],
+    "sde_dpmpp": [{"order": 1}],
+    "unipc": [
+        {"order": 1},
+        {"order": 3},
+        {"solver_type": "bh1"},
+        {"order": 1, "solver_type": "bh1"},
+        {"order": 3, "solver_type": "bh1"},
+        {"corrector": False},
+        {"order": 3, "corrector": False},
+    ],
+    "deis": [{"order": 1}, {"order": 3}],
+    "ipndm": [{"order": 1}, {"order": 2}, {"order": 3}],
+    "pndm": [{"skip_prk_steps": False}],
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
 TO_ZERO, ABOVE_ZERO = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0], [0.95, 0.7, 0.5, 0.3, 0.12, 0.04]
@@ -33,7 +56,8 @@ def tuned(sampler: Sampler, times: Sequence[float]) -> Plan:
     """A plan with other times to tell, and with corrections."""
     plan = make_plan(sampler, SMOOTH, times=times)
     ratios = torch.linspace(0.93, 1.04, len(plan), dtype=torch.float64)
-    return plan.with_tau(plan.tau * ratios).with_corrections(0.1 * seeded(len(plan), len(plan)).tril(-1))
+    corrections = 0.5 / len(plan) * seeded(len(plan), len(plan)).tril(-1)  # of a size that many calls bear, too
+    return plan.with_tau(plan.tau * ratios).with_corrections(corrections)
 
 
 def run(plan: Plan, x: Tensor, eps: Callable[..., Tensor] | None = None) -> Tensor:
@@ -46,7 +70,7 @@ def refuse(x: Tensor) -> Tensor:
 
 # --- order of convergence ---
 
-COUNTS = [24, 32, 48, 64, 96, 128]
+COUNTS = [96, 128, 160, 192, 256]  # long enough for the highest order to show alone
 
 
 def graded(steps: int) -> Tensor:
@@ -115,11 +139,11 @@ def by_hand(plan: Plan, x: Tensor, eps: Callable[..., Tensor], noise: Noise) -> 
     for step, calls in enumerate(plan.steps):
         for stage in range(calls):
             p, q, b = plan.point(k), plan.point(k + 1), plan.point(k - stage)
-            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p)
+            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p, stage)
             said.append(e.eps)
             past.append(e)
             if k and (better := plan.sampler.correct(tuple(past[-saw - 1 :]))) is not None:
-                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p)  # x0 stays
+                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p, stage)  # x0 stays
             saw = plan.sampler.look_back(step, stage, len(plan.steps))
             x = past[-1].x0 if q.sigma == 0 else plan.sampler.step(tuple(past[-saw:]), q, noise)
             if plan.corrections is not None:

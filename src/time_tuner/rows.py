@@ -86,6 +86,7 @@ def compile_rows(plan: "Plan") -> tuple[Row, ...]:
     """
     rows: list[Row] = []
     corrected = [False] * len(plan)
+    starts: list[int] = []  # of each call, the first of its step
     before = 0  # how many evaluations the previous call saw
     blind = int(plan.alpha[0] == 0)
     count = len(plan.steps)
@@ -98,14 +99,15 @@ def compile_rows(plan: "Plan") -> tuple[Row, ...]:
                     f"{type(plan.sampler).__name__}.look_back must be at least 1 and at most one more than at the call "
                     f"before, got {look_back} after {before} (call {k})"
                 )
-            rows.append(_compile_row(plan, k, max(k - stage, min(k, blind)), look_back, before, corrected))
+            starts.append(max(k - stage, min(k, blind)))
+            rows.append(_compile_row(plan, k, starts, look_back, before, corrected))
             before = look_back if k >= blind else 0
             k += 1
     return tuple(rows)
 
 
-def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, corrected: list[bool]) -> Row:
-    """Row k, whose step begins with call `start`; notes in `corrected` whether the sampler corrects at k."""
+def _compile_row(plan: "Plan", k: int, starts: list[int], look_back: int, before: int, corrected: list[bool]) -> Row:
+    """Row k, whose step begins with call `starts[k]`; notes in `corrected` whether the sampler corrects at k."""
     sees = max(look_back, before + 1)
     reach = k + 1 if plan.corrections is not None else sees
     says = [unit(plan.point(k - ago)) for ago in range(reach)]
@@ -120,7 +122,9 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
         x, eps, c, p = units["x", k - i], noise_said(i), units["c", k - i], plan.point(i)
         data = units.get(("x0", k - i))
         # A corrector moves the state and keeps x0, which makes the noise in the corrected state another.
-        return Evaluation(c, eps + (c - x) / p.sigma, p, data) if corrected[i] else Evaluation(x, eps, p, data)
+        if corrected[i]:
+            x, eps = c, eps + (c - x) / p.sigma
+        return Evaluation(x, eps, p, data, i - starts[i])
 
     draws = False
 
@@ -142,7 +146,7 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
     else:
         following = plan.sampler.step(past, q, noise)
     if plan.corrections is not None:
-        b = plan.point(start)
+        b = plan.point(starts[k])
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
         said = [noise_said(j) for j in range(k + 1)]
         following = following + gamma * sum(

@@ -85,9 +85,9 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
 
 
 def calls_for(sampler: Sampler, ends: Tensor) -> int:
-    """The least number of calls that makes as many steps as the ends say."""
+    """The number of calls that makes as many steps as the ends say; the greatest, all steps being of full order."""
     steps = len(ends) - 1
-    for calls in range(steps, 10 * steps + 1):
+    for calls in range(10 * steps, steps - 1, -1):
         try:
             if len(sampler.steps(calls, bool(ends[-1] == 0))) == steps:
                 return calls
