@@ -139,11 +139,11 @@ def by_hand(plan: Plan, x: Tensor, eps: Callable[..., Tensor], noise: Noise) -> 
     for step, calls in enumerate(plan.steps):
         for stage in range(calls):
             p, q, b = plan.point(k), plan.point(k + 1), plan.point(k - stage)
-            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p, stage)
+            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p, stage=stage)
             said.append(e.eps)
             past.append(e)
             if k and (better := plan.sampler.correct(tuple(past[-saw - 1 :]))) is not None:
-                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p, stage)  # x0 stays
+                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p, stage=stage)  # x0 stays
             saw = plan.sampler.look_back(step, stage, len(plan.steps))
             x = past[-1].x0 if q.sigma == 0 else plan.sampler.step(tuple(past[-saw:]), q, noise)
             if plan.corrections is not None:

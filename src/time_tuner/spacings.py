@@ -78,6 +78,8 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
         for r in sampler.stages(calls):
             if r in (0, 1):
                 times.append(q if r else p)
+            elif schedule.at(p).alpha == 0:  # where lam is infinite
+                times.append(p + r * (q - p))
             else:
                 lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
                 times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
