@@ -9,6 +9,7 @@ corrections" one with all K (K - 1) / 2 of them. Milliseconds a run, the median 
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -58,9 +59,9 @@ def bare(plan: Plan) -> Run:
             # In what was seen before the step, and x0 here: as the order conditions have it, newest x0 first.
             points = [plan.point(i) for i in range(k - 1, k - 1 - saw, -1)]
             unit = torch.eye(2 + saw, dtype=torch.float64)
-            past = [
-                Evaluation(unit[0], (unit[0] - r.alpha * unit[2 + i]) / r.sigma, r) for i, r in enumerate(points)
-            ][::-1]
+            past = [Evaluation(unit[0], (unit[0] - r.alpha * unit[2 + i]) / r.sigma, r) for i, r in enumerate(points)][
+                ::-1
+            ]
             end = Evaluation(unit[0], (unit[0] - p.alpha * unit[1]) / p.sigma, p)
             corrected = sampler.correct((*past, end)).tolist()  # type: ignore[union-attr]
         saw = sampler.look_back(k, 0, count)
@@ -120,9 +121,11 @@ def measure(runs: dict[str, Any], batch: int, rounds: int) -> dict[str, float]:
     """The median of each run's milliseconds, all runs by turns."""
     draw = torch.Generator().manual_seed(0)
     x, eps = (torch.randn(batch, 4, 64, 64, generator=draw) for _ in range(2))
+    order = random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 3):
-        for name, run in runs.items():
+        for name in order.sample([*runs], len(runs)):  # nobody always finds the caches of the same one before
+            run = runs[name]
             if isinstance(run, Theirs):
                 run.prepare()
             begin = time.perf_counter()
