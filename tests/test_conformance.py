@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import moments, seeded
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
 from time_tuner.exact import Gaussian, Mixture
@@ -62,6 +63,20 @@ def tuned(sampler: Sampler, times: Sequence[float]) -> Plan:
 
 def run(plan: Plan, x: Tensor, eps: Callable[..., Tensor] | None = None) -> Tensor:
     return torch.stack(list(trajectory(eps or MIXTURE.eps(SMOOTH), plan, x, seeded_noise(5))))
+
+
+READERS = ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "__index__", "nonzero", "equal")
+
+
+class Reads(TorchFunctionMode):
+    """Fails at whatever brings a number of a tensor from its device to Python, or waits for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = getattr(func, "__name__", "")
+        mask = name == "__getitem__" and isinstance(args[1], Tensor)
+        to_cpu = name == "to" and any(str(a) == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
+        assert not (name in READERS or mask or to_cpu), f"a tensor was read, by {name}"
+        return func(*args, **(kwargs or {}))
 
 
 def refuse(x: Tensor) -> Tensor:
@@ -254,6 +269,48 @@ def test_the_dtype_of_the_state_is_kept(sampler: Sampler, dtype: torch.dtype, pr
     single = seeded_noise(5)
     exact = sample(eps, plan, x.double(), lambda x: single(x.float()).double())
     torch.testing.assert_close(got.double(), exact, rtol=precision, atol=precision)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_runs_with_states_of_single(sampler: Sampler, dtype: torch.dtype) -> None:
+    """What it says is used as it is: nothing else of the run is in half precision."""
+    plan, x, heard = tuned(sampler, TO_ZERO), seeded(16, 3, dtype=torch.float32), []
+
+    def network(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        heard.append(x.dtype)
+        return torch.tanh(x.to(dtype)) * tau.to(dtype)
+
+    got = run(plan, x, network)
+    assert got.dtype == torch.float32 and set(heard) == {torch.float32}
+    assert torch.equal(got, run(plan, x, lambda *told: network(*told).float()))
+
+
+@every
+def test_the_loop_never_waits_for_the_state(sampler: Sampler) -> None:
+    """Which is what a CUDA graph asks for, and what keeps a device busy: no number of a tensor is read."""
+    plan, x = tuned(sampler, TO_ZERO), seeded(4, 2, dtype=torch.float32)
+
+    def end() -> Tensor:
+        *_, last = trajectory(lambda x, t, tau: torch.tanh(x), plan, x, lambda x: torch.full_like(x, 0.1))
+        return last
+
+    before = end()  # the plan's own numbers, on the CPU, are read in its first run
+    with Reads():
+        again = end()
+    assert torch.equal(again, before)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(float, bool, int, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, torch.nonzero),
+        *(lambda x: x.to("cpu"), lambda x: x[x > 0], lambda x: torch.equal(x, x), lambda x: 1 if x > 0 else 0),
+    ],
+)
+def test_reading_a_state_is_noticed(read: Callable[[Tensor], object]) -> None:
+    with pytest.raises(AssertionError, match="a tensor was read"), Reads():
+        read(torch.ones(()))
 
 
 @every

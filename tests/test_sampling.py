@@ -184,3 +184,23 @@ def test_the_same_levels_in_lower_precision_are_accepted(discrete: NoiseSchedule
     torch.testing.assert_close(
         sample(model.eps(single), plan, x), sample(model.eps(discrete), plan, x), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_compiled_network_is_compiled_once(discrete: NoiseScheduleVP) -> None:
+    """It is told times as tensors: no call has a number of its own to compile for."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(1)
+        return graph
+
+    def network(x: Tensor, n: Tensor) -> Tensor:
+        return torch.tanh(x) * (n[:, None] + 1) / 1000
+
+    with torch.no_grad():
+        fast = torch.compile(network, backend=backend)
+        for name in ("ddim", "dpm", "unipc"):
+            plan, x = make_plan(name, discrete, calls=7, spacing="trailing"), seeded(3, 2)
+            got, expected = (sample(model_wrapper(f, discrete).bind(), plan, x) for f in (fast, network))
+            assert torch.equal(got, expected)
+    assert len(compiled) == 1
