@@ -4,6 +4,7 @@ with those that `OPTIONS` names for it."""
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +46,24 @@ OPTIONS = {
     "pndm": [{"skip_prk_steps": False}],
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
+
+GUIDE = Path(__file__).parents[1] / "docs" / "adding-a-sampler.md"
+EXAMPLE = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+exec(compile(EXAMPLE, GUIDE, "exec"), {"__name__": "guide"})  # which enters its sampler into the table
+DOCUMENTED = SAMPLERS.pop("ab2")
+EVERY.append(DOCUMENTED())
+
+
+@pytest.fixture(autouse=True)
+def documented_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler of the guide is in the table, here alone."""
+    monkeypatch.setitem(SAMPLERS, "ab2", DOCUMENTED)
+
+
+def test_the_documented_sampler_is_short() -> None:
+    assert len(EXAMPLE.strip().splitlines()) <= 30
+
+
 TO_ZERO, ABOVE_ZERO = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0], [0.95, 0.7, 0.5, 0.3, 0.12, 0.04]
 
 every = pytest.mark.parametrize("sampler", EVERY, ids=repr)
