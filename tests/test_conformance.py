@@ -12,7 +12,7 @@ from helpers import moments, seeded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
+from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
 from time_tuner.exact import Gaussian, Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
 
@@ -197,6 +197,18 @@ def test_rows_are_the_sampler_itself(sampler: Sampler, times: list[float]) -> No
         got = run(each, x)
         assert got.isfinite().all()
         torch.testing.assert_close(got, by_hand(each, x, MIXTURE.eps(SMOOTH), seeded_noise(5)), rtol=1e-9, atol=1e-10)
+
+
+@every
+def test_a_run_may_start_where_there_is_no_data(sampler: Sampler) -> None:
+    """At alpha = 0, where lam is infinite: with short steps it ends where the exact flow does."""
+    flow = NoiseScheduleFlow()
+    plan = make_plan(sampler, flow, times=torch.linspace(1, 0.1, 41, dtype=torch.float64))
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
+    end = sample(MIXTURE.eps(flow), plan, x, seeded_noise(5))
+    assert end.isfinite().all() and end.abs().max() < 4
+    if not plan.stochastic:
+        torch.testing.assert_close(end, exact_flow(x, plan), rtol=0, atol=0.06)
 
 
 @every
