@@ -94,7 +94,7 @@ def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(
             f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got} at call {k} "
-            "(a network with learned variance returns twice the channels: keep the first half)"
+            "(a network with learned variance returns twice the channels: give it to model_wrapper, or keep the first half)"
         )
     return (x - p.sigma * said) / p.alpha if say is None else said
 
