@@ -68,7 +68,7 @@ def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tenso
         batches, encode_fn=encode, timesteps=levels, tune_type=tune_type, samples=48, uncond_condition=NULL_LABEL
     )
     assert encode.sizes == [16, 16, 16]  # every image once
-    assert sorted(embed.sizes) == [1, 48, 48]  # no label, and the labels to tune and to judge: not once a call
+    assert sorted(embed.sizes) == [1, 48]  # no label, and the labels to tune on, which also serve to judge
     assert ratios.shape == (calls,) and ratios[-1] == 1 and ratios[0] != 1
 
     noise = seeded_noise(1000)(torch.empty(40, *model.shape))

@@ -63,7 +63,7 @@ class TestSearch:
 def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str) -> None:
     plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
     data = MIXTURE.sample(200, seed=1).float()
-    tuned = tune(EPS, plan, method, data=data, samples=200, guard=False)
+    tuned = tune(EPS, plan, method, data=data, samples=200, guard=False, objective="published")
     draws = Calibration(EPS, SCHEDULE, data, 200).draws(EPS)
     run, state = PlanRun(tuned), start(PlanRun(tuned), draws)
     for k in range(4):
@@ -133,7 +133,7 @@ def test_the_published_optimiser_goes_to_the_same_place(method: str) -> None:
     eps = DIGITS.eps(SCHEDULE)
     plan = make_plan("ddim", SCHEDULE, calls=4, spacing="quadratic")
     data = DIGITS.sample(1024, seed=2).float()
-    searched = tune(eps, plan, method, data=data, guard=False)
+    searched = tune(eps, plan, method, data=data, guard=False, objective="published")
     published = tune(eps, plan, method, data=data, guard=False, optimizer="adam", iterations=100, lr=1e-2, batch=64)
     assert torch.allclose(searched.tau, published.tau, rtol=0.05)
     draws = Calibration(eps, SCHEDULE, DIGITS.sample(1000, seed=8).float(), 1000, seed=8).draws(eps)

@@ -15,13 +15,12 @@ from .bundled import Model, load_model
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise
-from .spacings import SPACINGS
+from .spacings import SPACINGS, default_spacing
 from .specs import parse_sampler
-from .tuners import TUNERS, Calibration, Judge
+from .tuners import OBJECTIVES, REFERENCE_CALLS, TUNERS, Budget, estimate
 from .tuners import tune as tune_plan
 
 BATCH = 256
-REFERENCE_CALLS = 100
 STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
 
 Model_ = Annotated[
@@ -33,7 +32,14 @@ Options_ = Annotated[
     typer.Option("--option", metavar="NAME=VALUE", help="An option of the sampler, as in eta=0.5; may be repeated."),
 ]
 Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
-Spacing_ = Annotated[str, typer.Option("--spacing", help=f"Where the steps are: {', '.join(SPACINGS)}.")]
+Spacing_ = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help=f"Where the steps are: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  "
+        "[default: quadratic, or what is best on the model's schedule]",
+    ),
+]
 Label_ = Annotated[
     str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
 ]
@@ -111,7 +117,7 @@ def tune(
     sampler: Sampler_ = "ddim",
     option: Options_ = None,
     calls: Calls_ = 10,
-    spacing: Spacing_ = "quadratic",
+    spacing: Spacing_ = None,
     method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
     samples: Annotated[int, typer.Option("--samples", help="How many samples to tune on, and to judge on.")] = 256,
     data_path: Annotated[
@@ -120,11 +126,26 @@ def tune(
             "--data", help="Tune on these: a folder of images, or an .npz.  [default: the model's own samples]"
         ),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option("--objective", help=f"What a step is tuned for: {', '.join(OBJECTIVES)}.", show_default=False),
+    ] = None,
+    last: Annotated[bool, typer.Option("--last", help="Tune the last call too.")] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", help="The most samples in one network call.  [default: all]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="What tuning may spend, as in 20000calls, 60s or 2m.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and do nothing.")] = False,
     label: Label_ = None,
     guidance_scale: Guidance_ = 1.0,
     seed: Seed_ = 0,
 ) -> None:
-    """Tune a plan for a number of network calls, judge it on held-out noise, and save it."""
+    """Tune a plan for a number of network calls, judge it on held-out noise, and save it.
+
+    What is found is kept beside the plan while it is being found: interrupted, the same command goes on from there.
+    """
     _check_suffix(out, (".json",))
     _check_seed(seed)
     labels = _labels(label)
@@ -132,27 +153,41 @@ def tune(
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
     if samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
+    limit = Budget.parse(budget)
     loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
-    plan = make_plan(parse_sampler(sampler, option or []), loaded.schedule, calls, spacing)
+    made_by = parse_sampler(sampler, option or [])
+    spacing = spacing or default_spacing(made_by, loaded.schedule)
+    plan = make_plan(made_by, loaded.schedule, calls, spacing)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
-    plan = _tuned(loaded, plan.with_provenance(**made), method, x0, samples, seed)
+    plan = plan.with_provenance(**made)
+    given = {"objective": objective, "last": last or None}  # a method may have neither
+    how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    how |= {"method": method, "samples": samples, "batch": batch}
+    if dry_run:
+        report.say.print(report.cost_table(estimate(plan, own_samples=x0 is None, **how)))
+        return
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        plan = _tuned(loaded, plan, x0, how, seed=seed, budget=limit, checkpoint=partial)
+    except KeyboardInterrupt:
+        if not partial.exists():
+            raise
+        _complain(f"interrupted: what was found is kept in {partial}; the same command goes on from there")
+        sys.exit(130)
     plan.save(out)
     report.say.print(f"\n{report.measured(plan, REFERENCE_CALLS)}:", soft_wrap=True)
     report.say.print(report.measure_table(plan))
     report.say.print(f"{report.verdict(plan)}.\nwrote {out}", soft_wrap=True)
 
 
-def _tuned(model: Model, plan: Plan, method: str, x0: Tensor | None, samples: int, seed: int) -> Plan:
-    if method not in TUNERS:  # before a minute is spent on judging
-        raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+def _tuned(model: Model, plan: Plan, x0: Tensor | None, how: dict[str, Any], **options: Any) -> Plan:
     meter = report.Meter(model.eps)
-    noise = Calibration(meter, plan.schedule, None, samples, seed, model.shape).held_out()
-    with meter.bar("many-call run to judge by", REFERENCE_CALLS):
-        judge = Judge(meter, plan.schedule, float(plan.t[-1]), noise, REFERENCE_CALLS, seed)
-    with meter.bar("samples to tune on", 50 if x0 is None else 0):
-        verbose = report.aside.is_terminal
-        return tune_plan(meter, plan, method, x0, seed, judge, samples=samples, shape=model.shape, verbose=verbose)
+    expected = sum(usual.calls for usual, _ in estimate(plan, own_samples=x0 is None, **how).values())
+    with meter.bar("tuning", expected):
+        return tune_plan(
+            meter, plan, data=x0, shape=model.shape, progress=meter.tell, say=report.say.print, **how, **options
+        )
 
 
 @app.command("sample", short_help="Draw samples, by a plan or untuned.")
@@ -169,9 +204,7 @@ def sample_command(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}.  [default: ddim]")] = None,
     option: Options_ = None,
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", help=f"{', '.join(SPACINGS)}.  [default: quadratic]")
-    ] = None,
+    spacing: Spacing_ = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
     label: Label_ = None,
     guidance_scale: Guidance_ = 1.0,
@@ -192,12 +225,8 @@ def sample_command(
             raise ValueError("give either --plan or --sampler, --option and --spacing: a plan has its own")
         plan = Plan.load(plan_file, calls)
     else:
-        plan = make_plan(
-            parse_sampler(sampler or "ddim", option or []),
-            loaded.schedule,
-            10 if calls is None else calls,
-            spacing or "quadratic",
-        )
+        calls = 10 if calls is None else calls
+        plan = make_plan(parse_sampler(sampler or "ddim", option or []), loaded.schedule, calls, spacing)
     began = time.perf_counter()
     drawn = _draw(loaded, model, plan, count, labels, guidance_scale, seed)
     seconds = time.perf_counter() - began

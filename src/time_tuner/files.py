@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,12 +20,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one entry a line, so that files can be read and compared."""
-    lines = (f"  {json.dumps(key)}: {_entry(value)}" for key, value in values.items())
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
+def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    """Write one entry a line, so that files can be read and compared; or a list of such objects."""
+    text = _object(values) if isinstance(values, Mapping) else "[\n" + ",\n".join(map(_object, values)) + "\n]"
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(f"{text}\n".encode())
 
 
 @contextmanager
@@ -54,6 +53,10 @@ def same_numbers(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same_numbers(a[key], b[key]) for key in a)
     return bool(a == b)
+
+
+def _object(values: Mapping[str, Any]) -> str:
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {_entry(value)}" for key, value in values.items()) + "\n}"
 
 
 def _no_constants(name: str) -> float:

@@ -1,16 +1,21 @@
 """What the command line says: progress bars, tables of plans, and what tuning was worth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 
 from .plan import Plan
 from .sampling import Eps, Observed
+from .tuners import Progress as Tuning
+from .tuners.batches import take
+from .tuners.budget import Cost
 
 say = Console(highlight=False)
 """Where results go: standard output."""
@@ -32,12 +37,28 @@ class Meter(Observed):
             if self._progress.finished:
                 self._stop()
 
+    def take(self, rows: Tensor) -> "Meter":
+        """The model for some samples of its batch, which moves the same bar."""
+        part = copy(self)
+        part.eps = take(self.eps, rows)
+        return part
+
+    def tell(self, done: Tuning) -> None:
+        """Say beside the bar how far a tuner is."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], description=str(done))
+
     @contextmanager
     def bar(self, what: str, calls: int) -> Iterator[None]:
         """A bar of so many calls (an estimate will do), shown on a terminal until they are made or the block ends."""
-        columns = (TextColumn(f"{escape(what):28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:28}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=aside, transient=True, disable=not (calls and aside.is_terminal))
-        self._progress.add_task("", total=calls)
+        self._progress.add_task(what, total=calls)
         self._progress.start()
         try:
             yield
@@ -88,6 +109,29 @@ def facts_table(plan: Plan) -> Table:
             continue
         made.add_row(escape(name), escape(_readable(value)))
     return made
+
+
+def cost_table(costs: Mapping[str, tuple[Cost, Cost]]) -> Table:
+    """What tuning will cost, by purpose: as a rule, and at most."""
+    made = table("what for", "network calls", "at most", "sample evaluations", "at most")
+    total = Cost(), Cost()
+    for name, (usual, most) in costs.items():
+        made.add_row(WORDS.get(name, name), *_figures(usual, most), end_section=name == list(costs)[-1])
+        total = total[0] + usual, total[1] + most
+    made.add_row("in all", *_figures(*total))
+    return made
+
+
+WORDS = {
+    "data": "samples to tune on",
+    "tuning": "tuning",
+    "reference": "many-call run to judge by",
+    "guard": "judging",
+}
+
+
+def _figures(usual: Cost, most: Cost) -> tuple[str, str, str, str]:
+    return f"{usual.calls:,}", f"{most.calls:,}", f"{usual.evaluations:,}", f"{most.evaluations:,}"
 
 
 def measured(plan: Plan, calls: int) -> str:

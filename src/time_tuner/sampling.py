@@ -31,6 +31,8 @@ class Observed:
         return self._asked("eps", self.eps, x, t, tau)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "eps":  # while it is being copied
+            raise AttributeError(name)
         found = getattr(self.eps, name)  # what it tells of itself, where it does
         return partial(self._asked, "x0", found) if name == "x0" else found
 
@@ -94,7 +96,7 @@ def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(
             f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got} at call {k} "
-            "(a network with learned variance returns twice the channels: give it to model_wrapper, or keep the first half)"
+            "(a network with learned variance returns twice the channels: model_wrapper keeps the first half)"
         )
     return (x - p.sigma * said) / p.alpha if say is None else said
 

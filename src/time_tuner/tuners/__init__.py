@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,10 +16,12 @@ from .calibration import OWN_CALLS, Calibration
 from .conditioning import Conditioning
 from .guard import Judge, guarded, reference_plan
 from .job import Job, Progress, tqdm_bar
+from .joint import Joint
 from .objectives import OBJECTIVES, Objective, Step
 
 __all__ = [
     "OBJECTIVES",
+    "REFERENCE_CALLS",
     "TUNERS",
     "Budget",
     "Calibration",
@@ -40,6 +43,7 @@ what it costs has a method `cost(plan, samples, batch, **options)`: as a rule, a
 TUNERS: dict[str, Tuner] = {
     "sequential": Conditioning("sequential"),
     "parallel": Conditioning("parallel"),
+    "joint": Joint(),
 }
 """Every tuning method by its name in `tune` and on the command line."""
 
@@ -102,7 +106,7 @@ def tune(
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
             noise schedule than the plan.
     """
-    _check(method)
+    _check(method, options)
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
@@ -151,29 +155,32 @@ def estimate(
     guard: bool = True,
     **options: Any,
 ) -> dict[str, tuple[Cost, Cost]]:
-    """What `tune` with these arguments will cost: for each purpose, as a rule and at most.
+    """What `tune` with these arguments will cost: for each purpose, as a rule and at most. "tuning" is left out where
+    the method does not tell.
 
     Raises:
-        ValueError: an unknown method, or one that does not tell.
+        ValueError: an unknown method or option.
     """
-    _check(method)
+    _check(method, options)
     batch = _batch(batch, samples, device, options)
     cost = getattr(TUNERS[method], "cost", None)
-    if cost is None:
-        raise ValueError(f"method {method!r} does not tell beforehand what it costs")
     run = forward(samples, batch)
     least, most = run * (2 * len(plan)), run * (len(plan) * (1 + len(plan)))
     return {
-        "reference": (run * (REFERENCE_CALLS * guard),) * 2,
         "data": (run * (OWN_CALLS * own_samples),) * 2,
-        "tuning": cost(plan, samples, batch, **options),
+        **({} if cost is None else {"tuning": cost(plan, samples, batch, **options)}),
+        "reference": (run * (REFERENCE_CALLS * guard),) * 2,
         "guard": (least, most) if guard else (Cost(), Cost()),
     }
 
 
-def _check(method: str) -> None:
+def _check(method: str, options: Mapping[str, Any]) -> None:
     if method not in TUNERS:
         raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
+    takes = list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
+    unknown = [name for name in options if name not in takes]
+    if unknown:
+        raise ValueError(f"method {method!r} has no option {unknown[0]!r}; its options: {', '.join(takes) or 'none'}")
 
 
 def _batch(batch: int | None, samples: int, device: torch.device | str, options: Mapping[str, Any]) -> int | None:

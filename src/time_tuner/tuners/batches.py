@@ -56,6 +56,8 @@ class Batched:
 
     def each(self, xs: Sequence[Tensor], ts: Sequence[Tensor], taus: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the network says of several states (B, ...), each at a time of its own, in calls that hold several."""
+        if not xs:
+            return ()
         size = len(xs[0])
         if len(xs) == 1:
             return (self._call(xs[0], ts[0], taus[0], size),)

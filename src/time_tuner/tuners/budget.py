@@ -122,6 +122,13 @@ class Meter:
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
+    @property
+    def share(self) -> float:
+        """How much of the budget is used up, from 0 to 1; 0 where there is no limit."""
+        calls = 0.0 if self.budget.calls is None else self.calls / self.budget.calls
+        seconds = 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds
+        return max(calls, seconds)
+
     def affords(self, calls: int) -> bool:
         """Whether so many more network calls are within the budget."""
         calls_left = self.budget.calls is None or self.calls + calls <= self.budget.calls

@@ -78,6 +78,7 @@ class Calibration:
         self.eps = eps if isinstance(eps, Batched) else Batched(eps, samples)
         self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
         known = shape if shape is not None else getattr(eps, "shape", None)
+        self.taught: dict[Any, Any] = {}  # runs of a teacher, for plans that are tuned on them one after another
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
             if not torch.isfinite(self._data).all():

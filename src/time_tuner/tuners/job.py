@@ -102,6 +102,11 @@ class Job:
         say(f"going on from {self.path}")
         return values
 
+    @property
+    def shown(self) -> bool:
+        """Whether anyone is told how far it is."""
+        return self._tell is not None
+
     def go_on(self, step: int) -> None:
         """Say that work begins that is not in a kept state: what the state has cost is booked, in place of what it cost
         to take it up again."""

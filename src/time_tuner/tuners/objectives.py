@@ -107,7 +107,9 @@ def finer_step(step: Step) -> Tensor:
     begin, end = float(run.point(first).t), float(step.q.t)
     times = torch.linspace(begin**0.5, end**0.5, SUBSTEPS + 1, dtype=torch.float64) ** 2
     times[0], times[-1] = begin, end  # exactly
-    return list(trajectory(step.draws.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x))[-1]
+    for x in trajectory(step.draws.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x):  # noqa: B007, B020
+        pass
+    return x
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -126,6 +126,7 @@ class Search:
             self._together()
         else:
             self._one_by_one()
+        self.job.go_on(self.steps)
         ratios = torch.ones(len(self.run), dtype=torch.float64)
         losses = []
         for k in sorted(self.seen):
@@ -141,13 +142,12 @@ class Search:
         return larger and model.takes_times(self.draws.at(p), p.t)
 
     def _one_by_one(self) -> None:
+        sequential = self.strategy == "sequential"
         state, known = start(self.run, self.draws), None
         for k in range(self.steps):
-            if self.strategy == "parallel":
-                state, known = direct(self.run, k, self.draws), None
-            step = Step(self.run, k, state, self.draws, known)
             if k in self.seen:  # by an earlier run, which this one continues
-                if self.strategy == "sequential":
+                if sequential:
+                    step = Step(self.run, k, state, self.draws, known)
                     state = _after(step, lowest(self.seen[k], 1.0)[0])
                     known = self.draws.model(state[1], step.q.t, step.q.t) if self._looks(k) else None
                 continue
@@ -155,7 +155,9 @@ class Search:
             if not self._affords([k], begins=True):
                 self.job.stop(f"step {k} of {self.steps}")
                 return
-            problem = Problem(step, self.objective, keep=self.strategy == "sequential")
+            if not sequential:
+                state, known = direct(self.run, k, self.draws), None
+            problem = Problem(Step(self.run, k, state, self.draws, known), self.objective, keep=sequential)
             self._solve([problem])
             if self.job.stopped:
                 return

@@ -57,7 +57,9 @@ class PlanRun(Run):
         self._stages = [stage for calls in plan.steps for stage in range(calls)]
 
     def reach(self, k: int) -> int:
-        return self.plan.rows[k].reach
+        row = self.plan.rows[k]
+        parts = [part for part in (row.corrected, row.following) if part is not None]
+        return 1 + max(ago for part in parts for _, ago in part.terms)
 
     def stage(self, k: int) -> int:
         return self._stages[k]

@@ -1,0 +1,53 @@
+"""A plan's grid and what its network is told, carried over to another number of calls."""
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from .plan import Plan, make_plan
+from .schedules import NoiseSchedule, as_times
+
+
+def resample(plan: Plan, calls: int) -> Plan:
+    """The plan for another number of calls: a start for tuning, or a tuned grid used without tuning.
+
+    The step ends lie on the same curve, arctan(sigma / alpha) over the share of the steps done, and the ratios tau / t
+    on theirs over that angle; both curves are monotone cubics through the given points (Fritsch & Carlson, 1980).
+    Corrections belong to their own grid and are left out.
+
+    Raises:
+        ValueError: a number of calls that the sampler cannot make.
+    """
+    if calls == len(plan):
+        return plan
+    schedule, ends = plan.schedule, plan.ends.detach()
+    steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
+    angles = _angle(schedule, ends).numpy()
+    shares = np.linspace(0, 1, steps + 1)[1:-1]
+    inner = (
+        PchipInterpolator(np.linspace(0, 1, len(ends)), angles)(shares)
+        if len(ends) > 2
+        else angles[:1] + (angles[-1] - angles[0]) * shares
+    )
+    times = schedule.inverse_lambda(-torch.log(torch.tan(as_times(inner)))).double()
+    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
+    return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
+        **{**plan.provenance, "resampled_from": len(plan)}
+    )
+
+
+def _ratios(plan: Plan, made: Plan) -> Tensor:
+    """The ratios of one plan, read at the calls of the other."""
+    known, ratios = _angle(plan.schedule, plan.t[:-1]).numpy(), (plan.tau / plan.t[:-1]).detach().numpy()
+    known, first = np.unique(known, return_index=True)
+    asked = np.clip(_angle(made.schedule, made.t[:-1]).numpy(), known[0], known[-1])
+    read = PchipInterpolator(known, ratios[first])(asked) if len(known) > 1 else np.full(len(asked), ratios[0])
+    low, high = made.schedule.t_min, made.schedule.T
+    t = made.t[:-1]
+    return as_times(read).clamp(torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0))
+
+
+def _angle(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    p = schedule.at(t.detach())
+    return torch.atan2(p.sigma, p.alpha)

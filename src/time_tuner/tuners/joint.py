@@ -1,0 +1,259 @@
+"""Joint tuning: where the steps are, what the network is told and how past predictions are combined, all at once.
+
+Many steps of a good solver, the teacher, take noise x_T to an end y; no data set is needed. What is minimised over the
+numbers of a plan is E sqrt(|x_K - y|^2 + delta), or a distance of the user's, where x_K is the end of the plan's run
+from the same noise. LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the steps in this way, TimeTuner
+(Xia et al., 2024) what the network is told, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17423) and GAS
+(Oganov et al., 2025, https://arxiv.org/abs/2510.17699) the coefficients too.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+from ..sampling import Eps, trajectory
+from .batches import Batched
+from .calibration import Calibration, first_seed
+from .descent import Descent
+from .guard import reference_plan
+from .job import Job
+from .memory import Checkpointed, crowded
+from .parameters import PARTS, Parameters
+from .starts import starting_plans
+from .teacher import Pairs, described, teach
+
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`distance(x, y)` of two batches (B, ...): (B,), or their mean."""
+
+TEACHER = 8  # the purpose of its seeds, beside those of the calibration
+TEACHER_CALLS = 60
+DELTA = 1e-3
+BATCH = 32
+SECONDS = 120.0  # what tuning is to take where no budget is given
+TRIAL = 0.08  # the share of the budget for which each start is tried
+LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
+PATIENCE = 0.4  # the share of the budget after which no progress is the end
+SOON = 100  # iterations that are made in any case
+MOST_HELD, FEWEST = 128, 8
+
+
+def robust(x: Tensor, y: Tensor) -> Tensor:
+    """sqrt(|x - y|^2 + delta) of every sample, (B,)."""
+    return ((x - y).double().square().flatten(1).sum(1) + DELTA).sqrt()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How far plans end from where the teacher ends.
+
+    Attributes:
+        eps: the model.
+        pairs: the teacher's.
+        distance: of two ends.
+        samples: how many samples the conditions of the model are for; pair i has those of sample i % samples.
+    """
+
+    eps: Batched
+    pairs: Pairs
+    distance: Distance
+    samples: int
+
+    def __call__(self, plan: Plan, rows: Tensor, through: Callable[[Eps], Eps] | None = None) -> Tensor:
+        """The mean distance over some of the pairs; `through` may change how the model is called."""
+        taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
+        eps = taken if through is None else through(taken)
+        for end in trajectory(eps, plan, plan.start(pairs.x)):  # noqa: B007 - the last is what is wanted
+            pass
+        return self.distance(end, pairs.y).mean()
+
+    def crowded(self, plan: Plan, rows: Tensor) -> bool:
+        """Whether the activations of a run of these pairs are more than memory should hold."""
+        return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
+
+    @torch.no_grad()
+    def of(self, plan: Plan, rows: Tensor) -> float:
+        """The same, for looking only."""
+        return float(self(plan, rows))
+
+
+class Joint:
+    """A tuner of all that a deterministic plan holds."""
+
+    def __call__(
+        self,
+        eps: Batched,
+        plan: Plan,
+        calibration: Calibration,
+        job: Job,
+        tune: Sequence[str] = PARTS,
+        teacher: Plan | None = None,
+        cache: str | Path | None = None,
+        pairs: int | None = None,
+        iterations: int | None = None,
+        distance: Distance = robust,
+        starts: int = 3,
+        others: Sequence[Plan] = (),
+        checkpoint_steps: bool | None = None,
+    ) -> Plan:
+        """The plan, tuned.
+
+        Args:
+            eps, plan, calibration, job: the model, the plan to tune, the seeds, the budget and the kept state.
+            tune: which of "times", "tau" and "corrections".
+            teacher: the many-step plan to learn from; by default 60 calls of DPM-Solver++(2M) to the plan's end.
+            cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
+            pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
+                is enough for, 64 to 1024.
+            iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
+            distance: `distance(x, y)` between the ends of the plan and of the teacher.
+            starts: how many starts are tried, the best of the plan itself, other spacings and other orders of its
+                sampler; 1: the plan and the others alone.
+            others: more starts, such as tuned plans for other numbers of calls, which are resampled.
+            checkpoint_steps: keep the activations of one call of the network at a time, for a third more work; by
+                default where memory asks for it.
+
+        Raises:
+            ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
+        """
+        if plan.stochastic:
+            raise ValueError(
+                f"joint tuning needs a plan without noise, whose runs have one end to learn, got {plan.sampler!r}: "
+                "take a deterministic sampler, such as ddim(eta=0), dpmpp or unipc"
+            )
+        parts = Parameters(plan, tune).parts
+        teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
+        if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
+            raise ValueError(
+                f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
+                f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
+            )
+        size = job.state.get("size") or _size(eps, plan, len(teacher), calibration, job, pairs, iterations)
+        taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
+        lesson = Lesson(eps, taught, distance, calibration.samples)
+        search = _Search(lesson, parts, size, job, checkpoint_steps)
+        found, notes = search(starting_plans(plan, starts, others), starts if starts > 1 else 1 + len(others))
+        made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
+        return found.with_provenance(**{**plan.provenance, **made, **notes})
+
+
+def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
+    """The teacher's pairs, which a calibration that several plans are tuned on has already."""
+    key = (described(teacher), pairs)
+    if key not in calibration.taught:
+        like = torch.empty(pairs, *calibration.shape, device=calibration.device)
+        first = first_seed(calibration.seed, TEACHER)
+        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache)
+    taught: Pairs = calibration.taught[key]
+    return taught
+
+
+def _size(
+    eps: Batched,
+    plan: Plan,
+    teacher: int,
+    calibration: Calibration,
+    job: Job,
+    pairs: int | None,
+    iterations: int | None,
+) -> dict[str, int]:
+    """How many pairs and iterations: as asked for, or what the time is enough for, by how fast the network is."""
+    for name, value, least in (("pairs", pairs, FEWEST), ("iterations", iterations, 1)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    budget = job.meter.budget
+    seconds = budget.seconds or SECONDS
+    limited = budget.calls is not None or budget.seconds is not None
+    if pairs is None or (iterations is None and not limited):
+        model = eps.take(torch.arange(BATCH) % calibration.samples)
+        x = plan.start(torch.zeros(BATCH, *calibration.shape, device=calibration.device))
+        p = plan.point(len(plan) - 1)
+        with torch.no_grad(), job.ledger.during("teacher"):
+            model(x, p.t, p.t)
+            began = time.perf_counter()
+            float(model(x, p.t, p.t).sum())
+        call = time.perf_counter() - began
+        pairs = pairs or int(min(1024, max(64, 0.25 * seconds / (call * teacher / BATCH))))
+        if not limited:
+            iterations = iterations or int(min(1500, max(100, 0.75 * seconds / (call * 3 * len(plan)))))
+    return {"pairs": pairs, "iterations": iterations or 10**9}
+
+
+class _Search:
+    """Trials of several starts, then the best of them to the end of the budget."""
+
+    def __init__(
+        self, lesson: Lesson, parts: Sequence[str], size: dict[str, int], job: Job, checkpoint_steps: bool | None
+    ) -> None:
+        self.lesson, self.parts, self.size, self.job = lesson, parts, size, job
+        count = len(lesson.pairs)
+        held = min(MOST_HELD, count // 4)
+        self.train, self.held = count - held, torch.arange(count - held, count)
+        self.checkpoint_steps = checkpoint_steps
+
+    def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
+        """The best plan found, and how."""
+        job, state = self.job, self.job.state
+        order = state.get("order") or self._ranked(plans)[:starts]
+        tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
+        for descent, kept in zip(tried, state.get("tried", []), strict=False):
+            descent.restore(kept)
+        done = state.get("done", 0)
+        job.go_on(done)
+        for descent in tried:
+            if descent.stale and not done:
+                descent.look(self.lesson.of(descent.plan(), self.held), 0.0)
+        calls, seen = 3 * len(plans[0]), 0
+        while (share := self._share(done)) < 1 and job.affords(calls):
+            trial = int(share / TRIAL)
+            descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
+            left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
+            if done > SOON and left > 0.5 and share - descent.best_at > PATIENCE:
+                break
+            self._iterate(descent, done, max(0.0, left))
+            done += 1
+            share = self._share(done)
+            due = int(share * LOOKS) > seen and done % LOOK == 0
+            if due or (trial < len(tried) and int(share / TRIAL) > trial):
+                seen = int(share * LOOKS)
+                descent.look(self.lesson.of(descent.plan(), self.held), share)
+                kept = {"size": self.size, "order": order, "done": done, "tried": [one.to_dict() for one in tried]}
+                total = done if share >= 1 else round(done / share)
+                job.done(done, max(done, total), descent.first, descent.best, kept)
+        for descent in tried:
+            if descent.stale:
+                descent.look(self.lesson.of(descent.plan(), self.held), 1.0)
+        best = min(tried, key=lambda one: one.best)
+        if job.meter.share >= 1:
+            job.stop(f"iteration {done}")
+        notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
+        return best.best_plan(), notes
+
+    def _share(self, done: int) -> float:
+        """How much of the budget is used up after so many iterations."""
+        return max(done / self.size["iterations"], self.job.meter.share)
+
+    def _ranked(self, plans: Sequence[Plan]) -> list[int]:
+        """The plans by how far they end untuned, the given one before its equals."""
+        rows = self.held[:BATCH]
+        return [i for _, i in sorted((self.lesson.of(plan, rows), i) for i, plan in enumerate(plans))]
+
+    def _iterate(self, descent: Descent, done: int, left: float) -> None:
+        """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""
+        draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + done)
+        rows = torch.randperm(self.train, generator=draw)[:BATCH]
+        if self.checkpoint_steps is None:
+            self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
+        with torch.enable_grad():
+            loss = self.lesson(descent.plan(), rows, Checkpointed if self.checkpoint_steps else None)
+            if not loss.requires_grad:
+                raise ValueError(
+                    "method='joint' needs a network with a gradient in its input: this one has none; "
+                    "method='sequential' works with forward calls only"
+                )
+            descent.step(loss, left)

@@ -1,0 +1,85 @@
+"""What joint tuning learns from: noise, and where a many-step run of the same model takes it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from ..files import replacing
+from ..plan import Plan
+from ..sampling import Eps, sample, seeded_noise
+from .batches import take
+from .job import Job
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Noise x and the ends y of the teacher's runs from it, both (N, ...)."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor) -> "Pairs":
+        return Pairs(self.x[rows], self.y[rows])
+
+
+@torch.no_grad()
+def teach(
+    eps: Eps, plan: Plan, first: int, like: Tensor, samples: int, job: Job, cache: Path | None = None, batch: int = 64
+) -> Pairs:
+    """The pairs of the seeds `first`, `first + 1`, ..., as many as `like` (N, ...) has rows, of a model that has the
+    conditions of so many `samples`, which are dealt out in turn.
+
+    With a `cache`, every batch is on disk as soon as it is done: a run that was interrupted goes on from there, and one
+    that has all of it calls the model for a single pair, to see that it is still the same model.
+
+    Raises:
+        ValueError: the cache was made by another teacher, from other noise, or with another model.
+    """
+    x = seeded_noise(first)(like)
+    made = {"teacher": described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
+    ends = x[:0] if cache is None or not cache.exists() else _read(cache, made).to(x)
+    bar = tqdm(total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=not job.shown)
+    with bar, job.ledger.during("teacher"):
+        if len(ends):
+            again = sample(take(eps, torch.arange(1)), plan, plan.start(x[:1]))
+            if not torch.allclose(again, ends[:1], rtol=1e-2, atol=1e-2):
+                raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
+        while len(ends) < len(x):
+            rows = torch.arange(len(ends), min(len(ends) + batch, len(x)))
+            end = sample(take(eps, rows % samples), plan, plan.start(x[rows]))
+            ends = torch.cat([ends, end])
+            if cache is not None:
+                _write(cache, ends, made)
+            bar.update(len(rows))
+    return Pairs(x, ends[: len(x)])
+
+
+def described(plan: Plan) -> str:
+    """A plan in a line of text, by which it is known again."""
+    return f"{plan.sampler!r} at {[round(float(t), 9) for t in plan.t]}"
+
+
+def _read(path: Path, made: dict[str, str]) -> Tensor:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            held: dict[str, str] = file.metadata() or {}
+            ends: Tensor = file.get_tensor("ends")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no teacher file: {error}") from None
+    other = [name for name, value in made.items() if held.get(name) != value]
+    if other:
+        raise ValueError(f"{path} holds the runs of another {', '.join(other)}: name another file, or remove it")
+    return ends
+
+
+def _write(path: Path, ends: Tensor, made: dict[str, str]) -> None:
+    with replacing(path) as file:
+        file.write(save({"ends": ends.cpu().contiguous()}, metadata=made))

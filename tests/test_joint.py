@@ -1,0 +1,429 @@
+"""Joint tuning: its parameters, its teacher, what it may spend, and that it helps."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import seeded
+from torch import Tensor
+
+from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, seeded_noise, tune
+from time_tuner.exact import Mixture
+from time_tuner.resample import resample
+from time_tuner.sampling import trajectory
+from time_tuner.tuners.budget import Budget, Ledger
+from time_tuner.tuners.descent import Descent
+from time_tuner.tuners.guard import reference_plan
+from time_tuner.tuners.job import Job
+from time_tuner.tuners.memory import Checkpointed, kept_bytes
+from time_tuner.tuners.parameters import PARTS, Parameters
+from time_tuner.tuners.several import tune_several
+from time_tuner.tuners.starts import starting_plans
+from time_tuner.tuners.teacher import teach
+
+SMOOTH = NoiseScheduleVP("linear")
+POINTS = seeded(12, 4, seed=3)
+MIXTURE = Mixture(POINTS, 0.15)
+EPS = MIXTURE.eps(SMOOTH)
+QUICK: dict[str, Any] = {"shape": (4,), "pairs": 128, "iterations": 60, "starts": 1, "guard": False}
+
+
+def distance_to_teacher(plan: Plan, n: int = 400) -> float:
+    """On noise that tuning never has: its seeds are in other blocks."""
+    x = seeded_noise(123)(torch.empty(n, 4))
+    end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
+    return float((sample(EPS, plan, x) - end).norm(dim=1).mean())
+
+
+# --- the parameters ---
+
+
+@pytest.mark.parametrize("spacing", ["quadratic", "seed", "leading"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp", "unipc", "heun"])
+def test_zero_is_the_plan_itself(name: str, spacing: str) -> None:
+    calls = 7 if name == "heun" and spacing == "seed" else 6
+    plan = make_plan(name, SMOOTH, calls, spacing)
+    here = Parameters(plan).plan(torch.zeros(len(Parameters(plan)), dtype=torch.float64))
+    torch.testing.assert_close(here.t, plan.t, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(here.tau, plan.tau, rtol=1e-9, atol=1e-9)
+    assert here.corrections is not None and not here.corrections.any()
+    x = seeded(5, 4)
+    torch.testing.assert_close(sample(EPS, here, x.double()), sample(EPS, plan, x.double()), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_any_numbers_give_a_valid_plan(scale: float) -> None:
+    plan = make_plan("ddim", SMOOTH, 6, "quadratic")
+    parameters = Parameters(plan)
+    for seed in range(20):
+        v = (scale * seeded(len(parameters), seed=seed)).double()
+        parameters.keep_inside(v)
+        made = parameters.plan(v)
+        assert (made.t.diff() < 0).all()
+        assert made.t[0] == plan.t[0] and made.t[-1] == plan.t[-1]
+        assert (made.tau >= SMOOTH.t_min - 1e-12).all() and (made.tau <= SMOOTH.T).all()
+        torch.testing.assert_close(parameters.plan(v).tau, made.tau)
+
+
+def test_only_the_named_parts_move() -> None:
+    plan = make_plan("dpmpp", SMOOTH, 5, "quadratic")
+    for part in PARTS:
+        parameters = Parameters(plan, (part,))
+        made = parameters.plan(0.1 * seeded(len(parameters)).double())
+        assert (not torch.equal(made.ends, plan.ends)) == (part == "times")
+        assert torch.allclose(made.tau / made.t[:-1], plan.tau / plan.t[:-1], atol=1e-12) == (part != "tau")
+        assert (made.corrections is not None) == (part == "corrections")
+
+
+def test_a_tuned_plan_is_a_start() -> None:
+    """What it has is kept, and moved from there."""
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    plan = plan.with_tau(plan.tau * 0.97).with_corrections(0.1 * seeded(4, 4).double().tril(-1))
+    parameters = Parameters(plan)
+    here = parameters.plan(torch.zeros(len(parameters), dtype=torch.float64))
+    assert plan.corrections is not None and here.corrections is not None
+    torch.testing.assert_close(here.corrections, plan.corrections)
+    torch.testing.assert_close(here.tau, plan.tau, rtol=1e-9, atol=0)
+
+
+def test_unknown_parts_are_refused() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    for parts, got in ((("time",), "time"), ((), "none")):
+        with pytest.raises(ValueError, match=f"tune must name some of times, tau, corrections, got '{got}'"):
+            Parameters(plan, parts)
+
+
+# --- that it helps ---
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
+    calls = 5
+    plan = make_plan(name, SMOOTH, calls, "quadratic") if name != "heun" else make_plan(name, SMOOTH, 6, "quadratic")
+    if plan.stochastic:
+        with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
+            tune(EPS, plan, "joint", **QUICK)
+        return
+    tuned = tune(EPS, plan, "joint", **QUICK)
+    assert len(tuned) == len(plan)
+    assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
+    assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+
+
+def test_three_parts_are_better_than_one() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    found = {parts: distance_to_teacher(tune(EPS, plan, "joint", tune=parts, **QUICK)) for parts in (PARTS, ("tau",))}
+    assert found[PARTS] < 0.7 * found[("tau",)] < 0.7 * distance_to_teacher(plan)
+
+
+def test_a_distance_of_the_users() -> None:
+    """One that looks at the first coordinate alone brings that closer than the robust norm of all does."""
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    x = seeded_noise(123)(torch.empty(400, 4))
+    end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
+
+    def first(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y)[:, 0].abs()
+
+    def of(tuned: Plan) -> float:
+        return float(first(sample(EPS, tuned, x), end).mean())
+
+    options = {**QUICK, "iterations": 150}
+    assert of(tune(EPS, plan, "joint", distance=first, **options)) < of(tune(EPS, plan, "joint", **options))
+
+
+def test_the_plan_holds_over_conditions() -> None:
+    """Two data sets, one for each condition: each pair is taught and tuned under its own."""
+    shifted = Mixture(POINTS + 3.0, 0.15).eps(SMOOTH)
+
+    def network(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        told = t[0].double()
+        return torch.where(cond[:, None] == 0, EPS(x, told, told), shifted(x, told, told))
+
+    wrapped = model_wrapper(network, SMOOTH, guidance_type="classifier-free")
+    bound = wrapped.bind(torch.tensor([0, 1] * 8))
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    tuned = tune(bound, plan, "joint", samples=16, **QUICK)
+    x = seeded_noise(77)(torch.empty(16, 4))
+    end = sample(bound, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
+    for row in (0, 1):
+        before, after = ((sample(bound, p, x) - end)[row::2].norm(dim=1).mean() for p in (plan, tuned))
+        assert after < 0.7 * before
+
+
+# --- the network ---
+
+
+def test_a_network_without_gradient_is_refused() -> None:
+    def still(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        with torch.no_grad():
+            return EPS(x.detach(), t.detach(), tau.detach())
+
+    def broken(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        return EPS(x, t, tau) / 0
+
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    with pytest.raises(ValueError, match=r"needs a network with a gradient.*method='sequential'"):
+        tune(still, plan, "joint", tune=("tau",), **QUICK)
+    with pytest.raises(ValueError, match="NaN or infin"):
+        tune(broken, plan, "joint", **QUICK)
+
+
+class Wide(torch.nn.Module):
+    """A network whose activations are far larger than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 2000), torch.nn.Linear(2000, 4)
+
+    def forward(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        told = tau.to(x).expand(len(x), 1)
+        hidden: Tensor = self.last(torch.tanh(self.first(torch.cat([x, told], 1))))
+        return hidden
+
+
+def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
+    """What a run keeps for its backward pass."""
+    plan, x = make_plan("ddim", SMOOTH, calls, "quadratic"), seeded(32, 4).float()
+    parameters = Parameters(plan)
+    v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ends = list(trajectory(Checkpointed(network) if checkpointed else network, parameters.plan(v), x))
+    assert ends[-1].requires_grad
+    return sum(seen.values())
+
+
+def test_checkpoints_keep_one_call_at_a_time() -> None:
+    torch.manual_seed(0)
+    network = Wide().requires_grad_(False)
+    one = kept_bytes(network, seeded(32, 4).float(), make_plan("ddim", SMOOTH, 4, "quadratic"))
+    assert one > 32 * 2000 * 4
+    assert saved_bytes(network, 16, checkpointed=False) > 3 * saved_bytes(network, 4, checkpointed=False)
+    # Only states and answers remain, which are small here, and no activations of 32 x 2000 numbers.
+    assert saved_bytes(network, 16, checkpointed=True) < one
+
+
+def test_checkpoints_change_nothing() -> None:
+    plan = make_plan("dpmpp", SMOOTH, 4, "quadratic")
+    with_, without = (
+        tune(EPS, plan, "joint", checkpoint_steps=flag, **{**QUICK, "iterations": 10}) for flag in (True, False)
+    )
+    torch.testing.assert_close(with_.t, without.t)
+    torch.testing.assert_close(with_.corrections, without.corrections)
+    assert with_.provenance["cost"]["tuning"]["evaluations"] > without.provenance["cost"]["tuning"]["evaluations"]
+
+
+def test_a_half_precision_network_is_tuned_with_full_states() -> None:
+    def half(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        assert x.dtype == torch.float32 and tau.dtype == torch.float64
+        return EPS(x.bfloat16().float(), t, tau).bfloat16()
+
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    tuned = tune(half, plan, "joint", **QUICK)
+    assert tuned.t.dtype == torch.float64
+    assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
+
+
+# --- the teacher ---
+
+
+def counted(calls: list[int]) -> Any:
+    def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        calls.append(len(x))
+        return EPS(x, t, tau)
+
+    return eps
+
+
+def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(20, 4), tmp_path / "teacher.safetensors"
+    whole = teach(EPS, plan, 7, like, 20, Job(), None, batch=8)
+
+    calls: list[int] = []
+    done = counted(calls)
+
+    def stopped(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        if len(calls) == 15:  # in the second batch
+            raise KeyboardInterrupt
+        return done(x, t, tau)
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(stopped, plan, 7, like, 20, Job(), cache, batch=8)
+    calls.clear()
+    pairs = teach(done, plan, 7, like, 20, Job(), cache, batch=8)
+    assert sum(calls) == 10 * (1 + 12)  # one to see that it is the same model, and what was missing
+    torch.testing.assert_close(pairs.y, whole.y)
+    assert torch.equal(pairs.x, whole.x)
+    calls.clear()
+    again = teach(done, plan, 7, like, 20, Job(), cache)
+    assert sum(calls) == 10
+    assert torch.equal(again.y, pairs.y)
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
+    plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(6, 4), tmp_path / "teacher.safetensors"
+    teach(EPS, plan, 7, like, 6, Job(), cache)
+    other = Mixture(POINTS + 1, 0.15).eps(SMOOTH)
+    for model, teacher, first, message in (
+        (other, plan, 7, "another model"),
+        (EPS, reference_plan(SMOOTH, 0.001, 12), 7, "another teacher"),
+        (EPS, plan, 8, "another first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teach(model, teacher, first, like, 6, Job(), cache)
+    cache.write_text("no")
+    with pytest.raises(ValueError, match="no teacher file"):
+        teach(EPS, plan, 7, like, 6, Job(), cache)
+
+
+def test_a_teacher_must_end_where_the_plan_does() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    for teacher in (reference_plan(SMOOTH, 0.0, 20), make_plan("ddpm", SMOOTH, 20, "quadratic")):
+        with pytest.raises(ValueError, match="teacher must be a deterministic plan that ends where the plan does"):
+            tune(EPS, plan, "joint", teacher=teacher, **QUICK)
+
+
+# --- what it may spend ---
+
+
+def test_a_budget_of_calls_is_kept() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    for calls in (200, 1000):
+        options = {**QUICK, "iterations": None}
+        cost = tune(EPS, plan, "joint", budget=f"{calls}calls", **options).provenance["cost"]["tuning"]["calls"]
+        assert 0.9 * calls <= cost <= 1.1 * calls
+
+
+def test_a_budget_of_time_is_kept() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    tune(EPS, plan, "joint", **{**QUICK, "iterations": 2})  # what is loaded on first use
+    began = time.monotonic()
+    tuned = tune(EPS, plan, "joint", budget="3s", **{**QUICK, "iterations": None, "pairs": None})
+    assert 2.7 < time.monotonic() - began < 3.3 + 0.7  # other work on the machine
+    assert tuned.provenance["stopped"] == f"the budget of 3 s was spent at iteration {tuned.provenance['iterations']}"
+
+
+def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path) -> None:
+    plan, file = make_plan("dpmpp", SMOOTH, 4, "quadratic"), tmp_path / "partial.json"
+    options = {**QUICK, "starts": 3, "seed": 5}
+    whole = tune(EPS, plan, "joint", **options)
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress: Any) -> None:
+        if progress.step >= 30:
+            raise StopError
+
+    with pytest.raises(StopError):
+        tune(EPS, plan, "joint", checkpoint=file, progress=stop, **options)
+    assert file.exists()
+    told: list[str] = []
+    again = tune(EPS, plan, "joint", checkpoint=file, say=told.append, **options)
+    assert "going on" in told[0] and not file.exists()
+    for name in ("t", "tau", "corrections"):
+        assert torch.equal(getattr(again, name), getattr(whole, name))
+    assert again.provenance["iterations"] == whole.provenance["iterations"]
+
+
+def test_it_never_hands_over_less_than_it_was_given() -> None:
+    """Two iterations at a high rate do harm; what is kept is the best of what was seen, the start included."""
+    plan = make_plan("unipc", SMOOTH, 12, "quadratic")
+    tuned = tune(EPS, plan, "joint", **{**QUICK, "iterations": 1})
+    assert tuned.provenance["loss_after"] <= tuned.provenance["loss_before"]
+
+
+def test_a_step_into_nowhere_is_taken_back() -> None:
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    descent = Descent(Parameters(plan))
+    descent.look(1.0, 0.0)
+    descent.step((descent.v**2 + descent.v).sum(), 0.0)
+    descent.look(0.5, 0.1)
+    best = descent.v.detach().clone()
+    descent.step(descent.v.sum() * torch.nan, 0.2)
+    assert torch.equal(descent.v.detach(), best) and best.any()
+
+
+# --- where it starts from ---
+
+
+def test_starts_have_the_ends_of_the_plan() -> None:
+    plan = make_plan("dpmpp", SMOOTH, 5, "quadratic")
+    found = starting_plans(plan, 3)
+    assert found[0] is plan and len(found) > 5
+    assert {one.sampler.order for one in found} == {1, 2, 3}  # type: ignore[attr-defined]
+    for one in found:
+        assert len(one) == 5 and one.t[0] == plan.t[0] and abs(float(one.t[-1] - plan.t[-1])) < 1e-9
+    assert starting_plans(plan, 1) == [plan]
+    with pytest.raises(ValueError, match="starts must be a whole number"):
+        starting_plans(plan, 0)
+    with pytest.raises(ValueError, match="others must be deterministic plans from"):
+        starting_plans(plan, 1, [make_plan("dpmpp", SMOOTH, 5, "seed")])
+
+
+def test_a_neighbour_is_a_better_start_than_none() -> None:
+    plan = make_plan("ddim", SMOOTH, 5, "quadratic")
+    tuned = tune(EPS, make_plan("ddim", SMOOTH, 6, "quadratic"), "joint", tune=("times",), **QUICK)
+    few = {**QUICK, "iterations": 4}
+    cold, warm = (tune(EPS, plan, "joint", tune=("times",), others=others, **few) for others in ((), (tuned,)))
+    assert warm.provenance["loss_after"] < cold.provenance["loss_after"]
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp", "unipc"])
+def test_resampling(name: str) -> None:
+    """An untuned quadratic plan becomes nearly that of the other number of calls, and there and back is close."""
+    plan = make_plan(name, SMOOTH, 12, "quadratic")
+    assert resample(plan, 12) is plan
+    other = resample(plan, 8)
+    assert len(other) == 8 and not other.tuned
+    torch.testing.assert_close(other.t, make_plan(name, SMOOTH, 8, "quadratic").t, rtol=0, atol=2e-2)
+    torch.testing.assert_close(resample(other, 12).t, plan.t, rtol=0, atol=2e-2)
+
+
+def test_resampling_keeps_the_ratios() -> None:
+    plan = make_plan("ddim", SMOOTH, 8, "quadratic")
+    plan = plan.with_tau(plan.t[:-1] * torch.linspace(0.9, 1.0, 8, dtype=torch.float64))
+    other = resample(plan, 5)
+    ratios = other.tau / other.t[:-1]
+    assert float(ratios[0]) == pytest.approx(0.9) and (ratios.diff() > 0).all() and float(ratios[-1]) < 1
+    assert other.provenance["resampled_from"] == 8
+
+
+def test_budgets_name_what_is_wrong() -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    for options, message in (
+        ({"pairs": 3}, "pairs must be a whole number of at least 8, got 3"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune(EPS, plan, "joint", **{**QUICK, **options})
+    assert Job(Budget(), Ledger()).meter.share == 0
+
+
+def test_several_numbers_of_calls(tmp_path: Path) -> None:
+    """By the same runs of the teacher, each beside its neighbour, in one file."""
+    calls: list[int] = []
+    finished: list[int] = []
+    plans = [make_plan("ddim", SMOOTH, k, "quadratic") for k in (5, 3, 4)]
+    options = {**QUICK, "iterations": 20}
+    tuned = tune_several(counted(calls), plans, done=lambda plans: finished.append(len(plans)), **options)
+    assert [len(plan) for plan in tuned] == [3, 4, 5] and finished == [1, 2, 3]
+    assert [plan.provenance["cost"].get("teacher", {}).get("evaluations") for plan in tuned] == [60 * 128, None, None]
+    for plan in tuned:
+        assert distance_to_teacher(plan) < distance_to_teacher(make_plan("ddim", SMOOTH, len(plan), "quadratic"))
+    Plan.save_several(tuned[::-1], tmp_path / "plans.json")
+    assert [Plan.load(tmp_path / "plans.json", k) for k in (3, 4, 5)] == tuned
+    for twice in (tuned[:1] * 2, []):
+        with pytest.raises(ValueError, match="different numbers of calls"):
+            Plan.save_several(twice, tmp_path / "plans.json")
+        with pytest.raises(ValueError, match="different numbers of calls"):
+            tune_several(EPS, twice, **options)

@@ -1,0 +1,472 @@
+"""What `tune` does around a tuner: budgets, batches, objectives, and runs that are interrupted and continued."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, report, sample, tune
+from time_tuner.cli import app
+from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Progress, Step, conditioning, estimate, ratios
+from time_tuner.tuners.objectives import loss
+from time_tuner.tuners.runs import PlanRun, direct, start
+
+SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+MIXTURE = exact.Mixture(torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]]), 0.2)
+EPS = MIXTURE.eps(SCHEDULE)
+DATA = MIXTURE.sample(64, seed=3)
+METHODS = pytest.mark.parametrize("method", ["sequential", "parallel"])
+
+
+class Counted:
+    """A model that counts its calls, apart from the library's own count."""
+
+    schedule, shape = SCHEDULE, (2,)
+
+    def __init__(self) -> None:
+        self.calls = self.evaluations = self.largest = 0
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        self.calls += 1
+        self.evaluations += len(x)
+        self.largest = max(self.largest, len(x))
+        said = EPS(x, t, tau)
+        if said.requires_grad:
+            said.register_hook(self._backward)
+        return said
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.calls += 2
+        self.evaluations += 2 * len(gradient)
+
+
+def quadratic(calls: int = 5) -> Plan:
+    return make_plan("ddim", SCHEDULE, calls, "quadratic")
+
+
+def tuned(eps: Any = EPS, plan: Plan | None = None, method: str = "sequential", **options: Any) -> Plan:
+    return tune(eps, plan or quadratic(), method, **{"data": DATA, "samples": 64, "guard": False, **options})
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "unipc", "heun", "ddpm"])
+@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+def test_all_steps_at_once_come_to_what_they_come_to_one_by_one(sampler: str, objective: str) -> None:
+    if sampler == "ddpm" and objective == "finer":
+        pytest.skip("it is for samplers without noise")
+    plan = make_plan(sampler, SCHEDULE, 6, "leading")
+    alone, together = Counted(), Counted()
+    one = tuned(alone, plan, "parallel", objective=objective)
+    all_ = tuned(together, plan, "parallel", objective=objective, batch=10**6)
+    torch.testing.assert_close(all_.tau, one.tau, rtol=0, atol=1e-6)
+    assert one.tuned
+    assert alone.largest == 64 and together.largest == 64 * 5
+    assert together.calls < alone.calls
+    assert together.evaluations == alone.evaluations + 6, "but for the question whether it takes a time for each sample"
+
+
+def one_time_only(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+    assert torch.as_tensor(tau).dim() == 0
+    return EPS(x, t, tau)
+
+
+def first_time_only(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+    return EPS(x, *(torch.as_tensor(one).flatten()[0] for one in (t, tau)))
+
+
+@pytest.mark.parametrize("eps", [one_time_only, first_time_only])
+def test_a_model_of_one_time_is_asked_about_one_step_after_the_other(eps: Any) -> None:
+    plan = tuned(eps, method="parallel", batch=10**6)
+    assert torch.equal(plan.tau, tuned(method="parallel").tau)
+
+
+def test_no_call_is_larger_than_the_batch() -> None:
+    for method in ("sequential", "parallel"):
+        model = Counted()
+        tuned(model, method=method, batch=24, guard=True, data=None)
+        assert model.largest == 24
+
+
+def test_where_memory_is_short_the_batch_is_halved() -> None:
+    largest = 0
+
+    def small(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        nonlocal largest
+        if len(x) > 20:
+            raise torch.OutOfMemoryError("too much")
+        largest = max(largest, len(x))
+        return EPS(x, t, tau)
+
+    assert torch.equal(tuned(small).tau, tuned().tau)
+    assert largest == 16
+    with pytest.raises(torch.OutOfMemoryError):
+        tuned(lambda x, t, tau: small(torch.cat([x] * 21), t, tau))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("batch", [24, 10**6])
+def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: int) -> None:
+    """A network whose noise depends on the condition of the sample, one by one; behind a progress bar as well."""
+
+    def network(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        return torch.where(c[:, None] == 1, EPS(x, (t.double() + 1) / 1000), 0.5 * x)
+
+    made = model_wrapper(network, SCHEDULE, guidance_type="classifier-free", guidance_scale=1.5)
+    eps = made.bind(torch.arange(64) % 2, torch.tensor([1]))
+    expected = tuned(eps, method=method, batch=64, objective="published")
+    for model in (eps, report.Meter(eps)):
+        got = tuned(model, method=method, batch=batch, objective="published")
+        torch.testing.assert_close(got.tau, expected.tau, rtol=0, atol=1e-5)
+    assert expected.tuned
+
+
+# --- budgets ---
+
+
+def test_budgets_are_read_as_people_write_them() -> None:
+    assert Budget.parse("20000calls") == Budget.parse(20000) == Budget(calls=20000)
+    assert Budget.parse("60s") == Budget(seconds=60)
+    assert Budget.parse("2m") == Budget(seconds=120) and Budget.parse(" 1.5 h ") == Budget(seconds=5400)
+    assert Budget.parse(None) == Budget() == Budget.parse(Budget())
+    for wrong in ("", "20", "calls", "1.5calls", "60 parsecs", "-3s", "0s", 2.5):
+        with pytest.raises(ValueError, match=r"budget must be written as in 20000calls, 60s or 2m, got"):
+            Budget.parse(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"calls of a budget must be positive, got 0"):
+        Budget.parse(0)
+
+
+@METHODS
+@pytest.mark.parametrize("how", [{}, {"batch": 10**6}, {"batch": 20}, {"objective": "finer"}, {"optimizer": "adam"}])
+def test_a_budget_is_kept_and_the_best_so_far_handed_over(method: str, how: dict[str, Any]) -> None:
+    how = {"iterations": 10, **how} if "optimizer" in how else how
+    free = Counted()
+    whole = tuned(free, method=method, **how)
+    for share in (0.3, 0.7):
+        model, budget = Counted(), int(share * free.calls)
+        plan = tuned(model, method=method, budget=budget, **how)
+        assert model.calls <= budget
+        assert model.calls > budget / 3 or how.get("batch") == 10**6, "all steps at once spend much at a time"
+        assert plan.provenance["cost"]["tuning"]["calls"] == model.calls
+        assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
+        if "optimizer" not in how:
+            notes = plan.provenance
+            assert all(a <= b for a, b in zip(notes["loss_after"], notes["loss_before"], strict=True))
+    assert tuned(method=method, budget=free.calls + 200, **how).tau.equal(whole.tau)
+    assert "stopped" not in whole.provenance
+
+
+def test_a_budget_of_time_is_kept() -> None:
+    def slow(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        time.sleep(0.01)
+        return EPS(x, t, tau)
+
+    began = time.monotonic()
+    plan = tuned(slow, budget="0.1s")
+    assert time.monotonic() - began < 0.4
+    assert "0.1 s" in plan.provenance["stopped"]
+
+
+@METHODS
+@pytest.mark.parametrize("optimizer", ["search", "adam"])
+@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> None:
+    how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
+    plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
+    result = tuned(model, plan, method, data=None, guard=True, **how)
+    costs = estimate(plan, method, samples=64, **how)
+    spent = result.provenance["cost"]
+    assert spent.keys() == costs.keys()
+    for purpose, (usual, most) in costs.items():
+        made = spent[purpose]
+        assert made["calls"] <= most.calls and made["evaluations"] <= most.evaluations
+        if purpose in ("data", "reference") or (purpose == "tuning" and optimizer == "adam"):
+            assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
+        else:
+            assert made["calls"] >= usual.calls / 2
+    assert sum(made["calls"] for made in spent.values()) == model.calls
+    assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
+
+
+@METHODS
+@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
+def test_the_cost_of_one_value_a_step_is_foretold_exactly(
+    monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
+) -> None:
+    """Nothing is asked twice: what a step has shown is not asked again by the next one."""
+    monkeypatch.setattr(ratios, "MOST", 1)
+    monkeypatch.setattr(conditioning, "MOST", 1)
+    plan = make_plan(sampler, SCHEDULE, 6)
+    spent = tuned(plan=plan, method=method, objective=objective).provenance["cost"]["tuning"]
+    _, most = estimate(plan, method, samples=64, objective=objective)["tuning"]
+    assert spent == {"calls": most.calls, "evaluations": most.evaluations}
+
+
+def test_cost_grows_linearly_with_the_calls() -> None:
+    each = []
+    for calls in (5, 10, 20, 40):
+        model = Counted()
+        tuned(model, quadratic(calls))
+        each.append(model.calls / (calls - 1))
+    assert max(each) < 2 * min(each)
+
+
+# --- objectives ---
+
+
+def own(step: Step, x: Tensor) -> Tensor:
+    said = step.draws.model(x, step.q.t, step.q.t)
+    return (said - step.said).square().sum(1)
+
+
+@METHODS
+@pytest.mark.parametrize("objective", [*OBJECTIVES, own])
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str, objective: Any, sampler: str) -> None:
+    plan = make_plan(sampler, SCHEDULE, 6, "leading")
+    found = tuned(plan=plan, method=method, objective=objective, last=True)
+    goal = OBJECTIVES["published"] if objective is own else OBJECTIVES[objective]
+    draws = Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
+    run = PlanRun(found)
+    state = start(run, draws)
+    untuned = 0
+    for k in range(6):
+        t = plan.t[k]
+        state = state if method == "sequential" else direct(run, k, draws)
+        written_out = {"published": EPS(state[1], t, t), "noise": draws.noise, own: EPS(state[1], t, t)}
+        target = written_out[objective] if objective in written_out else goal.target(Step(run, k, state, draws))
+        at = [
+            float(loss(run, k, state, t * r, draws, target, goal)) for r in torch.linspace(0.8, 1.2, 81) if t * r <= 1
+        ]
+        value = float(loss(run, k, state, found.tau[k], draws, target, goal))
+        assert value <= min(at) * 1.002 + 1e-6 * at[0]
+        assert value == pytest.approx(found.provenance["loss_after"][k], rel=1e-5)
+        untuned += int(found.tau[k] == t)
+        state = run.step(k, state, found.tau[k], draws)
+    assert untuned <= 2
+
+
+def test_a_function_of_ones_own_is_an_objective() -> None:
+    for optimizer in ({}, {"optimizer": "adam", "iterations": 5}):
+        a, b = tuned(objective=own, **optimizer), tuned(objective="published", **optimizer)
+        torch.testing.assert_close(a.tau, b.tau, rtol=0, atol=1e-9)
+
+
+def test_the_finer_step_is_where_the_exact_solution_is() -> None:
+    """Sub-steps of second order are much nearer to it than the step is; both calls of Heun begin where it does."""
+    for sampler in ("ddim", "heun"):
+        plan = make_plan(sampler, SCHEDULE, 10, "lam")
+        run, draws = PlanRun(plan), Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
+        state = direct(run, 4, draws)
+        ks = (4,) if sampler == "ddim" else (4, 5)
+        times = torch.linspace(float(plan.t[4]), float(plan.t[ks[-1] + 1]), 101)
+        truth = sample(EPS, make_plan("dpmpp", SCHEDULE, times=times), state[1])
+        for k in ks:
+            target = OBJECTIVES["finer"].target(Step(run, k, state, draws))
+            state = run.step(k, state, plan.t[k], draws)
+        assert (target - truth).norm() < 0.2 * (state[1] - truth).norm()
+
+
+def test_an_objective_without_noise_refuses_samplers_with_noise() -> None:
+    with pytest.raises(ValueError, match=r"objective='finer' compares with a run without noise.*'published'"):
+        tuned(plan=make_plan("ddpm", SCHEDULE, 5), objective="finer")
+    with pytest.raises(
+        ValueError, match=r"objective must be one of published, noise, finer, or a function, got 'best'"
+    ):
+        tuned(objective="best")
+
+
+def test_the_last_ratio_is_tuned_when_asked_for() -> None:
+    fixed, free = tuned(), tuned(last=True)
+    assert fixed.tau[-1] == fixed.t[-2] and free.tau[-1] != free.t[-2]
+    assert torch.equal(fixed.tau[:-1], free.tau[:-1])
+    to_zero = make_plan("ddim", SCHEDULE, 4, "trailing")
+    with pytest.raises(ValueError, match=r"last=True needs an end before sigma = 0"):
+        tuned(plan=to_zero, last=True, objective="published")
+    assert tuned(plan=to_zero, last=True, objective="finer").tau[-1] != to_zero.t[-2]
+
+
+def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
+    plan = make_plan("ddim", SCHEDULE, 5, "leading")
+    notes = tuned(plan=plan, guard=True, objective="published").provenance
+    assert notes["bare"] > notes["before"] >= notes["after"] and notes["reverted"]
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"method 'sequential' has no option 'step'; its options: optimizer, objective"
+    ):
+        tuned(step=3)
+
+
+def test_several_plans_are_tuned_on_one_calibration() -> None:
+    model = Counted()
+    calibration = Calibration(model, SCHEDULE, samples=32)
+    plans = [tune(model, quadratic(calls), data=calibration, guard=False) for calls in (3, 4)]
+    assert plans == [
+        tune(EPS, quadratic(calls), samples=32, shape=(2,), guard=False).with_provenance(cost=plan.provenance["cost"])
+        for calls, plan in zip((3, 4), plans, strict=True)
+    ]
+    assert model.calls - sum(plan.provenance["cost"]["tuning"]["calls"] for plan in plans) == 50
+
+
+# --- interrupted and continued ---
+
+
+class Interrupt(BaseException):
+    """Stops a run as Ctrl-C does."""
+
+
+def stopped_after(steps: int, **options: Any) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == steps:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        tuned(progress=stop, **options)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"objective": "noise"},
+        {"objective": "finer", "last": True},
+        {"method": "parallel"},
+        {"method": "parallel", "batch": 10**6, "objective": "published"},
+        {"optimizer": "adam", "iterations": 5},
+    ],
+)
+@pytest.mark.parametrize("budget", [None, 40])
+def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, how: dict[str, Any], budget: int | None) -> None:
+    partial, said = tmp_path / "partial", []
+    how = {**how, "budget": budget and 3 * budget if "optimizer" in how else budget}
+    expected = tuned(**how)
+    for steps in (1, 2):
+        stopped_after(steps, checkpoint=partial, say=lambda sentence: None, **how)
+        assert json.loads(partial.read_text())
+    seen: list[Progress] = []
+    assert tuned(checkpoint=partial, say=said.append, progress=seen.append, **how) == expected
+    assert said == [f"going on from {partial}"]
+    assert not seen or seen[0].step > 2 or how.get("batch")
+    assert not partial.exists()
+
+
+@METHODS
+@pytest.mark.parametrize("batch", [64, 10**6])
+def test_a_run_that_was_all_but_finished_costs_no_more(tmp_path: Path, method: str, batch: int) -> None:
+    how = {"method": method, "batch": batch, "checkpoint": tmp_path / "partial", "say": lambda sentence: None}
+    stopped_after(4, **how)
+    assert tuned(**how) == tuned(method=method, batch=batch)
+
+
+def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    for what, other in (("seed", {"seed": 1}), ("options", {"last": True}), ("plan", {"plan": quadratic(6)}),
+                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"})):  # fmt: skip
+        stopped_after(2, checkpoint=partial)
+        said: list[str] = []
+        plan = tuned(checkpoint=partial, say=said.append, **other)
+        assert said == [f"{partial} was made with another {what}: starting anew"]
+        assert plan == tuned(**other)
+    partial.write_text("nonsense")
+    said = []
+    assert tuned(checkpoint=partial, say=said.append) == tuned()
+    assert "is no partial plan" in said[0] and said[0].endswith("starting anew")
+
+
+def test_progress_says_how_far_it_is() -> None:
+    seen: list[Progress] = []
+    plan = tuned(progress=seen.append)
+    assert [(p.step, p.steps) for p in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [p.before for p in seen] == plan.provenance["loss_before"]
+    assert [p.after for p in seen] == plan.provenance["loss_after"]
+    assert seen[-1].calls == plan.provenance["cost"]["tuning"]["calls"] and seen[-1].seconds_left == 0
+    assert str(seen[0]).startswith("step 1 of 4, loss ")
+
+
+# --- on the command line ---
+
+SLOW = """
+import time, time_tuner as tt
+def model():
+    schedule = tt.NoiseScheduleVP('linear')
+    eps = tt.exact.Mixture([[1.0, 0.5], [-1.0, 0.0]], 0.3).eps(schedule)
+    def slow(x, t, tau=None):
+        time.sleep(0.02)
+        return eps(x, t, tau)
+    return tt.Model(slow, schedule, (2,))
+"""
+
+
+def command(*extra: str) -> list[str]:
+    return [
+        *(sys.executable, "-c", "from time_tuner.cli import main; main()", "tune", "--model", "slow:model"),
+        *("--calls", "6", "--samples", "32", "--out", "plan.json", *extra),
+    ]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    partial = tmp_path / "plan.json.partial"
+    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()
+    while not (partial.exists() and len(json.loads(partial.read_text())["state"]["seen"]) >= 2):
+        assert process.poll() is None and time.monotonic() - began < 120
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == (130 if end == signal.SIGINT else -end)
+    if end == signal.SIGINT:
+        assert (
+            complaint
+            == "interrupted: what was found is kept in plan.json.partial; the same command goes on from there\n"
+        )
+    assert partial.exists() and not (tmp_path / "plan.json").exists()
+    again = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "going on from plan.json.partial" in again.stdout and not again.stderr
+    assert not partial.exists()
+    resumed = (tmp_path / "plan.json").read_text()
+    if end == signal.SIGKILL:
+        whole = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "going on" not in whole.stdout
+        assert (tmp_path / "plan.json").read_text() == resumed
+
+
+def call(*args: Any) -> Any:
+    return CliRunner().invoke(app, ["tune", "--model", "gaussian", "--samples", "16", *map(str, args)])
+
+
+def test_a_dry_run_says_what_it_costs_and_does_nothing(tmp_path: Path) -> None:
+    said = call("--dry-run", "--out", tmp_path / "plan.json", "--batch", 8)
+    assert said.exit_code == 0 and not list(tmp_path.iterdir())
+    words = [line.replace("│", " ").split() for line in said.stdout.splitlines()]
+    rows = {" ".join(w for w in line if not w[0].isdigit()): [n for n in line if n[0].isdigit()] for line in words}
+    costs = estimate(make_plan("ddim", SCHEDULE, 10), samples=16, batch=8)
+    assert rows["tuning"][0] == str(costs["tuning"][0].calls)
+    assert rows["samples to tune on"] == ["100", "100", "800", "800"]
+    assert rows["in all"][0] == str(sum(usual.calls for usual, _ in costs.values()))
+
+
+def test_options_of_tuning_reach_it(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    done = call("--calls", 5, "--objective", "finer", "--last", "--batch", 8, "--budget", "70calls", "--out", path)
+    assert done.exit_code == 0, done.stderr
+    notes = Plan.load(path).provenance
+    assert notes["objective"] == "finer" and len(notes["loss_before"]) <= 5
+    assert notes["cost"]["data"] == {"calls": 100, "evaluations": 800}
+    assert notes["cost"]["tuning"]["calls"] <= 70 and "70 calls" in notes["stopped"]
+    wrong = call("--budget", "much", "--out", path)
+    assert wrong.exit_code == 2 and "budget must be written as" in wrong.stderr
+    assert "objective must be one of" in call("--objective", "best", "--out", path).stderr
