@@ -111,12 +111,14 @@ def draw(rows: list[dict[str, Any]], problem: str, path: Path) -> None:
     axes = figure.subplots()
     runs = list(dict.fromkeys(r["run"] for r in rows))
     for i, run in enumerate(runs):
-        best: dict[int, float] = {}
+        best: dict[int, dict[str, Any]] = {}
         for r in rows:
-            if r["run"] == run:
-                best[r["calls"]] = min(r["value"], best.get(r["calls"], r["value"]))
+            if r["run"] == run and r["value"] < best.get(r["wanted"], {"value": float("inf")})["value"]:
+                best[r["wanted"]] = r
+        points = [best[wanted] for wanted in sorted(best)]
         style = ("-", "--", ":")[i // 7 % 3]
-        axes.plot(sorted(best), [best[k] for k in sorted(best)], style, color=f"C{i % 7}", marker=".", label=run)
+        x, y = [r["calls"] for r in points], [r["value"] for r in points]
+        axes.plot(x, y, style, color=f"C{i % 7}", marker=".", label=run)
     ticks = sorted({r["wanted"] for r in rows})
     axes.set(xscale="log", yscale="log", xlabel="calls", xticks=ticks, xticklabels=[str(k) for k in ticks])
     axes.minorticks_off()
