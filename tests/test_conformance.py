@@ -4,23 +4,66 @@ with those that `OPTIONS` names for it."""
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import moments, seeded
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
+from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
 from time_tuner.exact import Gaussian, Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
 
 OPTIONS = {
     "ddpm": [{"variance": "small"}],
     "ddim": [{"eta": 0.5}, {"eta": 1.0}],
-    "dpmpp": [{"order": 1}, {"order": 3}, {"lower_order_final": True}, {"order": 3, "lower_order_final": False}],
-    "unipc": [{"order": 1}, {"order": 3}],
+    "dpm": [{"order": 1}, {"order": 3}],
+    "dpmpp": [
+        {"order": 1},
+        {"order": 3},
+        {"lower_order_final": True},
+        {"order": 3, "lower_order_final": False},
+        {"order": 3, "curvature": "full"},
+        {"algorithm_type": "dpmsolver"},
+        {"order": 3, "algorithm_type": "dpmsolver"},
+        {"order": 3, "algorithm_type": "dpmsolver", "curvature": "full"},
+    ],
+    "dpmpp_single": [{"order": 1}, {"order": 3}],
+    "sde_dpmpp": [{"order": 1}],
+    "unipc": [
+        {"order": 1},
+        {"order": 3},
+        {"solver_type": "bh1"},
+        {"order": 1, "solver_type": "bh1"},
+        {"order": 3, "solver_type": "bh1"},
+        {"corrector": False},
+        {"order": 3, "corrector": False},
+    ],
+    "deis": [{"order": 1}, {"order": 3}],
+    "ipndm": [{"order": 1}, {"order": 2}, {"order": 3}],
+    "pndm": [{"skip_prk_steps": False}],
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
+
+GUIDE = Path(__file__).parents[1] / "docs" / "adding-a-sampler.md"
+EXAMPLE = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+exec(compile(EXAMPLE, GUIDE, "exec"), {"__name__": "guide"})  # which enters its sampler into the table
+DOCUMENTED = SAMPLERS.pop("ab2")
+EVERY.append(DOCUMENTED())
+
+
+@pytest.fixture(autouse=True)
+def documented_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler of the guide is in the table, here alone."""
+    monkeypatch.setitem(SAMPLERS, "ab2", DOCUMENTED)
+
+
+def test_the_documented_sampler_is_short() -> None:
+    assert len(EXAMPLE.strip().splitlines()) <= 30
+
+
 TO_ZERO, ABOVE_ZERO = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0], [0.95, 0.7, 0.5, 0.3, 0.12, 0.04]
 
 every = pytest.mark.parametrize("sampler", EVERY, ids=repr)
@@ -33,11 +76,26 @@ def tuned(sampler: Sampler, times: Sequence[float]) -> Plan:
     """A plan with other times to tell, and with corrections."""
     plan = make_plan(sampler, SMOOTH, times=times)
     ratios = torch.linspace(0.93, 1.04, len(plan), dtype=torch.float64)
-    return plan.with_tau(plan.tau * ratios).with_corrections(0.1 * seeded(len(plan), len(plan)).tril(-1))
+    corrections = 0.5 / len(plan) * seeded(len(plan), len(plan)).tril(-1)  # of a size that many calls bear, too
+    return plan.with_tau(plan.tau * ratios).with_corrections(corrections)
 
 
 def run(plan: Plan, x: Tensor, eps: Callable[..., Tensor] | None = None) -> Tensor:
     return torch.stack(list(trajectory(eps or MIXTURE.eps(SMOOTH), plan, x, seeded_noise(5))))
+
+
+READERS = ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "__index__", "nonzero", "equal")
+
+
+class Reads(TorchFunctionMode):
+    """Fails at whatever brings a number of a tensor from its device to Python, or waits for it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = getattr(func, "__name__", "")
+        mask = name == "__getitem__" and isinstance(args[1], Tensor)
+        to_cpu = name == "to" and any(str(a) == "cpu" for a in (*args[1:], *(kwargs or {}).values()))
+        assert not (name in READERS or mask or to_cpu), f"a tensor was read, by {name}"
+        return func(*args, **(kwargs or {}))
 
 
 def refuse(x: Tensor) -> Tensor:
@@ -46,7 +104,7 @@ def refuse(x: Tensor) -> Tensor:
 
 # --- order of convergence ---
 
-COUNTS = [24, 32, 48, 64, 96, 128]
+COUNTS = [96, 128, 160, 192, 256]  # long enough for the highest order to show alone
 
 
 def graded(steps: int) -> Tensor:
@@ -115,11 +173,11 @@ def by_hand(plan: Plan, x: Tensor, eps: Callable[..., Tensor], noise: Noise) -> 
     for step, calls in enumerate(plan.steps):
         for stage in range(calls):
             p, q, b = plan.point(k), plan.point(k + 1), plan.point(k - stage)
-            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p)
+            e = Evaluation(x, eps(x, plan.t[k], plan.tau[k]), p, stage=stage)
             said.append(e.eps)
             past.append(e)
             if k and (better := plan.sampler.correct(tuple(past[-saw - 1 :]))) is not None:
-                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p)  # x0 stays
+                past[-1] = Evaluation(better, (better - p.alpha * e.x0) / p.sigma, p, stage=stage)  # x0 stays
             saw = plan.sampler.look_back(step, stage, len(plan.steps))
             x = past[-1].x0 if q.sigma == 0 else plan.sampler.step(tuple(past[-saw:]), q, noise)
             if plan.corrections is not None:
@@ -139,6 +197,18 @@ def test_rows_are_the_sampler_itself(sampler: Sampler, times: list[float]) -> No
         got = run(each, x)
         assert got.isfinite().all()
         torch.testing.assert_close(got, by_hand(each, x, MIXTURE.eps(SMOOTH), seeded_noise(5)), rtol=1e-9, atol=1e-10)
+
+
+@every
+def test_a_run_may_start_where_there_is_no_data(sampler: Sampler) -> None:
+    """At alpha = 0, where lam is infinite: with short steps it ends where the exact flow does."""
+    flow = NoiseScheduleFlow()
+    plan = make_plan(sampler, flow, times=torch.linspace(1, 0.1, 41, dtype=torch.float64))
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
+    end = sample(MIXTURE.eps(flow), plan, x, seeded_noise(5))
+    assert end.isfinite().all() and end.abs().max() < 4
+    if not plan.stochastic:
+        torch.testing.assert_close(end, exact_flow(x, plan), rtol=0, atol=0.06)
 
 
 @every
@@ -230,6 +300,48 @@ def test_the_dtype_of_the_state_is_kept(sampler: Sampler, dtype: torch.dtype, pr
     single = seeded_noise(5)
     exact = sample(eps, plan, x.double(), lambda x: single(x.float()).double())
     torch.testing.assert_close(got.double(), exact, rtol=precision, atol=precision)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_runs_with_states_of_single(sampler: Sampler, dtype: torch.dtype) -> None:
+    """What it says is used as it is: nothing else of the run is in half precision."""
+    plan, x, heard = tuned(sampler, TO_ZERO), seeded(16, 3, dtype=torch.float32), []
+
+    def network(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        heard.append(x.dtype)
+        return torch.tanh(x.to(dtype)) * tau.to(dtype)
+
+    got = run(plan, x, network)
+    assert got.dtype == torch.float32 and set(heard) == {torch.float32}
+    assert torch.equal(got, run(plan, x, lambda *told: network(*told).float()))
+
+
+@every
+def test_the_loop_never_waits_for_the_state(sampler: Sampler) -> None:
+    """Which is what a CUDA graph asks for, and what keeps a device busy: no number of a tensor is read."""
+    plan, x = tuned(sampler, TO_ZERO), seeded(4, 2, dtype=torch.float32)
+
+    def end() -> Tensor:
+        *_, last = trajectory(lambda x, t, tau: torch.tanh(x), plan, x, lambda x: torch.full_like(x, 0.1))
+        return last
+
+    before = end()  # the plan's own numbers, on the CPU, are read in its first run
+    with Reads():
+        again = end()
+    assert torch.equal(again, before)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(float, bool, int, Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, torch.nonzero),
+        *(lambda x: x.to("cpu"), lambda x: x[x > 0], lambda x: torch.equal(x, x), lambda x: 1 if x > 0 else 0),
+    ],
+)
+def test_reading_a_state_is_noticed(read: Callable[[Tensor], object]) -> None:
+    with pytest.raises(AssertionError, match="a tensor was read"), Reads():
+        read(torch.ones(()))
 
 
 @every

@@ -1,6 +1,7 @@
 """The wrapper on networks made from exact models: two classes, each a Gaussian, so that every prediction, the
 unconditional one and the classifier are known in closed form at every time."""
 
+import re
 from typing import Any
 
 import pytest
@@ -318,10 +319,32 @@ def test_guidance_needs_conditions(guidance: str, discrete: NoiseScheduleVP) -> 
             wrapped(torch.zeros(4, 2), 0.5, None, torch.zeros(4), torch.zeros(2))
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
+@pytest.mark.parametrize("model_type", ["noise", "v"])
+def test_of_a_network_with_learned_variance_the_mean_is_used(shape, model_type, discrete: NoiseScheduleVP) -> None:
+    x, variance = seeded(*shape), seeded(*shape, seed=1)
+    options = {"guidance_type": "classifier-free", "guidance_scale": 2.0}
+
+    def mean(x: Tensor, n: Tensor, c: Tensor) -> Tensor:
+        return torch.tanh(x) + c.view(-1, *[1] * (x.dim() - 1))
+
+    def both(x: Tensor, n: Tensor, c: Tensor) -> Tensor:
+        return torch.cat([mean(x, n, c), torch.cat([variance, variance])], 1)
+
+    got, expected = (
+        model_wrapper(network, discrete, model_type, **options)(x, 0.5, None, torch.tensor([0.3]), torch.tensor([0.1]))
+        for network in (both, mean)
+    )
+    assert torch.equal(got, expected)
+
+
 def test_answers_of_another_shape_are_refused(discrete: NoiseScheduleVP) -> None:
     x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"model must return a tensor of the shape of x, \(2, 3\), got shape \(2, 6\)"):
-        model_wrapper(lambda x, n: torch.cat([x, x], 1), discrete)(x, 0.5)
+    for copies in (((0, 2)), (1, 3)):
+        answer = lambda x, n, copies=copies: torch.cat([x] * copies[1], copies[0])  # noqa: E731
+        got = rf"\(2, 3\), got shape {re.escape(str(tuple(answer(x, 0).shape)))}"
+        with pytest.raises(ValueError, match=rf"model must return a tensor of the shape of x, {got}"):
+            model_wrapper(answer, discrete)(x, 0.5)
     with pytest.raises(ValueError, match=r"model must return a tensor .* got dict"):
         model_wrapper(lambda x, n: {"sample": x}, discrete)(x, 0.5)
     wrapped = model_wrapper(

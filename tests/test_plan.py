@@ -31,7 +31,7 @@ def tuned(discrete: NoiseScheduleVP) -> Plan:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"sampler": "euler", "calls": 5}, "sampler must be one of ddpm, ddim, .* got 'euler'"),
+        ({"sampler": "midpoint", "calls": 5}, "sampler must be one of ddpm, ddim, .* got 'midpoint'"),
         ({"calls": 5, "spacing": "even"}, "spacing must be one of seed, leading, .* got 'even'"),
         ({"calls": 5, "spacing": "seed", "times": [1, 0]}, "either spacing or times, got spacing='seed'"),
         ({}, "make_plan needs calls="),

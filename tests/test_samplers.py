@@ -1,19 +1,9 @@
-"""The samplers against diffusers' own, against formulas written from the papers, and against one another."""
+"""The samplers against formulas written from the papers, and against one another."""
 
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.schedulers import scheduling_dpmsolver_multistep
 from helpers import seeded
 from torch import Tensor
 
@@ -21,18 +11,7 @@ from time_tuner import SAMPLERS, NoiseScheduleVP, make_plan, sample, trajectory
 from time_tuner.exact import Mixture
 from time_tuner.samplers import Sampler
 
-N = 1000
 MIXTURE = Mixture(seeded(4, 6), std=0.5)
-# In float64 two ways to compute the same agree to rounding. In float32, in which diffusers is used, rounding of 6e-8 is
-# multiplied by 1 / alpha_T = 157 where one step goes from pure noise to the data, and adds up over many steps: there
-# runs of 6 to 20 calls are compared.
-PRECISION = {torch.float64: 1e-11, torch.float32: 1e-5}
-DOUBLE, SINGLE = PRECISION
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.dtype == theirs.dtype
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=PRECISION[ours.dtype] * float(theirs.abs().max()))
 
 
 def start(dtype: torch.dtype) -> Tensor:
@@ -42,144 +21,6 @@ def start(dtype: torch.dtype) -> Tensor:
 def drawn(shape: torch.Size, dtype: torch.dtype, seed: int = 2) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return lambda *_: torch.randn(shape, generator=generator, dtype=dtype)
-
-
-def set_up(scheduler: Any, dtype: torch.dtype) -> NoiseScheduleVP:
-    """Our schedule of the scheduler's levels; the scheduler then goes on in `dtype`."""
-    schedule = NoiseScheduleVP(alphas_cumprod=scheduler.alphas_cumprod)
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(dtype)
-    return schedule
-
-
-def set_sigmas(scheduler: Any, nodes: list[int], last: int | None, repeat: int = 1) -> None:
-    """The sigmas that the scheduler has computed, in its dtype: `set_timesteps` rounds them to float32."""
-    every = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
-    end = every[last] if last is not None else torch.zeros_like(every[0])
-    sigmas = torch.stack([every[nodes[0]], *every[nodes[1:]].repeat_interleave(repeat), end])
-    torch.testing.assert_close(sigmas.float(), scheduler.sigmas, rtol=1e-6, atol=0)
-    scheduler.sigmas = sigmas
-
-
-def times_of(nodes: list[int], last: int | None) -> list[float]:
-    return [*((n + 1) / N for n in nodes), 0.0 if last is None else (last + 1) / N]
-
-
-def diffusers_loop(scheduler: Any, schedule: NoiseScheduleVP, x: Tensor, **options: Any) -> Tensor:
-    eps = MIXTURE.eps(schedule)
-    for n in scheduler.timesteps:
-        said = eps(scheduler.scale_model_input(x, n), (n.double() + 1) / N)
-        x = scheduler.step(said, n, x, **options).prev_sample
-    return x
-
-
-# --- diffusers ---
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize(
-    # DDIMScheduler steps to n - N // K whatever its own list says: the two agree where strides are equal.
-    ("spacing", "offset", "to_one", "calls", "dtype"),
-    [
-        ("leading", 1, False, 10, DOUBLE),
-        ("leading", 1, False, 10, SINGLE),
-        ("leading", 0, True, 8, DOUBLE),
-        ("trailing", 0, True, 20, DOUBLE),
-        ("trailing", 0, True, 20, SINGLE),
-        ("leading", 0, True, 250, DOUBLE),
-    ],
-)
-def test_ddim_is_that_of_diffusers(spacing, offset, to_one, calls, dtype, eta) -> None:
-    theirs = DDIMScheduler(clip_sample=False, timestep_spacing=spacing, steps_offset=offset, set_alpha_to_one=to_one)
-    schedule = set_up(theirs, dtype)
-    theirs.final_alpha_cumprod = theirs.final_alpha_cumprod.to(dtype)
-    theirs.set_timesteps(calls)
-    x = start(dtype)
-    eps, y, noise = MIXTURE.eps(schedule), x, drawn(x.shape, dtype)
-    for n in theirs.timesteps:
-        options = {"eta": eta, "variance_noise": noise()} if eta else {}
-        y = theirs.step(eps(y, (n.double() + 1) / N), n, y, **options).prev_sample
-    plan = make_plan(
-        SAMPLERS["ddim"](eta=eta), schedule, times=times_of(theirs.timesteps.tolist(), None if to_one else 0)
-    )
-    assert_same(sample(eps, plan, x, drawn(x.shape, dtype)), y)
-    if offset or spacing == "trailing":  # our spacings of these names are these grids
-        assert torch.equal(make_plan("ddim", schedule, calls=calls, spacing=spacing).t, plan.t)
-
-
-EIGHT = [999, 700, 500, 301, 120, 50, 11, 0]
-
-
-@pytest.mark.parametrize("variance", ["large", "small"])
-@pytest.mark.parametrize(("nodes", "dtype"), [(EIGHT, DOUBLE), (EIGHT, SINGLE), ([970, 3, 0], DOUBLE)])
-def test_ddpm_is_that_of_diffusers(nodes, dtype, variance) -> None:
-    # Lists that end at level 0: elsewhere DDPMScheduler draws noise in the last step too, and returns a noisy sample.
-    theirs = DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
-    schedule, x = set_up(theirs, dtype), start(dtype)
-    theirs.set_timesteps(timesteps=nodes)
-    y = diffusers_loop(theirs, schedule, x, generator=torch.Generator().manual_seed(2))
-    plan = make_plan(SAMPLERS["ddpm"](variance=variance), schedule, times=times_of(nodes, None))
-    assert_same(sample(MIXTURE.eps(schedule), plan, x, drawn(x.shape, dtype)), y)
-
-
-class InDouble:
-    """torch, with float64 by the name of float32: DPMSolverMultistepScheduler.step casts its state to that."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-MULTISTEP = {
-    "dpmpp": (DPMSolverMultistepScheduler, scheduling_dpmsolver_multistep),
-    "unipc": (UniPCMultistepScheduler, None),
-}
-
-
-# Below 15 steps diffusers lowers the order of DPM-Solver++ at the end.
-RUNS = [*((calls, DOUBLE) for calls in (1, 2, 6, 14, 15, 25)), (6, SINGLE)]
-
-
-@pytest.mark.parametrize("name", MULTISTEP)
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize(("calls", "dtype"), RUNS)
-@pytest.mark.parametrize("last", [None, 0], ids=["zero", "sigma_min"])
-def test_multistep_is_that_of_diffusers(name, order, calls, dtype, last, monkeypatch) -> None:
-    kind, module = MULTISTEP[name]
-    theirs = kind(solver_order=order, final_sigmas_type="zero" if last is None else "sigma_min")
-    schedule, x = set_up(theirs, torch.float32), start(dtype)
-    theirs.set_timesteps(calls)
-    nodes = theirs.timesteps.tolist()
-    if dtype == DOUBLE:
-        theirs.alphas_cumprod = theirs.alphas_cumprod.double()
-        set_sigmas(theirs, nodes, last)
-        if isinstance(module, ModuleType):
-            monkeypatch.setattr(module, "torch", InDouble())
-    plan = make_plan(SAMPLERS[name](order=order), schedule, times=times_of(nodes, last))
-    assert_same(sample(MIXTURE.eps(schedule), plan, x), diffusers_loop(theirs, schedule, x))
-
-
-@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
-def test_heun_is_that_of_diffusers(dtype) -> None:
-    nodes = [999, 800, 600, 399, 250, 120, 40, 3]  # levels: between them it interpolates sigma, not log alpha
-    theirs = HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02)
-    schedule, x = NoiseScheduleVP(alphas_cumprod=theirs.alphas_cumprod), start(dtype)
-    theirs.set_timesteps(timesteps=nodes)
-    if dtype == DOUBLE:
-        theirs.alphas_cumprod = theirs.alphas_cumprod.double()
-        set_sigmas(theirs, nodes, None, repeat=2)
-    plan = make_plan("heun", schedule, times=times_of(nodes, None))
-    assert len(plan) == len(theirs.timesteps) == 15
-    # Its state is x / alpha; at the end alpha is 1.
-    assert_same(sample(MIXTURE.eps(schedule), plan, x), diffusers_loop(theirs, schedule, x / plan.alpha[0]))
-
-
-def test_ddim_of_every_level_is_that_of_diffusers() -> None:
-    theirs, x = DDIMScheduler(clip_sample=False), start(DOUBLE)
-    schedule = set_up(theirs, DOUBLE)
-    theirs.set_timesteps(N)
-    plan = make_plan("ddim", schedule, calls=N, spacing="trailing")
-    assert_same(sample(MIXTURE.eps(schedule), plan, x), diffusers_loop(theirs, schedule, x))
 
 
 # --- the papers' formulas, on grids that diffusers' schedulers cannot follow ---
@@ -236,6 +77,17 @@ def test_ddim_is_equation_12_on_any_grid(end, eta, discrete) -> None:
         (SAMPLERS["ddim"](), SAMPLERS["dpmpp"](order=1)),
         (SAMPLERS["ddim"](eta=1.0), SAMPLERS["ddpm"](variance="small")),
         (SAMPLERS["dpmpp"](order=3), SAMPLERS["dpmpp"](order=3, lower_order_final=True)),  # 7 steps are fewer than 15
+        (SAMPLERS["ddim"](), SAMPLERS["euler"]()),
+        (SAMPLERS["ddim"](), SAMPLERS["dpm"](order=1)),
+        (SAMPLERS["ddim"](), SAMPLERS["dpmpp"](order=1, algorithm_type="dpmsolver")),
+        (SAMPLERS["ddim"](), SAMPLERS["dpmpp_single"](order=1)),
+        (SAMPLERS["ddim"](), SAMPLERS["unipc"](order=1, corrector=False)),
+        (SAMPLERS["ddim"](), SAMPLERS["deis"](order=1)),
+        (SAMPLERS["ddim"](), SAMPLERS["ipndm"](order=1)),
+        (SAMPLERS["ddim"](eta=1.0), SAMPLERS["euler_ancestral"]()),
+        (SAMPLERS["ddim"](eta=1.0), SAMPLERS["sde_dpmpp"](order=1)),
+        (SAMPLERS["unipc"](corrector=False), SAMPLERS["dpmpp"](order=2)),
+        (SAMPLERS["unipc"](order=3, corrector=False), SAMPLERS["dpmpp"](order=3, curvature="full")),
     ],
     ids=repr,
 )
@@ -248,6 +100,28 @@ def test_two_ways_to_the_same_result(one: Sampler, other: Sampler, end: float, l
         for s in (one, other)
     ]
     torch.testing.assert_close(*paths, rtol=1e-11, atol=1e-12)
+
+
+def test_the_full_curvature_weight_is_that_of_the_integral(linear) -> None:
+    """Of the polynomial through three predictions, which is what DEIS takes; the published one is half of it."""
+    options = {"order": 3, "algorithm_type": "dpmsolver"}
+    deis, full, published = (
+        make_plan(sampler, linear, times=GRID).rows[3].following.weights
+        for sampler in (
+            SAMPLERS["deis"](order=3),
+            SAMPLERS["dpmpp"](**options, curvature="full"),
+            SAMPLERS["dpmpp"](**options),
+        )
+    )
+    torch.testing.assert_close(deis, full, rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(deis, published, atol=1e-3)
+    # To three points of a parabola in lam: its integral, by quadrature.
+    lam, q = linear.at(GRID).lam, linear.at(GRID[4])
+    nodes = torch.linspace(0, 1, 200_001, dtype=torch.float64) * (q.lam - lam[3]) + lam[3]
+    integral = -torch.trapezoid(torch.exp(-nodes) * nodes**2, nodes)  # drho = -e^{-lam} dlam
+    terms = make_plan(SAMPLERS["deis"](order=3), linear, times=GRID).rows[3].following.terms
+    got = sum(w * lam[3 - ago] ** 2 for (what, ago), w in zip(terms, deis, strict=True) if what == "eps")
+    torch.testing.assert_close(got, q.alpha * integral, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize(("steps", "lowers"), [(14, True), (15, False)])
@@ -276,7 +150,9 @@ def test_the_corrector_of_unipc_is_not_idle(order, linear) -> None:
         ("ddim", {"eta": 0.1}, True),
         ("dpmpp", {}, False),
         ("unipc", {}, False),
-        ("heun", {}, False),
+        ("euler_ancestral", {}, True),
+        ("sde_dpmpp", {}, True),
+        *((name, {}, False) for name in ("euler", "heun", "dpm", "dpmpp_single", "deis", "ipndm", "pndm")),
     ],
 )
 def test_who_draws_noise(name, options, stochastic, linear) -> None:
@@ -295,7 +171,21 @@ def test_who_draws_noise(name, options, stochastic, linear) -> None:
         ("dpmpp", {"order": 4}, "order of DPMSolverPP must be one of 1, 2, 3, got 4"),
         ("dpmpp", {"order": True}, "order of DPMSolverPP must be one of 1, 2, 3, got True"),
         ("dpmpp", {"lower_order_final": 1}, "lower_order_final of DPMSolverPP must be one of None, True, False, got 1"),
+        (
+            "dpmpp",
+            {"algorithm_type": "sde"},
+            "algorithm_type of DPMSolverPP must be one of 'dpmsolver\\+\\+', 'dpmsolver'",
+        ),
+        ("dpmpp", {"curvature": 2}, "curvature of DPMSolverPP must be one of 'published', 'full', got 2"),
+        ("sde_dpmpp", {"order": 3}, "order of SDEDPMSolverPP must be one of 1, 2, got 3"),
+        ("dpm", {"order": 4}, "order of DPMSolver must be one of 1, 2, 3, got 4"),
         ("unipc", {"order": 0}, "order of UniPC must be one of 1, 2, 3, got 0"),
+        ("unipc", {"solver_type": "bh3"}, "solver_type of UniPC must be one of 'bh1', 'bh2', got 'bh3'"),
+        ("unipc", {"corrector": 1}, "corrector of UniPC must be one of True, False, got 1"),
+        ("deis", {"order": 4}, "order of DEIS must be one of 1, 2, 3, got 4"),
+        ("deis", {"lower_order_final": 0}, "lower_order_final of DEIS must be one of None, True, False, got 0"),
+        ("ipndm", {"order": 5}, "order of IPNDM must be one of 1, 2, 3, 4, got 5"),
+        ("pndm", {"skip_prk_steps": None}, "skip_prk_steps of PNDM must be one of True, False, got None"),
     ],
 )
 def test_bad_options_are_named(name, options, says) -> None:
@@ -304,16 +194,62 @@ def test_bad_options_are_named(name, options, says) -> None:
 
 
 @pytest.mark.parametrize(
-    ("calls", "to_zero", "says"),
+    ("sampler", "calls", "to_zero", "says"),
     [
-        (10, True, "calls of Heun must be odd in a run down to 0, got 10: take 9 or 11"),
-        (9, False, "calls of Heun must be even in a run down to t > 0, got 9: take 8 or 10"),
-        (1, False, "got 1: take 2$"),
+        (SAMPLERS["heun"](), 10, True, "calls of Heun must be odd in a run down to 0, got 10: take 9 or 11"),
+        (SAMPLERS["heun"](), 9, False, "calls of Heun must be even in a run down to t > 0, got 9: take 8 or 10"),
+        (SAMPLERS["heun"](), 1, False, "got 1: take 2$"),
+        (SAMPLERS["pndm"](), 2, True, "calls of PNDM must be 1 or at least 3 in a run down to 0, got 2: take 3$"),
+        (
+            SAMPLERS["pndm"](skip_prk_steps=False),
+            11,
+            False,
+            "calls of PNDM must be 1 or at least 12 in a run down to t > 0, got 11: take 12, or skip_prk_steps=True",
+        ),
     ],
 )
-def test_heun_names_the_nearest_numbers_of_calls(calls, to_zero, says) -> None:
+def test_numbers_of_calls_that_will_not_do_are_named(sampler, calls, to_zero, says) -> None:
     with pytest.raises(ValueError, match=says):
-        SAMPLERS["heun"]().steps(calls, to_zero)
+        sampler.steps(calls, to_zero)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls", "to_zero", "steps"),
+    [
+        (SAMPLERS["dpm"](order=3), 9, False, (3, 3, 3)),
+        (SAMPLERS["dpm"](order=3), 8, False, (3, 3, 2)),
+        (SAMPLERS["dpm"](order=3), 7, False, (3, 3, 1)),
+        (SAMPLERS["dpm"](order=3), 9, True, (3, 3, 2, 1)),
+        (SAMPLERS["dpm"](order=3), 7, True, (3, 3, 1)),
+        (SAMPLERS["dpm"](order=3), 1, True, (1,)),
+        (SAMPLERS["dpm"](order=2), 6, True, (2, 2, 1, 1)),
+        (SAMPLERS["dpmpp_single"](), 5, False, (2, 2, 1)),
+        (SAMPLERS["pndm"](), 1, True, (1,)),
+        (SAMPLERS["pndm"](), 2, False, (2,)),
+        (SAMPLERS["pndm"](), 6, True, (2, 1, 1, 1, 1)),
+        (SAMPLERS["pndm"](skip_prk_steps=False), 14, False, (4, 4, 4, 1, 1)),
+    ],
+)
+def test_calls_of_each_step(sampler, calls, to_zero, steps, linear) -> None:
+    assert sampler.steps(calls, to_zero) == steps
+    times = torch.linspace(1, 0 if to_zero else 0.1, len(steps) + 1)
+    assert make_plan(sampler, linear, calls=calls, times=times).steps == steps
+
+
+def test_steps_that_are_given_are_of_full_order(linear) -> None:
+    assert make_plan(SAMPLERS["dpm"](order=3), linear, times=[1.0, 0.5, 0.2]).steps == (3, 3)
+    assert make_plan(SAMPLERS["dpm"](order=3), linear, times=[1.0, 0.5, 0.2, 0.0]).steps == (3, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["dpm", "dpmpp_single"])
+@pytest.mark.parametrize("calls", [4, 5])
+def test_a_last_step_of_order_2_is_that_of_the_solver_of_order_2(name, calls, linear) -> None:
+    """3, 1 and 3, 2 calls: the last step alone, from where the first one ends."""
+    times = [0.9, 0.6, 0.3]
+    plan, x = make_plan(SAMPLERS[name](order=3), linear, calls=calls, times=times), start(torch.float64)
+    states = list(trajectory(MIXTURE.eps(linear), plan, x))
+    alone = make_plan(SAMPLERS[name](order=calls - 3), linear, times=times[1:])
+    torch.testing.assert_close(sample(MIXTURE.eps(linear), alone, states[2]), states[-1])
 
 
 def test_heun_takes_two_calls_a_step_but_one_down_to_zero() -> None:

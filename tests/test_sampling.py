@@ -113,18 +113,31 @@ def test_half_precision_is_rounded_once_a_call(discrete: NoiseScheduleVP) -> Non
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("when", [0, 2, 3])
 def test_a_broken_prediction_names_its_call(bad: float, when: int, plan: Plan) -> None:
-    calls = []
-
     def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        calls.append(tau)
         out = shrink(x, t, tau)
-        if len(calls) == when + 1:
+        if tau == plan.tau[when]:
             out[1, 2] = bad
         return out
 
     says = rf"eps returned NaN or infinity at call {when} \(t = {float(plan.t[when]):.4g}, tau = "
     with pytest.raises(ValueError, match=says):
         sample(eps, plan, seeded(2, 3))
+
+
+def test_what_breaks_without_the_prediction_is_told_apart(plan: Plan) -> None:
+    large = 6e4 * torch.ones(1, 3, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"the state became NaN or infinite at call 0 .* torch.float16 is too short"):
+        sample(lambda x, t, tau: -x, plan, large)
+    once = iter([math.nan])
+    with pytest.raises(ValueError, match="but not when the run was repeated to find where"):
+        sample(lambda x, t, tau: shrink(x, t, tau) + next(once, 0.0), plan, seeded(2, 3))
+
+
+def test_large_numbers_are_not_taken_for_broken_ones(plan: Plan) -> None:
+    x = torch.full((2, 3), 1e38)
+    assert not x.sum().isfinite()
+    tiny = make_plan("ddim", plan.schedule, times=[0.2, 0.19])
+    assert sample(lambda x, t, tau: 0 * x, tiny, x).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -171,3 +184,23 @@ def test_the_same_levels_in_lower_precision_are_accepted(discrete: NoiseSchedule
     torch.testing.assert_close(
         sample(model.eps(single), plan, x), sample(model.eps(discrete), plan, x), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_compiled_network_is_compiled_once(discrete: NoiseScheduleVP) -> None:
+    """It is told times as tensors: no call has a number of its own to compile for."""
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(1)
+        return graph
+
+    def network(x: Tensor, n: Tensor) -> Tensor:
+        return torch.tanh(x) * (n[:, None] + 1) / 1000
+
+    with torch.no_grad():
+        fast = torch.compile(network, backend=backend)
+        for name in ("ddim", "dpm", "unipc"):
+            plan, x = make_plan(name, discrete, calls=7, spacing="trailing"), seeded(3, 2)
+            got, expected = (sample(model_wrapper(f, discrete).bind(), plan, x) for f in (fast, network))
+            assert torch.equal(got, expected)
+    assert len(compiled) == 1

@@ -290,16 +290,12 @@ def test_guidance_goes_through_the_data_as_through_the_noise() -> None:
                 bound.x0(x, 1.0)
 
 
-def test_calls_inside_a_step_from_alpha_0_have_no_place() -> None:
-    class Middle(Sampler):
-        def stages(self, calls: int) -> tuple[float, ...]:
-            return (0.0, 0.5)[:calls]
-
-        def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:
-            return (2,) * (calls // 2)
-
-    with pytest.raises(ValueError, match="Middle makes calls inside a step, which cannot begin at alpha = 0"):
-        make_plan(Middle(), FLOW, calls=2, times=[1.0, 0.5])
+def test_calls_inside_a_step_from_alpha_0_are_placed_in_t() -> None:
+    """Where lam is infinite, there is no middle in lam."""
+    plan = make_plan("dpm", FLOW, times=[1.0, 0.5, 0.2])
+    assert plan.t[:3].tolist() == [1.0, 0.75, 0.5]
+    lam = FLOW.at(plan.t[2:]).lam
+    torch.testing.assert_close(lam[1], (lam[0] + lam[2]) / 2)
 
 
 @pytest.mark.parametrize("option", ["s_churn", "churn"])

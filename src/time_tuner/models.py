@@ -69,7 +69,9 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
 
     Args:
         model: called `model(x, t_input, [cond], **model_kwargs)` with t_input (B,) in float32: `noise_schedule.label`
-            of the time, for a discrete schedule the level n = t N - 1, which falls between two levels when t does.
+            of the time, for a discrete schedule the level n = t N - 1, which falls between two levels when t does. Of
+            a network with learned variance, which returns (B, 2 C, ...) for x (B, C, ...), the first C channels are
+            used, the mean; the variance is the sampler's.
         noise_schedule: the schedule that the network was trained with.
         model_type: what the network predicts: "noise", "x_start" (the data), "v" (alpha eps - sigma x0), "score",
             "flow" (the velocity eps - x0), or, on a `NoiseScheduleVE`, "edm": the network F of D(x) = c_skip x +
@@ -251,6 +253,8 @@ class BoundModel:
         shown = x / torch.sqrt(sigma_data**2 + p.sigma**2) if edm else x  # c_in
         arguments = (shown, t_input) if condition is None else (shown, t_input, condition)
         output = w.model(*arguments, **w.model_kwargs)
+        if isinstance(output, Tensor) and x.dim() > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+            output = output[:, : x.shape[1]]  # the other half tells the variance
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"model must return a tensor of the shape of x, {tuple(x.shape)}, got {got}")

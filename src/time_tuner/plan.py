@@ -96,7 +96,16 @@ class Plan:
 
     def point(self, k: int) -> Point:
         """Point k = 0 .. K: where call k is made; K is the end."""
-        return Point(self.t[k], self.alpha[k], self.sigma[k])
+        return self._points[k]
+
+    @cached_property
+    def _points(self) -> tuple[Point, ...]:
+        return tuple(map(Point, self.t.unbind(), self.alpha.unbind(), self.sigma.unbind()))
+
+    @cached_property
+    def told(self) -> tuple[Tensor, ...]:
+        """tau of each call, 0-dim each."""
+        return self.tau.unbind()
 
     def start(self, noise: Tensor) -> Tensor:
         """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times

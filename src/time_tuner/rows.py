@@ -4,10 +4,10 @@ Every sampler is linear in the states it saw, in what the network said of them a
 on unit vectors once gives the weights, and a run is one linear combination of tensors a call.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Term: TypeAlias = tuple[str, int]
 """A tensor that a row uses: what it is ("x" the state the network saw, "eps" or "x0" what it said, "c" the state after
 the corrector, "z" the draw) and how many calls ago (0: this call's own)."""
+
+ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "z": 3}
+"""Where a term is found in a `Call`; the draw is not remembered, and stands behind the rest of the newest call."""
+
+HALF = (torch.float16, torch.bfloat16)
 
 LOST = 200.0
 """Where sigma exceeds this many alpha, the network is asked for x0: there the noise, in float32, tells the data to no
@@ -47,19 +52,31 @@ class Combination:
         """[what, calls ago, weight] for each term."""
         return [[*term, number] for term, number in zip(self.terms, self.numbers, strict=True)]
 
-    def __call__(self, value: Callable[[Term], Tensor], dtype: torch.dtype) -> Tensor:
-        """The sum in `dtype`; for half precision it is accumulated in float32."""
-        wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-        first, *rest = (value(term).to(wide) for term in self.terms)
+    @cached_property
+    def _parts(self) -> tuple[tuple[int, int, Any], ...]:
+        """Of each term: which of the calls, from the last, which entry of it, and the weight, a number if it may be."""
+        weights = self.weights.unbind() if self.weights.requires_grad else self.numbers
+        return tuple((-1 - ago, ENTRIES[what], w) for (what, ago), w in zip(self.terms, weights, strict=True))
+
+    def __call__(self, calls: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
+        """The sum in `dtype`; for half precision it is accumulated in float32.
+
+        Args:
+            calls: the entries of each call, see `ENTRIES`; the newest last.
+        """
+        (i, j, weight), *rest = self._parts
+        half = dtype in HALF
+        total: Tensor
         if self.weights.requires_grad:
-            total = self.weights[0] * first
-            for weight, tensor in zip(self.weights[1:], rest, strict=True):
-                total = total + weight * tensor
-        else:
-            total = self.numbers[0] * first
-            for number, tensor in zip(self.numbers[1:], rest, strict=True):
-                total.add_(tensor, alpha=number)
-        return total.to(dtype)
+            wide = torch.float32 if half else dtype
+            total = weight * calls[i][j].to(wide)
+            for i, j, weight in rest:
+                total = total + weight * calls[i][j].to(wide)
+        else:  # where a run spends its time
+            total = torch.mul(calls[i][j].float() if half else calls[i][j], weight)
+            for i, j, weight in rest:
+                total.add_(calls[i][j].float() if half else calls[i][j], alpha=weight)
+        return total.to(dtype) if half else total
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ def compile_rows(plan: "Plan") -> tuple[Row, ...]:
     """
     rows: list[Row] = []
     corrected = [False] * len(plan)
+    starts: list[int] = []  # of each call, the first of its step
     before = 0  # how many evaluations the previous call saw
     blind = int(plan.alpha[0] == 0)
     count = len(plan.steps)
@@ -98,14 +116,15 @@ def compile_rows(plan: "Plan") -> tuple[Row, ...]:
                     f"{type(plan.sampler).__name__}.look_back must be at least 1 and at most one more than at the call "
                     f"before, got {look_back} after {before} (call {k})"
                 )
-            rows.append(_compile_row(plan, k, max(k - stage, min(k, blind)), look_back, before, corrected))
+            starts.append(max(k - stage, min(k, blind)))
+            rows.append(_compile_row(plan, k, starts, look_back, before, corrected))
             before = look_back if k >= blind else 0
             k += 1
     return tuple(rows)
 
 
-def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, corrected: list[bool]) -> Row:
-    """Row k, whose step begins with call `start`; notes in `corrected` whether the sampler corrects at k."""
+def _compile_row(plan: "Plan", k: int, starts: list[int], look_back: int, before: int, corrected: list[bool]) -> Row:
+    """Row k, whose step begins with call `starts[k]`; notes in `corrected` whether the sampler corrects at k."""
     sees = max(look_back, before + 1)
     reach = k + 1 if plan.corrections is not None else sees
     says = [unit(plan.point(k - ago)) for ago in range(reach)]
@@ -120,7 +139,9 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
         x, eps, c, p = units["x", k - i], noise_said(i), units["c", k - i], plan.point(i)
         data = units.get(("x0", k - i))
         # A corrector moves the state and keeps x0, which makes the noise in the corrected state another.
-        return Evaluation(c, eps + (c - x) / p.sigma, p, data) if corrected[i] else Evaluation(x, eps, p, data)
+        if corrected[i]:
+            x, eps = c, eps + (c - x) / p.sigma
+        return Evaluation(x, eps, p, data, i - starts[i])
 
     draws = False
 
@@ -142,7 +163,7 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
     else:
         following = plan.sampler.step(past, q, noise)
     if plan.corrections is not None and k:
-        b = plan.point(start)
+        b = plan.point(starts[k])
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
         said = [noise_said(j) for j in range(k + 1)]
         following = following + gamma * sum(
@@ -159,8 +180,7 @@ def _combination(terms: list[Term], vector: Tensor) -> Combination:
     return Combination(tuple(terms[i] for i in used), vector[used])
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What the loop remembers of a call: the state seen, what the network said (eps, or x0 where that is the row's
     unit), the corrected state if any."""
 
@@ -176,16 +196,10 @@ def advance(
 
     `past` is what the call before returned; `()` at the first one. `eps` is x0 where that is the row's unit.
     """
-    row = plan.rows[k]
-    past = (*past[max(0, len(past) + 1 - row.reach) :], Call(x, eps))
-    z = noise(x) if row.draws else None
-
-    def value(term: Term) -> Tensor:
-        what, ago = term
-        tensor = z if what == "z" else getattr(past[-1 - ago], "eps" if what == "x0" else what)
-        assert tensor is not None
-        return tensor
-
-    if row.corrected is not None:
-        past = (*past[:-1], Call(x, eps, row.corrected(value, x.dtype)))
-    return row.following(value, x.dtype), past
+    row, dtype = plan.rows[k], x.dtype
+    if eps.dtype is not dtype and dtype not in HALF:
+        eps = eps.to(dtype)  # once, and not at each use
+    kept = past[1 - row.reach :] if row.reach > 1 else ()
+    call = Call(x, eps, None if row.corrected is None else row.corrected((*kept, (x, eps)), dtype))
+    calls = (*kept, call)
+    return row.following((*kept, (*call, noise(x))) if row.draws else calls, dtype), calls

@@ -1,5 +1,6 @@
 """Running a plan: from noise to a sample, with seeded noise."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .rows import Call, advance
+from .rows import HALF, Call, advance
 from .samplers import Noise
 
 if TYPE_CHECKING:
@@ -83,19 +84,19 @@ def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -
     Raises:
         ValueError: it answers with another shape than that of x, or is asked for x0 at alpha = 0 and has none.
     """
-    p, x0 = plan.point(k), plan.rows[k].unit == "x0"
-    say = getattr(eps, "x0", None) if x0 else eps
+    p = plan.point(k)
+    say = getattr(eps, "x0", None) if plan.rows[k].unit == "x0" else eps
     if say is None and p.alpha == 0:
         raise ValueError(
             f"eps has no .x0, which is needed at call {k}: at t = {float(p.t):.4g} alpha is 0 and the noise tells "
             "nothing of the data; give a model from model_wrapper, or start the run a little later (times=)"
         )
-    said = (eps if say is None else say)(x, p.t, plan.tau[k] if tau is None else tau)
+    said = (eps if say is None else say)(x, p.t, plan.told[k] if tau is None else tau)
     if not isinstance(said, Tensor) or said.shape != x.shape:
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(
             f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got} at call {k} "
-            "(a network with learned variance returns twice the channels: keep the first half)"
+            "(a network with learned variance returns twice the channels: model_wrapper keeps the first half)"
         )
     return (x - p.sigma * said) / p.alpha if say is None else said
 
@@ -111,8 +112,9 @@ def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) ->
     """
     check_schedule(eps, plan)
     past: tuple[Call, ...] = ()
+    noise = noise or torch.randn_like
     for k in range(len(plan)):
-        x, past = advance(plan, k, past, x, told(eps, plan, k, x), noise or torch.randn_like)
+        x, past = advance(plan, k, past, x, told(eps, plan, k, x), noise)
         yield x
 
 
@@ -124,25 +126,35 @@ def sample(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Ten
         ValueError: the network answers with NaN or infinity (the message names the call), or with a wrong shape, or
             the plan was made for another noise schedule than that of `eps`.
     """
-    if not torch.isfinite(x).all():
-        raise ValueError("x must be finite, got NaN or infinity in it")
-    sums: list[Tensor] = []
-
-    def watch(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
-        # A sum is finite only if all of it is; one look at the end keeps the loop free of waiting for the device.
-        if isinstance(said, Tensor):
-            sums.append(said.sum(dtype=torch.float64 if said.dtype == torch.float64 else torch.float32))
-
-    check_schedule(eps, plan)
-    for x in trajectory(Observed(eps, watch), plan, x, noise):  # noqa: B007, B020 - the last state is what is wanted
+    end = x
+    for end in trajectory(eps, plan, x, noise):  # noqa: B007 - the last state is what is wanted
         pass
-    broken = ~torch.isfinite(torch.stack(sums))
-    if broken.any():
-        k = int(broken.nonzero()[0])
-        raise ValueError(
-            f"eps returned NaN or infinity at call {k} (t = {float(plan.t[k]):.4g}, tau = {float(plan.tau[k]):.4g})"
-        )
-    return x
+    # What is broken once stays broken: one look at the end keeps the loop free of waiting for the device.
+    if not _finite(end):
+        raise ValueError(_what_broke(eps, plan, x, noise))
+    return end
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all of x is; its sum is enough to tell, unless it overflows."""
+    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype in HALF else None)) or bool(torch.isfinite(x).all())
+
+
+def _what_broke(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None) -> str:
+    """What was NaN or infinite first in a run that is repeated to find it."""
+    if not _finite(x):
+        return "x must be finite, got NaN or infinity in it"
+    said: list[Tensor] = []
+    run = trajectory(Observed(eps, lambda unit, x, t, answer: said.append(answer)), plan, x, noise)
+    for k, state in enumerate(run):
+        where = f"at call {k} (t = {float(plan.t[k]):.4g}, tau = {float(plan.tau[k]):.4g})"
+        if not _finite(said.pop()):
+            return f"eps returned NaN or infinity {where}"
+        if not _finite(state):
+            return (
+                f"the state became NaN or infinite {where}, and what eps returned did not: {state.dtype} is too short"
+            )
+    return "the state became NaN or infinite, but not when the run was repeated to find where"
 
 
 def check_schedule(eps: Eps, plan: "Plan") -> None:

@@ -7,8 +7,12 @@ from typing import Any
 from .base import Evaluation, Noise, Sampler
 from .ddim import DDIM
 from .ddpm import DDPM
-from .dpmpp import DPMSolverPP
+from .deis import DEIS
+from .dpm import DPMSolver, DPMSolverPPSingle
+from .dpmpp import DPMSolverPP, SDEDPMSolverPP
+from .euler import Euler, EulerAncestral
 from .heun import Heun
+from .pndm import IPNDM, PNDM
 from .unipc import UniPC
 
 __all__ = ["SAMPLERS", "Evaluation", "Noise", "Sampler", "sampler_from_dict", "sampler_to_dict"]
@@ -16,9 +20,17 @@ __all__ = ["SAMPLERS", "Evaluation", "Noise", "Sampler", "sampler_from_dict", "s
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
     "ddim": DDIM,
-    "dpmpp": DPMSolverPP,
-    "unipc": UniPC,
+    "euler": Euler,
+    "euler_ancestral": EulerAncestral,
     "heun": Heun,
+    "dpm": DPMSolver,
+    "dpmpp": DPMSolverPP,
+    "dpmpp_single": DPMSolverPPSingle,
+    "sde_dpmpp": SDEDPMSolverPP,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "ipndm": IPNDM,
+    "pndm": PNDM,
 }
 """Every sampler by its name on the command line and in plan files."""
 

@@ -16,13 +16,15 @@ Noise: TypeAlias = Callable[[Tensor], Tensor]
 class Evaluation:
     """One call of the network: the state x at point p, and the noise eps that the network saw in it.
 
-    `data` is what it said of the data, at points where that does not follow from the noise.
+    `data` is what it said of the data, at points where that does not follow from the noise; `stage` is the number of
+    the call in its step, from 0.
     """
 
     x: Tensor
     eps: Tensor
     p: Point
     data: Tensor | None = None
+    stage: int = 0
 
     @property
     def x0(self) -> Tensor:

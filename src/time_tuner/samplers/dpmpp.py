@@ -1,4 +1,4 @@
-"""DPM-Solver++, multistep (Lu et al., 2022), https://arxiv.org/abs/2211.01095."""
+"""DPM-Solver++, multistep (Lu et al., 2022), https://arxiv.org/abs/2211.01095: by the ODE and by the SDE."""
 
 from dataclasses import dataclass
 
@@ -6,52 +6,63 @@ import torch
 from torch import Tensor
 
 from ..schedules import Point
-from .base import Evaluation, Noise, Sampler, check_option
+from .base import Evaluation, Noise, check_option
+from .exponential import Multistep, differences, frame, phi
 
 
 @dataclass(frozen=True)
-class DPMSolverPP(Sampler):
-    r"""Data-prediction multistep solver of order 1, 2 (alg. 2) or 3, with h = lam_q - lam_p and phi_1 = e^{-h} - 1:
+class DPMSolverPP(Multistep):
+    r"""Multistep solver of order 1, 2 (alg. 2) or 3, with h = lam_q - lam_p and phi_1 = e^{-h} - 1:
 
     x_q = sigma_q / sigma_p x_p - alpha_q phi_1 D0 - alpha_q phi_1 / 2 D1 (order 2), or
-    ... + alpha_q (phi_1 / h + 1) D1 - alpha_q ((phi_1 + h) / h^2 - 1/2) D2 (order 3), where D0 is the newest x0 and
+    ... + alpha_q (phi_1 / h + 1) D1 - w alpha_q ((phi_1 + h) / h^2 - 1/2) D2 (order 3), where D0 is the newest x0 and
     D1, D2 are divided differences of the last two or three x0 in lam, scaled by h and h^2.
 
-    `lower_order_final` lowers the order towards the end (1 at the last step, 2 at the one before): True, False, or
-    None for "in runs of fewer than 15 steps", as diffusers has it.
-
-    The published curvature term (D2) carries half the weight of the Taylor expansion, so that the order measured for
-    `order=3` is 2.
+    `lower_order_final`: see `Multistep`. `algorithm_type="dpmsolver"` is the same with the noise in place of the data,
+    alpha and sigma exchanged and h for -h. `curvature` is the weight w: the published one, 1, is half of what the
+    Taylor expansion asks for, so that the order measured for `order=3` is 2; with "full", 2, it is 3.
     """
 
-    order: int = 2
-    lower_order_final: bool | None = None
+    algorithm_type: str = "dpmsolver++"
+    curvature: str = "published"
 
     def __post_init__(self) -> None:
-        check_option(self, "order", (1, 2, 3))
-        check_option(self, "lower_order_final", (None, True, False))
+        super().__post_init__()
+        check_option(self, "algorithm_type", ("dpmsolver++", "dpmsolver"))
+        check_option(self, "curvature", ("published", "full"))
 
     @property
     def convergence(self) -> int:
-        return min(self.order, 2)
-
-    def look_back(self, step: int, stage: int, steps: int) -> int:
-        lower = steps < 15 if self.lower_order_final is None else self.lower_order_final
-        return min(self.order, step + 1, steps - step if lower else self.order)
+        return self.order if self.curvature == "full" else min(self.order, 2)
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
-        e, p = past[-1], past[-1].p
-        h = q.lam - p.lam
-        phi_1 = torch.expm1(-h)
-        x = q.sigma / p.sigma * e.x - q.alpha * phi_1 * e.x0
-        if len(past) == 1:
-            return x
-        r0 = (p.lam - past[-2].p.lam) / h
-        slope = (e.x0 - past[-2].x0) / r0
-        if len(past) == 2:
-            return x - q.alpha * phi_1 / 2 * slope
-        r1 = (past[-2].p.lam - past[-3].p.lam) / h
-        older = (past[-2].x0 - past[-3].x0) / r1
-        curvature = (slope - older) / (r0 + r1)
-        slope = slope + r0 * curvature
-        return x + q.alpha * (phi_1 / h + 1) * slope - q.alpha * ((phi_1 + h) / h**2 - 0.5) * curvature
+        data = self.algorithm_type == "dpmsolver++"
+        x, b, hh = frame(past[-1], q, data)
+        d, w = differences(past, q, data), phi(hh)
+        x = x - b * w[0] * d[0]
+        if len(d) == 2:
+            return x - b * w[0] / 2 * d[1]
+        if len(d) == 3:
+            return x - b * w[1] * d[1] - (2 if self.curvature == "full" else 1) * b * w[2] * d[2]
+        return x
+
+
+@dataclass(frozen=True)
+class SDEDPMSolverPP(Multistep):
+    r"""SDE-DPM-Solver++ of order 1 or 2 (eq. 18 and app. D), with h = lam_q - lam_p and z ~ N(0, I):
+
+    x_q = sigma_q / sigma_p e^{-h} x_p + alpha_q (1 - e^{-2h}) (D0 + D1 / 2) + sigma_q sqrt(1 - e^{-2h}) z,
+
+    with D0, D1 as in `DPMSolverPP`. Order 1 is DDIM with eta = 1.
+    """
+
+    def __post_init__(self) -> None:
+        check_option(self, "order", (1, 2))
+        super().__post_init__()
+
+    def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
+        x, alpha, hh = frame(past[-1], q, data=True)
+        d = differences(past, q, data=True)
+        variance = -torch.expm1(2 * hh)
+        mean = torch.exp(hh) * x + alpha * variance * (d[0] if len(d) == 1 else d[0] + d[1] / 2)
+        return mean + q.sigma * torch.sqrt(variance) * noise(past[-1].x)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..schedules import Point
 from .base import Evaluation, Noise, Sampler
+from .euler import euler_step
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,4 @@ class Heun(Sampler):
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         start = past[0]
         eps = start.eps if len(past) == 1 else (start.eps + past[1].eps) / 2
-        a = q.alpha / start.p.alpha
-        return a * start.x + (q.sigma - a * start.p.sigma) * eps
+        return euler_step(start, q, eps)

@@ -19,21 +19,18 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
         for r in sampler.stages(calls):
             if r in (0, 1):
                 times.append(q if r else p)
+            elif schedule.at(p).alpha == 0:  # where lam is infinite
+                times.append(p + r * (q - p))
             else:
                 lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
-                if lam_p == -torch.inf:
-                    raise ValueError(
-                        f"{type(sampler).__name__} makes calls inside a step, which cannot begin at alpha = 0 "
-                        f"(t = {float(p):.4g}): start the run a little later (times=)"
-                    )
                 times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
     return schedule.at(torch.stack([*times, ends[-1]]))
 
 
 def calls_for(sampler: Sampler, ends: Tensor) -> int:
-    """The least number of calls that makes as many steps as the ends say."""
+    """The number of calls that makes as many steps as the ends say; the greatest, all steps being of full order."""
     steps = len(ends) - 1
-    for calls in range(steps, 10 * steps + 1):
+    for calls in range(10 * steps, steps - 1, -1):
         try:
             if len(sampler.steps(calls, bool(ends[-1] == 0))) == steps:
                 return calls
