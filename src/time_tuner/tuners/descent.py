@@ -9,7 +9,7 @@ from torch import Tensor
 from ..plan import Plan
 from .parameters import Parameters
 
-RATE = 0.05
+RATE = 0.03
 PATIENCE = 0.15  # the share of the budget without progress after which it goes back
 NUMBERS = ("first", "best", "setbacks", "moved_at")
 
