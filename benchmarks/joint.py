@@ -3,7 +3,7 @@
     python benchmarks/joint.py [calls cost parts samplers transfer] [--seeds 3] [--json out.json]
 
 FD is the Frechet distance of 4000 samples to 4000 fresh draws of the data in raw pixels, the mean of eight such pairs
-(one alone deviates by 0.007); two fresh draws are as far apart as their table says. No noise of the measurement is used in tuning. Evaluations are batch x forward, a
+(one alone deviates by 0.007). No noise of the measurement is used in tuning. Evaluations are batch x forward, a
 backward as two; the teacher's are not among them.
 """
 

@@ -195,19 +195,22 @@ def test_the_verdict_is_plain(discrete: NoiseScheduleVP) -> None:
 
 
 def test_the_demo_compares_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CALLS", (2, 3))
+    monkeypatch.setattr(demo, "CALLS", 2)
+    monkeypatch.setattr(demo, "MORE_CALLS", (3,))
     monkeypatch.setattr(demo, "SAMPLES", 4)
     monkeypatch.setattr(demo, "REFERENCE_CALLS", 4)
+    quick = demo.METHODS["joint"] | {"budget": "30calls", "pairs": 8, "starts": 1}
+    monkeypatch.setitem(demo.METHODS, "joint", quick)
     result = done("demo", "--out", tmp_path / "shown")
-    names = {"comparison.png", "tau.png", "plan-2.json", "plan-3.json"}
+    names = {"comparison.png", "tau.png", "timetuner-2.json", "joint-2.json"}
     assert {path.name for path in (tmp_path / "shown").iterdir()} == names
     assert all(name in result.output for name in names)
     width, height = size_of_picture(tmp_path / "shown" / "comparison.png")
     assert width > 1000 and height > 500
     size_of_picture(tmp_path / "shown" / "tau.png")
-    for calls in (2, 3):
-        plan = Plan.load(tmp_path / "shown" / f"plan-{calls}.json")
-        assert len(plan) == calls
+    for name in ("timetuner", "joint"):
+        plan = Plan.load(tmp_path / "shown" / f"{name}-2.json")
+        assert len(plan) == 2
         assert plan.provenance["after"] <= plan.provenance["before"]
         assert f"{plan.provenance['before']:.3f}" in result.output
 

@@ -1,10 +1,10 @@
-"""The demo: the bundled digits in 5 and in 10 calls, untuned and tuned, beside a many-call run from the same noise."""
+"""The demo: the bundled digits in 5 calls, untuned and tuned, beside more calls from the same noise."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
@@ -16,13 +16,19 @@ from .metrics import digit_frechet, distance
 from .plan import Plan, make_plan
 from .sampling import sample, seeded_noise
 from .tuners import Calibration, Judge, tune
+from .tuners.batches import Batched
 from .tuners.guard import reference_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CALLS = (5, 10)
-SPACING = "lam"
+CALLS = 5
+MORE_CALLS = (10, 20)  # untuned, to compare with
+SPACING = "uniform"
+METHODS: dict[str, dict[str, Any]] = {
+    "TimeTuner": {"method": "sequential", "objective": "published"},
+    "joint": {"method": "joint", "budget": "90s", "pairs": 128},
+}
 SAMPLES = 100  # to tune on, and as many others to judge on: ten of each digit
 REFERENCE_CALLS = 50
 PICTURES = 10  # one of each digit, from small seeds: what is tuned and judged on has large ones
@@ -51,19 +57,19 @@ def run(out: Path, seed: int = 0) -> None:
     data.check_writable(out / "comparison.png")
     began = time.perf_counter()
     report.say.print(
-        f"[bold]Tuning what the bundled digits network is told[/bold], for DDIM in {CALLS[0]} and in {CALLS[1]} calls. "
-        "This takes about two minutes."
+        f"[bold]Tuning DDIM in {CALLS} calls of the bundled digits network[/bold]: what it is told (TimeTuner), then "
+        "all that a plan holds (joint). This takes about three minutes."
     )
     bench = Bench(seed)
-    results: list[Result] = []
-    for calls in CALLS:
-        untuned = make_plan("ddim", bench.meter.schedule, calls, SPACING)
-        tuned = bench.tune(untuned)
-        results += [bench.result("untuned", untuned), bench.result("tuned", tuned)]
+    untuned = make_plan("ddim", bench.meter.schedule, CALLS, SPACING)
+    results = [bench.result("untuned", untuned)]
+    results += [bench.result(name, bench.tune(name, untuned)) for name in METHODS]
+    for calls in MORE_CALLS:
+        results.append(bench.result("untuned", make_plan("ddim", bench.meter.schedule, calls, SPACING)))
     results.append(bench.reference())
     report.say.print(_table(results))
-    for result in results[1::2]:
-        report.say.print(f"{len(result.plan)} calls: {report.verdict(result.plan)}.", soft_wrap=True)
+    for result in results[1 : 1 + len(METHODS)]:
+        report.say.print(f"{result.name}: {report.verdict(result.plan)}.", soft_wrap=True)
     files = _write(out, results)
     report.say.print(f"\n{time.perf_counter() - began:.0f} s in all. Written to [bold]{out}[/bold]:")
     for name, what in files.items():
@@ -81,20 +87,22 @@ class Bench:
             self.drawer = report.Meter(load_model("digits", label=_labels(PICTURES)).eps)
         self.shape = model.shape
         self.meter = report.Meter(model.eps)
-        end = float(make_plan("ddim", model.schedule, CALLS[0], SPACING).t[-1])
+        end = float(make_plan("ddim", model.schedule, CALLS, SPACING).t[-1])
         self.many = reference_plan(model.schedule, end, REFERENCE_CALLS)
-        noise = Calibration(self.meter, model.schedule, None, SAMPLES, seed, model.shape).held_out()
+        network = Batched(self.meter, SAMPLES)
+        self.calibration = Calibration(network, model.schedule, None, SAMPLES, seed, model.shape)
+        noise = self.calibration.held_out()
         began = time.perf_counter()
         with self.meter.bar("many-call run to judge by", REFERENCE_CALLS):
             self.judge = Judge(self.meter, model.schedule, end, noise, REFERENCE_CALLS, seed)
         self.seconds = time.perf_counter() - began
 
-    def tune(self, plan: Plan) -> Plan:
+    def tune(self, name: str, plan: Plan) -> Plan:
         """The plan tuned, with its provenance."""
-        calls = len(plan)
         plan = plan.with_provenance(model="digits", label="each in turn", guidance_scale=1.0, spacing=SPACING)
-        with self.meter.bar(f"tuning {calls} calls", 50 + 18 * (calls - 1) + 2 * calls):
-            return tune(self.meter, plan, "sequential", None, self.seed, self.judge, samples=SAMPLES, shape=self.shape)
+        how = METHODS[name]
+        with report.waiting(f"tuning: {name}"):
+            return tune(self.meter, plan, data=self.calibration, guard=self.judge, **how)
 
     def result(self, name: str, plan: Plan) -> Result:
         """A plan on the noise to judge on."""
@@ -122,10 +130,11 @@ def _labels(count: int) -> list[int]:
 
 def _table(results: Sequence[Result]) -> Table:
     made = report.table("plan", "calls", "distance", "Frechet", "seconds", title="On noise that no plan was tuned on")
-    for i, result in enumerate(results):
+    tuned = 1 + len(METHODS)
+    for i, result in enumerate(results, 1):
         apart = f"{result.distance:.3f}" if result.distance else "-"
         row = (result.name, str(len(result.plan)), apart, f"{result.frechet:.3f}", f"{result.seconds:.2f}")
-        made.add_row(*row, end_section=i % 2 == 1)
+        made.add_row(*row, end_section=i in (tuned, len(results) - 1))
     made.caption = (
         f"distance: to the end of the {REFERENCE_CALLS}-call run from the same noise, mean of {SAMPLES} digits. "
         f"Frechet: to the MNIST test digits; of so few samples it comes out high, compare within the table only. "
@@ -138,43 +147,44 @@ def _table(results: Sequence[Result]) -> Table:
 def _write(out: Path, results: Sequence[Result]) -> dict[str, str]:
     """The files in the folder, with what each holds."""
     plots.save(_comparison(results), out / "comparison.png")
-    tuned = {f"{len(r.plan)} calls": r.plan for r in results[:-1] if r.name == "tuned"}
+    tuned = {r.name: r.plan for r in results if r.name in METHODS}
     plots.save(plots.plot_tau(tuned, "What the tuned network is told"), out / "tau.png")
     files = {
-        "comparison.png": "the same digits from the same noise, untuned, tuned and in many calls",
+        "comparison.png": "the same digits from the same noise, untuned, tuned and in more calls",
         "tau.png": "what the network is told, against where the solver is",
     }
     for name, plan in tuned.items():
-        file = f"plan-{len(plan)}.json"
+        file = f"{name.lower()}-{CALLS}.json"
         plan.save(out / file)
-        files[file] = f"the tuned plan of {name}"
+        files[file] = f"the plan that {name} tuning found"
     return files
 
 
 def _comparison(results: Sequence[Result]) -> "Figure":
-    *pairs, many = results
+    *others, many = results
     truth = plots.Strip("reference", many.pictures, f"{len(many.plan)} calls")
-    blocks = {
-        f"{calls} network calls": [
-            *(plots.Strip(r.name, r.pictures, f"distance {r.distance:.2f}") for r in pairs if len(r.plan) == calls),
-            truth,
+
+    def strips(few: bool) -> list[plots.Strip]:
+        return [
+            plots.Strip(r.name, r.pictures, f"{len(r.plan)} calls, distance {r.distance:.2f}")
+            for r in others
+            if (len(r.plan) == CALLS) == few
         ]
-        for calls in CALLS
-    }
+
     return plots.image_grid(
-        blocks,
+        {f"{CALLS} network calls": strips(True), "More calls": [*strips(False), truth]},
         "The same network, from the same noise",
-        "A column starts from one noise. Tuned, the network is told slightly other times; all else is as it was.\n"
+        "A column starts from one noise. Tuned plans call the same network as often, but elsewhere and otherwise.\n"
         f"Distance: to the reference, mean of {SAMPLES} other digits.",
     )
 
 
 def _next_steps(out: Path) -> None:
-    plan = out / f"plan-{CALLS[0]}.json"
+    plan = out / f"joint-{CALLS}.json"
     report.say.print("Next:")
     for command in (
         f"time-tuner show {plan}",
         f"time-tuner sample --plan {plan} -n 64 --label 3 --out samples.png",
-        "time-tuner tune --sampler dpmpp --calls 8 --out my-plan.json",
+        "time-tuner tune --method joint --sampler dpmpp --calls 8 --out my-plan.json",
     ):
         report.say.print(f"  {command}", soft_wrap=True)
