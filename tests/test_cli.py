@@ -75,9 +75,23 @@ def test_every_spacing_and_method_is_accepted(tmp_path: Path, spacing: str, meth
     plan = tmp_path / "plan.json"
     done(
         "tune", "--model", "gaussian", "--spacing", spacing, "--method", method, "--calls", 3, "--samples", 16,
-        "--out", plan,
+        "--budget", "200calls", "--out", plan,
     )  # fmt: skip
     assert Plan.load(plan).provenance["method"] == method
+
+
+def test_joint_plans_for_several_numbers_of_calls(tmp_path: Path) -> None:
+    out, teacher = tmp_path / "plans.json", tmp_path / "teacher.safetensors"
+    options = ("--model", "gaussian", "--method", "joint", "--samples", 16, "--budget", "100calls")
+    said = done("tune", *options, "--tune", "times,tau", "--teacher", teacher, "--out", out, "--calls", 3, 5, 4)
+    assert [line for line in said.output.splitlines() if re.match(r"\d calls: ", line)]
+    for calls in (3, 4, 5):
+        plan = Plan.load(out, calls)
+        assert plan.provenance["tune"] == ["times", "tau"] and plan.corrections is None
+        assert plan.provenance["after"] <= plan.provenance["before"]
+    assert teacher.exists() and not list(tmp_path.glob("*.partial*"))
+    refused = call("tune", *options, "--tune", "time", "--out", out)
+    assert refused.exit_code == 2 and "tune must name some of times, tau, corrections" in refused.stderr
 
 
 def test_new_entries_of_the_tables_are_in_the_help() -> None:

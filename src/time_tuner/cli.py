@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from .spacings import SPACINGS, default_spacing
 from .specs import parse_sampler
 from .tuners import OBJECTIVES, REFERENCE_CALLS, TUNERS, Budget, estimate
 from .tuners import tune as tune_plan
+from .tuners.parameters import PARTS
+from .tuners.several import tune_several
 
 BATCH = 256
 STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
@@ -117,6 +120,14 @@ def tune(
     sampler: Sampler_ = "ddim",
     option: Options_ = None,
     calls: Calls_ = 10,
+    more_calls: Annotated[
+        list[int] | None,
+        typer.Argument(
+            metavar="[CALLS]...",
+            help="More numbers of calls, as in --calls 4 5 8: a plan for each.",
+            show_default=False,
+        ),
+    ] = None,
     spacing: Spacing_ = None,
     method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
     samples: Annotated[int, typer.Option("--samples", help="How many samples to tune on, and to judge on.")] = 256,
@@ -131,6 +142,16 @@ def tune(
         typer.Option("--objective", help=f"What a step is tuned for: {', '.join(OBJECTIVES)}.", show_default=False),
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="Tune the last call too.")] = False,
+    tune_parts: Annotated[
+        str | None,
+        typer.Option("--tune", help=f"For joint: which of {','.join(PARTS)}.  [default: all]", show_default=False),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher", help="For joint: a .safetensors file that keeps the teacher's runs.", show_default=False
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option("--batch", help="The most samples in one network call.  [default: all]")
     ] = None,
@@ -144,7 +165,8 @@ def tune(
 ) -> None:
     """Tune a plan for a number of network calls, judge it on held-out noise, and save it.
 
-    What is found is kept beside the plan while it is being found: interrupted, the same command goes on from there.
+    Of several numbers of calls, the plans go into one file. What is found is kept beside the plan while it is being
+    found: interrupted, the same command goes on from there.
     """
     _check_suffix(out, (".json",))
     _check_seed(seed)
@@ -157,37 +179,62 @@ def tune(
     loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
     made_by = parse_sampler(sampler, option or [])
     spacing = spacing or default_spacing(made_by, loaded.schedule)
-    plan = make_plan(made_by, loaded.schedule, calls, spacing)
+    counts = sorted({calls, *(more_calls or [])})
+    plans = [make_plan(made_by, loaded.schedule, count, spacing) for count in counts]
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
-    plan = plan.with_provenance(**made)
-    given = {"objective": objective, "last": last or None}  # a method may have neither
+    plans = [plan.with_provenance(**made) for plan in plans]
+    parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
+    # A method may have none of these.
+    given = {"objective": objective, "last": last or None, "tune": parts, "cache": teacher}
     how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     how |= {"method": method, "samples": samples, "batch": batch}
     if dry_run:
-        report.say.print(report.cost_table(estimate(plan, own_samples=x0 is None, **how)))
+        for plan in plans:
+            report.say.print(report.cost_table(estimate(plan, own_samples=x0 is None, **how), f"{len(plan)} calls"))
         return
     partial = out.with_name(f"{out.name}.partial")
+    meter = report.Meter(loaded.eps)
+    options = {"seed": seed, "budget": limit, "checkpoint": partial, "say": report.say.print, "shape": loaded.shape}
     try:
-        plan = _tuned(loaded, plan, x0, how, seed=seed, budget=limit, checkpoint=partial)
+        if len(plans) == 1:
+            tuned = [_tuned(meter, plans[0], x0, how, options)]
+        else:
+            tuned = _tuned_several(meter, plans, x0, how, options, out)
     except KeyboardInterrupt:
-        if not partial.exists():
+        kept = [path for path in out.parent.glob(f"{partial.name}*") if path.is_file()]
+        if not kept:
             raise
-        _complain(f"interrupted: what was found is kept in {partial}; the same command goes on from there")
+        _complain(f"interrupted: what was found is kept in {kept[0]}; the same command goes on from there")
         sys.exit(130)
-    plan.save(out)
-    report.say.print(f"\n{report.measured(plan, REFERENCE_CALLS)}:", soft_wrap=True)
-    report.say.print(report.measure_table(plan))
-    report.say.print(f"{report.verdict(plan)}.\nwrote {out}", soft_wrap=True)
+    if len(tuned) == 1:
+        tuned[0].save(out)
+    report.say.print(f"\n{report.measured(tuned[0], REFERENCE_CALLS)}:", soft_wrap=True)
+    for plan in tuned:
+        report.say.print(report.measure_table(plan, f"{len(plan)} calls" if len(tuned) > 1 else ""))
+        report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
+    report.say.print(f"wrote {out}", soft_wrap=True)
 
 
-def _tuned(model: Model, plan: Plan, x0: Tensor | None, how: dict[str, Any], **options: Any) -> Plan:
-    meter = report.Meter(model.eps)
+def _tuned(meter: report.Meter, plan: Plan, x0: Tensor | None, how: dict[str, Any], options: dict[str, Any]) -> Plan:
     expected = sum(usual.calls for usual, _ in estimate(plan, own_samples=x0 is None, **how).values())
     with meter.bar("tuning", expected):
-        return tune_plan(
-            meter, plan, data=x0, shape=model.shape, progress=meter.tell, say=report.say.print, **how, **options
-        )
+        return tune_plan(meter, plan, data=x0, progress=meter.tell, **how, **options)
+
+
+def _tuned_several(
+    meter: report.Meter, plans: list[Plan], x0: Tensor | None, how: dict[str, Any], options: dict[str, Any], out: Path
+) -> list[Plan]:
+    costs = (estimate(plan, own_samples=x0 is None, **how).values() for plan in plans)
+    expected = sum(usual.calls for cost in costs for usual, _ in cost)
+
+    def keep(tuned: Sequence[Plan]) -> None:
+        Plan.save_several(tuned, out)
+        plan = tuned[-1]
+        report.say.print(f"{len(plan)} calls: {report.verdict(plan)}", soft_wrap=True)
+
+    with meter.bar("tuning", expected):
+        return tune_several(meter, plans, data=x0, progress=meter.tell, done=keep, **how, **options)
 
 
 @app.command("sample", short_help="Draw samples, by a plan or untuned.")

@@ -111,9 +111,9 @@ def facts_table(plan: Plan) -> Table:
     return made
 
 
-def cost_table(costs: Mapping[str, tuple[Cost, Cost]]) -> Table:
+def cost_table(costs: Mapping[str, tuple[Cost, Cost]], title: str = "") -> Table:
     """What tuning will cost, by purpose: as a rule, and at most."""
-    made = table("what for", "network calls", "at most", "sample evaluations", "at most")
+    made = table("what for", "network calls", "at most", "sample evaluations", "at most", title=title)
     total = Cost(), Cost()
     for name, (usual, most) in costs.items():
         made.add_row(WORDS.get(name, name), *_figures(usual, most), end_section=name == list(costs)[-1])
@@ -123,6 +123,7 @@ def cost_table(costs: Mapping[str, tuple[Cost, Cost]]) -> Table:
 
 
 WORDS = {
+    "teacher": "the teacher's runs",
     "data": "samples to tune on",
     "tuning": "tuning",
     "reference": "many-call run to judge by",
@@ -140,10 +141,10 @@ def measured(plan: Plan, calls: int) -> str:
     return f"{kind} to the end of a {calls}-call run, on held-out noise"
 
 
-def measure_table(plan: Plan) -> Table:
+def measure_table(plan: Plan, title: str = "") -> Table:
     """What tuning was worth, from the provenance of a plan that was judged."""
     note = plan.provenance
-    made = table("plan", "distance", "change")
+    made = table("plan", "distance", "change", title=title)
     for name, key in (("untuned", "before"), ("tuned, bare", "bare"), ("handed over", "after")):
         change = "" if key == "before" or not note["before"] else f"{note[key] / note['before'] - 1:+.1%}"
         made.add_row(name, f"{note[key]:.4f}", change)

@@ -163,11 +163,13 @@ def estimate(
     """
     _check(method, options)
     batch = _batch(batch, samples, device, options)
-    cost = getattr(TUNERS[method], "cost", None)
+    cost, teacher = (getattr(TUNERS[method], name, None) for name in ("cost", "teacher_cost"))
     run = forward(samples, batch)
     least, most = run * (2 * len(plan)), run * (len(plan) * (1 + len(plan)))
     return {
-        "data": (run * (OWN_CALLS * own_samples),) * 2,
+        **(
+            {"teacher": teacher(**options)} if teacher is not None else {"data": (run * (OWN_CALLS * own_samples),) * 2}
+        ),
         **({} if cost is None else {"tuning": cost(plan, samples, batch, **options)}),
         "reference": (run * (REFERENCE_CALLS * guard),) * 2,
         "guard": (least, most) if guard else (Cost(), Cost()),

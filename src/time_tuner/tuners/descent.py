@@ -10,17 +10,21 @@ from ..plan import Plan
 from .parameters import Parameters
 
 RATE = 0.05
+PATIENCE = 0.15  # the share of the budget without progress after which it goes back
+NUMBERS = ("first", "best", "setbacks", "moved_at")
 
 
 class Descent:
     """A way down from one start.
 
     The learning rate is the same for all problems, for the numbers have one scale by design: a tenth is much in each
-    of them. It falls by a cosine; what counts is the best plan that was seen on validation pairs.
+    of them. It falls by a cosine, and is halved where validation pairs show no progress for a while, in which case the
+    way goes on from the best plan seen. That one is what counts.
 
     Attributes:
+        setbacks: how often it went back to the best plan.
         first, best: the validation loss of the start, and the least so far (infinite before the first look).
-        best_at: the share of the budget at which it was seen.
+        moved_at: the share of the budget at which that was, or at which it last went back.
         stale: whether there were steps since the last look.
     """
 
@@ -28,8 +32,8 @@ class Descent:
         self.parameters = parameters
         self.v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
         self.adam = torch.optim.Adam([self.v], lr=RATE, betas=(0.9, 0.99))
-        self.best_v, self.first, self.best, self.best_at = self.v.detach().clone(), math.inf, math.inf, 0.0
-        self.stale = True
+        self.best_v, self.first, self.best = self.v.detach().clone(), math.inf, math.inf
+        self.stale, self.setbacks, self.moved_at = True, 0, 0.0
 
     def plan(self) -> Plan:
         """The plan here, with the gradient of its numbers."""
@@ -49,11 +53,9 @@ class Descent:
         if not (torch.isfinite(loss) and torch.isfinite(self.v.grad).all()):
             if not self.v.any():
                 raise ValueError("the end of the run, or its gradient, is NaN or infinite: eps returned such values")
-            with torch.no_grad():  # too far: back to the best so far
-                self.v.copy_(self.best_v)
-            self.adam = torch.optim.Adam([self.v], lr=RATE, betas=(0.9, 0.99))
+            self._go_back()  # it was too far
             return
-        self.adam.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * left))
+        self.adam.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * left)) / 2**self.setbacks
         self.adam.step()
         self.parameters.keep_inside(self.v)
         self.stale = True
@@ -62,14 +64,23 @@ class Descent:
         """Note the validation loss here; the first look is at the start itself."""
         self.first = loss if math.isinf(self.first) else self.first
         if loss < self.best:
-            self.best_v, self.best, self.best_at = self.v.detach().clone(), loss, share
+            self.best_v, self.best, self.moved_at = self.v.detach().clone(), loss, share
+        elif share - self.moved_at > PATIENCE:
+            self._go_back()
+            self.moved_at = share
         self.stale = False
+
+    def _go_back(self) -> None:
+        with torch.no_grad():
+            self.v.copy_(self.best_v)
+        self.adam = torch.optim.Adam([self.v], lr=RATE, betas=(0.9, 0.99))
+        self.setbacks += 1
 
     def to_dict(self) -> dict[str, Any]:
         """All that it takes to go on from here, as JSON holds it."""
         held = self.adam.state.get(self.v, {})
         moments = {name: held[name].tolist() for name in ("step", "exp_avg", "exp_avg_sq") if name in held}
-        numbers = {"first": self.first, "best": self.best, "best_at": self.best_at}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
         known = {name: value for name, value in numbers.items() if math.isfinite(value)}
         return known | {"v": self.v.tolist(), "best_v": self.best_v.tolist(), "moments": moments}
 
@@ -78,7 +89,7 @@ class Descent:
         with torch.no_grad():
             self.v.copy_(torch.tensor(kept["v"], dtype=torch.float64))
         self.best_v = torch.tensor(kept["best_v"], dtype=torch.float64)
-        for name in ("first", "best", "best_at"):
+        for name in NUMBERS:
             setattr(self, name, kept.get(name, getattr(self, name)))
         for name, values in kept["moments"].items():
             kind = torch.float32 if name == "step" else torch.float64

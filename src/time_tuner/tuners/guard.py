@@ -63,7 +63,7 @@ class Judge:
         Raises:
             ValueError: the plan ends at another time than the judge's.
         """
-        if float(plan.t[-1]) != self.end:
+        if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
         return self.distance(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
 

@@ -95,8 +95,9 @@ class Job:
         except ValueError as error:
             say(f"{self.path} is no partial plan ({error}): starting anew")
             return {}
-        if values["made"] != self.made:
-            other = [name for name in self.made if values["made"].get(name) != self.made[name]]
+        made = values.get("made", {})
+        if made != self.made:
+            other = [name for name in self.made if made.get(name) != self.made[name]]
             say(f"{self.path} was made with another {', '.join(other) or 'version'}: starting anew")
             return {}
         say(f"going on from {self.path}")

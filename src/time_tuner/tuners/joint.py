@@ -19,6 +19,7 @@ from torch import Tensor
 from ..plan import Plan
 from ..sampling import Eps, trajectory
 from .batches import Batched
+from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
 from .guard import reference_plan
@@ -26,6 +27,7 @@ from .job import Job
 from .memory import Checkpointed, crowded
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
+from .teacher import BATCH as TEACHER_BATCH
 from .teacher import Pairs, described, teach
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -38,9 +40,10 @@ BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
 TRIAL = 0.08  # the share of the budget for which each start is tried
 LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
-PATIENCE = 0.4  # the share of the budget after which no progress is the end
-SOON = 100  # iterations that are made in any case
+SETBACKS = 5
 MOST_HELD, FEWEST = 128, 8
+FEWEST_PAIRS, MOST_PAIRS = 64, 1024  # by default
+LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
 
 
 def robust(x: Tensor, y: Tensor) -> Tensor:
@@ -141,6 +144,33 @@ class Joint:
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
+    def teacher_cost(self, teacher: Plan | None = None, pairs: int | None = None, **options: Any) -> tuple[Cost, Cost]:
+        """What the teacher's runs cost as a rule, and at most; exact where the number of pairs is given."""
+        calls = TEACHER_CALLS if teacher is None else len(teacher)
+        least, most = (
+            forward(count, TEACHER_BATCH) * calls for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)
+        )
+        return least, most
+
+    def cost(
+        self,
+        plan: Plan,
+        samples: int,
+        batch: int | None,
+        pairs: int | None = None,
+        iterations: int | None = None,
+        **options: Any,
+    ) -> tuple[Cost, Cost]:
+        """What tuning this plan costs as a rule, and at most; a budget lowers it."""
+        calls, held = len(plan), min(MOST_HELD, (pairs or MOST_PAIRS) // 4)
+        usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
+
+        def of(count: int) -> Cost:
+            looks = forward(held) * calls * (LOOKS + 60)  # those at starts too
+            return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
+
+        return of(usual), of(most)
+
 
 def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
     """The teacher's pairs, which a calibration that several plans are tuned on has already."""
@@ -178,9 +208,11 @@ def _size(
             began = time.perf_counter()
             float(model(x, p.t, p.t).sum())
         call = time.perf_counter() - began
-        pairs = pairs or int(min(1024, max(64, 0.25 * seconds / (call * teacher / BATCH))))
+        pairs = pairs or int(min(MOST_PAIRS, max(FEWEST_PAIRS, 0.25 * seconds / (call * teacher / BATCH))))
         if not limited:
-            iterations = iterations or int(min(1500, max(100, 0.75 * seconds / (call * 3 * len(plan)))))
+            iterations = iterations or int(
+                min(MOST_ITERATIONS, max(LEAST_ITERATIONS, 0.75 * seconds / (call * 3 * len(plan))))
+            )
     return {"pairs": pairs, "iterations": iterations or 10**9}
 
 
@@ -213,7 +245,7 @@ class _Search:
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
             left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
-            if done > SOON and left > 0.5 and share - descent.best_at > PATIENCE:
+            if descent.setbacks > SETBACKS:  # nothing is to be found any more
                 break
             self._iterate(descent, done, max(0.0, left))
             done += 1

@@ -15,6 +15,8 @@ from ..sampling import Eps, sample, seeded_noise
 from .batches import take
 from .job import Job
 
+BATCH = 64
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -32,7 +34,14 @@ class Pairs:
 
 @torch.no_grad()
 def teach(
-    eps: Eps, plan: Plan, first: int, like: Tensor, samples: int, job: Job, cache: Path | None = None, batch: int = 64
+    eps: Eps,
+    plan: Plan,
+    first: int,
+    like: Tensor,
+    samples: int,
+    job: Job,
+    cache: Path | None = None,
+    batch: int = BATCH,
 ) -> Pairs:
     """The pairs of the seeds `first`, `first + 1`, ..., as many as `like` (N, ...) has rows, of a model that has the
     conditions of so many `samples`, which are dealt out in turn.
@@ -46,7 +55,9 @@ def teach(
     x = seeded_noise(first)(like)
     made = {"teacher": described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
     ends = x[:0] if cache is None or not cache.exists() else _read(cache, made).to(x)
-    bar = tqdm(total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=not job.shown)
+    bar = tqdm(
+        total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=None if job.shown else True
+    )
     with bar, job.ledger.during("teacher"):
         if len(ends):
             again = sample(take(eps, torch.arange(1)), plan, plan.start(x[:1]))
