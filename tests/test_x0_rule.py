@@ -163,24 +163,24 @@ def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
     said: list[Tensor] = []
     saw = k = 0
     for step, calls in enumerate(plan.steps):
+        first = k
         for stage in range(calls):
-            p, q, b = plan.point(k), plan.point(k + 1), plan.point(k - stage)
+            p, q = plan.point(k), plan.point(k + 1)
             x0 = exact.x0(x, plan.t[k], plan.tau[k])
             eps = (x - p.alpha * x0) / p.sigma
             said.append(eps)
-            past.append(Evaluation(x, eps, p, x0))
+            past.append(Evaluation(x, eps, p, x0, k - first))
             if saw and (better := plan.sampler.correct(tuple(past[-saw - 1 :]))) is not None:
-                past[-1] = Evaluation(better, (better - p.alpha * x0) / p.sigma, p, x0)
+                past[-1] = Evaluation(better, (better - p.alpha * x0) / p.sigma, p, x0, k - first)
             saw = min(plan.sampler.look_back(step, stage, len(plan.steps)), len(past))
             if q.sigma == 0:
                 x = x0
             elif p.alpha == 0:
-                x, past, saw = q.alpha * x0 + q.sigma * eps, [], 0
+                x, past, saw, first = q.alpha * x0 + q.sigma * eps, [], 0, k + 1
             else:
                 x = plan.sampler.step(tuple(past[-saw:]), q, noise)
-            if b.alpha == 0:
-                b = p
             if plan.corrections is not None and k:
+                b = plan.point(first)
                 gamma = q.sigma - q.alpha / b.alpha * b.sigma
                 for j in range(k):
                     x = x + gamma * plan.corrections[k, j] * (said[j] - said[k])
