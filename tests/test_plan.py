@@ -369,12 +369,14 @@ def test_a_loaded_plan_runs_as_the_saved_one(tuned: Plan, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("calls", [5, 10])
+@pytest.mark.parametrize("name", ["digits/ddim", "latent-digits/ddim", "latent-digits/joint"])
 def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
-    calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = Plan.load(f"digits/ddim-{calls}")
+    plan = Plan.load(f"{name}-{calls}")
     assert len(plan) == calls and plan.tuned
+    assert (plan.corrections is not None) == name.endswith("joint")
     assert plan.provenance["after"] <= plan.provenance["before"]
     with pytest.raises(OSError, match="nothing"):
         Plan.load("digits/nothing")

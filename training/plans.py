@@ -1,38 +1,48 @@
-"""Tune the plans that come with the bundled models: `Plan.load("digits/ddim-10")` and the like.
+"""Tune the plans that come with the bundled models: `Plan.load("digits/joint-5")` and the like.
 
-    python training/plans.py [digits latent-digits]
+    python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 300]
 
-DDIM in 5 and 10 calls on the published "leading" grid, sequential, on samples of every label in turn, judged on
-held-out noise.
+ddim-5 and ddim-10: DDIM on the published "leading" grid, what the network is told, by the sequential strategy. joint-5
+and joint-10: where the steps are, what the network is told and how its predictions are combined, from UniPC. Tuned on
+samples of every label in turn, and judged on held-out noise.
 """
 
-import sys
+import argparse
 from pathlib import Path
+from typing import Any
 
 from time_tuner import load_model, make_plan, tune
-from time_tuner.tuners import Judge
-from time_tuner.tuners.calibration import Calibration
+from time_tuner.tuners import Calibration, Judge
+from time_tuner.tuners.batches import Batched
 
-SAMPLES = 128
+SAMPLES, CALLS = 120, (5, 10)
 OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "assets" / "plans"
+STARTS = {"ddim": ("ddim", "leading"), "joint": ("unipc", "uniform")}
 
 
-def main(names: list[str]) -> None:
-    for name in names:
+def main(models: list[str], plans: list[str], iterations: int) -> None:
+    for name in models:
         model = load_model(name, label=[i % 10 for i in range(SAMPLES)])
-        judge = None
-        for calls in (5, 10):
-            plan = make_plan("ddim", model.schedule, calls=calls, spacing="leading")
-            plan = plan.with_provenance(model=name, label="each in turn", guidance_scale=1.0, spacing="leading")
-            if judge is None:
-                noise = Calibration(model.eps, model.schedule, samples=SAMPLES, shape=model.shape).held_out()
-                judge = Judge(model.eps, model.schedule, float(plan.t[-1]), noise)
-            tuned = tune(model.eps, plan, guard=judge, samples=SAMPLES, shape=model.shape, verbose=True)
-            tuned.save(OUT / name / f"ddim-{calls}.json")
-            print(
-                f"{name}, {calls} calls: distance {tuned.provenance['before']:.4f} -> {tuned.provenance['after']:.4f}"
-            )
+        calibration = Calibration(Batched(model.eps, SAMPLES), model.schedule, samples=SAMPLES, shape=model.shape)
+        judges: dict[float, Judge] = {}
+        for kind in plans:
+            sampler, spacing = STARTS[kind]
+            how: dict[str, Any] = {"method": "joint", "iterations": iterations} if kind == "joint" else {}
+            for calls in CALLS:
+                plan = make_plan(sampler, model.schedule, calls=calls, spacing=spacing)
+                plan = plan.with_provenance(model=name, label="each in turn", guidance_scale=1.0, spacing=spacing)
+                end = round(float(plan.t[-1]), 9)
+                if end not in judges:
+                    judges[end] = Judge(calibration.eps, model.schedule, float(plan.t[-1]), calibration.held_out())
+                tuned = tune(model.eps, plan, data=calibration, guard=judges[end], verbose=True, **how)
+                tuned.save(OUT / name / f"{kind}-{calls}.json")
+                measured = tuned.provenance
+                print(f"{name}, {kind}-{calls}: distance {measured['before']:.4f} -> {measured['after']:.4f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["digits", "latent-digits"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=["digits", "latent-digits"])
+    parser.add_argument("--plans", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--iterations", type=int, default=300, help="of joint tuning")
+    main(**vars(parser.parse_args()))

@@ -4,6 +4,7 @@ from . import exact
 from .bundled import Model, load_model
 from .models import model_wrapper
 from .plan import Plan, make_plan
+from .resample import resample
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise, trajectory
 from .schedules import (
@@ -20,6 +21,7 @@ from .schedules import (
 from .spacings import SPACINGS
 from .tuner import TimeTuner
 from .tuners import TUNERS, tune
+from .tuners.several import tune_several
 
 __all__ = [
     "SAMPLERS",
@@ -37,6 +39,7 @@ __all__ = [
     "make_plan",
     "model_wrapper",
     "named_betas",
+    "resample",
     "rescale_zero_terminal_snr",
     "resolution_shift",
     "respaced_betas",
@@ -45,6 +48,7 @@ __all__ = [
     "seeded_noise",
     "trajectory",
     "tune",
+    "tune_several",
 ]
 
 __version__ = "0.1.0"
