@@ -1,6 +1,6 @@
 """Joint tuning on exact digits: quality against calls, what it costs, its parts, its starts, and how plans carry over.
 
-    python benchmarks/joint.py [calls cost parts samplers transfer] [--seeds 3] [--json out.json]
+    python benchmarks/joint.py [calls cost parts samplers transfer memory] [--seeds 3] [--json out.json]
 
 FD is the Frechet distance of 4000 samples to 4000 fresh draws of the data in raw pixels, the mean of eight such pairs
 (one alone deviates by 0.007). No noise of the measurement is used in tuning. Evaluations are batch x forward, a
@@ -19,12 +19,14 @@ import torch
 from problems import exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, make_plan, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, seeded_noise, trajectory, tune
 from time_tuner.metrics import frechet_between
-from time_tuner.resample import resample
+from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
-from time_tuner.tuners.parameters import PARTS
+from time_tuner.tuners.memory import Checkpointed
+from time_tuner.tuners.parameters import PARTS, Parameters
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
 EPS = DATA.eps(SCHEDULE)
@@ -143,8 +145,37 @@ def transfer(table: Table, seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
+    """What a run of the bundled network keeps for its backward pass, in MB, 32 samples; and computed again."""
+    rows = []
+    for name in ("calls", "kept", "one call at a time"):
+        table.add_column(name, justify="right")
+    model = load_model("digits")
+    x = seeded_noise(0)(torch.empty(32, *model.shape))
+    for k in (2, 4, 8, 16):
+        parameters = Parameters(make_plan("ddim", model.schedule, k, "quadratic"))
+        sizes = [kept(through(model.eps), parameters, x) / 2**20 for through in (lambda eps: eps, Checkpointed)]
+        rows.append({"calls": k, "kept": sizes[0], "checkpointed": sizes[1]})
+        table.add_row(str(k), *(f"{size:.1f}" for size in sizes))
+    return rows
+
+
+def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
+    """The bytes that a run keeps until its backward pass."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        ends = list(trajectory(eps, parameters.plan(v), x))
+    return sum(seen.values()) if ends[-1].requires_grad else 0
+
+
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {
-    each.__name__: each for each in (calls, cost, parts, samplers, transfer)
+    each.__name__: each for each in (calls, cost, parts, samplers, transfer, memory)
 }
 
 
