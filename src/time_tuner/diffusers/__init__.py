@@ -1,5 +1,8 @@
 """Plans in diffusers pipelines: a scheduler that runs them, and tuning on the pipeline itself."""
 
+from .digits import ClassConditionalPipeline, digits_pipeline
+from .model import PipelineModel
 from .scheduler import TimeTunerScheduler
+from .tuning import tune_pipeline
 
-__all__ = ["TimeTunerScheduler"]
+__all__ = ["ClassConditionalPipeline", "PipelineModel", "TimeTunerScheduler", "digits_pipeline", "tune_pipeline"]
