@@ -162,6 +162,8 @@ class PipelineModel:
         inputs = {name: _dealt(value, conditions, self.conditions, name) for name, value in self._inputs.items()}
         if "batch_size" in self._takes:
             inputs["batch_size"] = len(conditions)
+        if "strength" in self._takes:  # questions are asked at all times, not only at those of an image to start from
+            inputs["strength"] = 1.0
         if "generator" in self._takes:  # of the states that it begins with: the global one is left alone
             inputs["generator"] = torch.Generator().manual_seed(0)
         return inputs
