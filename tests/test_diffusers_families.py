@@ -152,10 +152,10 @@ def test_gradients_reach_what_the_network_is_told_through_the_pipeline(family: F
         said = eps(x, p.t, ratio * p.t)
         slope = torch.autograd.grad((said.double() ** 2).sum(), ratio)[0]
         with torch.no_grad():
-            h = 1e-2
+            h = 4e-4
             up, down = ((eps(x, p.t, (1 + s) * p.t).double() ** 2).sum() for s in (h, -h))
             assert not eps(x, p.t, p.t).requires_grad
-    assert float(slope) == pytest.approx(float((up - down) / (2 * h)), rel=0.05, abs=1e-6 * float(up))
+    assert float(slope) == pytest.approx(float((up - down) / (2 * h)), rel=0.1)
     assert slope != 0
 
 
@@ -220,7 +220,7 @@ def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.Mon
 def test_where_a_pipeline_rounds_what_it_tells_the_plan_holds_what_is_heard() -> None:
     family = FAMILIES["flux"]()
     family.pipe.set_progress_bar_config(disable=True)
-    family.pipe.to(torch.bfloat16)
+    family.pipe.transformer.to(torch.bfloat16)  # the decoder is shared, and not asked
     halves = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in family.inputs.items()}
     family.inputs = halves
     with model(family) as eps:
