@@ -4,8 +4,8 @@
 
 `eps(x, t, tau)` is the noise that your network predicts in x at the solver's time t when it is told tau; a network
 with N discrete levels takes tau N - 1. `x_T` is standard normal noise times sqrt(alpha^2 + sigma^2) of the first point.
-A plan of which some rows have the unit "x0" also needs `x0(x, t, tau)`, the data that it predicts. As a program it runs a plan on the Gaussian
-N(5, 2^2), whose noise prediction is known: python examples/run_plan.py plan.json
+A plan of which some rows have the unit "x0" also needs `x0(x, t, tau)`, the data that it predicts. As a program
+it runs a plan on the Gaussian N(5, 2^2), whose noise prediction is known: python examples/run_plan.py plan.json
 """
 
 import json

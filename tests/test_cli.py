@@ -69,7 +69,7 @@ def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str)
     assert arrays("--model", "gaussian", "--plan", plan, "-n", 3, out=tmp_path / "s.npz").shape == (3, 1)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [*(name for name in SPACINGS if name != "ays"), "karras(rho=3)"])
 @pytest.mark.parametrize("method", TUNERS)
 def test_every_spacing_and_method_is_accepted(tmp_path: Path, spacing: str, method: str) -> None:
     plan = tmp_path / "plan.json"

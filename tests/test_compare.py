@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from time_tuner import SAMPLERS, exact, load_model, make_plan, sample, seeded_noise
 from time_tuner.cli import app
-from time_tuner.specs import parse_run, parse_value
+from time_tuner.options import parse_value
+from time_tuner.specs import parse_run
 
 MODEL = load_model("gaussian")
 

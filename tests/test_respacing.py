@@ -107,7 +107,7 @@ def test_indices_come_in_any_container(container: Any) -> None:
         (BETAS, [0.0, 5.0], "indices must be K whole numbers, .* got torch.float32"),
         (BETAS, [True, False], "indices must be K whole numbers, .* got torch.bool"),
         (BETAS, "all", "indices must be K whole numbers, got str"),
-        ([0.1, 1.0], [0, 1], r"betas must lie in \(0, 1\), got 1.0 at level 1"),
+        ([1.0, 0.1], [0, 1], r"betas must lie in \(0, 1\), got 1.0 at level 0"),
         ([0.1, float("nan")], [0], "betas must be finite"),
     ],
 )

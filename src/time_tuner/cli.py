@@ -15,7 +15,7 @@ from .bundled import Model, load_model
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise
-from .spacings import SPACINGS
+from .spacings import SPACINGS, default_spacing
 from .specs import parse_sampler
 from .tuners import TUNERS, Calibration, Judge
 from .tuners import tune as tune_plan
@@ -33,7 +33,14 @@ Options_ = Annotated[
     typer.Option("--option", metavar="NAME=VALUE", help="An option of the sampler, as in eta=0.5; may be repeated."),
 ]
 Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
-Spacing_ = Annotated[str, typer.Option("--spacing", help=f"Where the steps are: {', '.join(SPACINGS)}.")]
+Spacing_ = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        help=f"Where the steps are: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  "
+        "[default: quadratic, or what is best on the model's schedule]",
+    ),
+]
 Label_ = Annotated[
     str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
 ]
@@ -111,7 +118,7 @@ def tune(
     sampler: Sampler_ = "ddim",
     option: Options_ = None,
     calls: Calls_ = 10,
-    spacing: Spacing_ = "quadratic",
+    spacing: Spacing_ = None,
     method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
     samples: Annotated[int, typer.Option("--samples", help="How many samples to tune on, and to judge on.")] = 256,
     data_path: Annotated[
@@ -133,7 +140,9 @@ def tune(
     if samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
     loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
-    plan = make_plan(parse_sampler(sampler, option or []), loaded.schedule, calls, spacing)
+    made_by = parse_sampler(sampler, option or [])
+    spacing = spacing or default_spacing(made_by, loaded.schedule)
+    plan = make_plan(made_by, loaded.schedule, calls, spacing)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plan = _tuned(loaded, plan.with_provenance(**made), method, x0, samples, seed)
@@ -169,9 +178,7 @@ def sample_command(
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}.  [default: ddim]")] = None,
     option: Options_ = None,
-    spacing: Annotated[
-        str | None, typer.Option("--spacing", help=f"{', '.join(SPACINGS)}.  [default: quadratic]")
-    ] = None,
+    spacing: Spacing_ = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
     label: Label_ = None,
     guidance_scale: Guidance_ = 1.0,
@@ -192,12 +199,8 @@ def sample_command(
             raise ValueError("give either --plan or --sampler, --option and --spacing: a plan has its own")
         plan = Plan.load(plan_file, calls)
     else:
-        plan = make_plan(
-            parse_sampler(sampler or "ddim", option or []),
-            loaded.schedule,
-            10 if calls is None else calls,
-            spacing or "quadratic",
-        )
+        calls = 10 if calls is None else calls
+        plan = make_plan(parse_sampler(sampler or "ddim", option or []), loaded.schedule, calls, spacing)
     began = time.perf_counter()
     drawn = _draw(loaded, model, plan, count, labels, guidance_scale, seed)
     seconds = time.perf_counter() - began

@@ -14,7 +14,7 @@ from .files import read_json, same_numbers, write_json
 from .rows import Call, Row, advance, compile_rows
 from .samplers import Sampler, sampler_from_dict, sampler_to_dict
 from .schedules import NoiseSchedule, Point, as_times, schedule_from_dict
-from .spacings import SPACINGS, calls_for, check_calls, checked_ends, place_calls
+from .spacings import calls_for, check_calls, checked_ends, default_spacing, place_calls, spacing_of, times_in
 
 FORMAT, VERSION = "time-tuner plan", 1
 ENTRIES = (
@@ -242,6 +242,7 @@ def make_plan(
     calls: int | None = None,
     spacing: str | None = None,
     times: Any = None,
+    unit: str = "t",
 ) -> Plan:
     """An untuned plan: where a sampler's steps end on a schedule, and with that where the network is called.
 
@@ -249,9 +250,11 @@ def make_plan(
         sampler: a sampler, or the name of one in `SAMPLERS` for its default options.
         schedule: the noise schedule of the network.
         calls: number of network calls; may be left out when `times` are given.
-        spacing: a name in `SPACINGS`; "quadratic" when neither spacing nor times are given.
+        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `spacings.default_spacing` says which
+            when neither spacing nor times are given.
         times: instead of a spacing, the step ends themselves, strictly falling, in the schedule's trained range; the
             last may be 0.
+        unit: what the times are given in: "t", "label", "sigma" or "lam", see `spacings.times_in`.
 
     Raises:
         ValueError: names the argument, what was got and the way out.
@@ -263,7 +266,7 @@ def make_plan(
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
-        ends = checked_ends(times, schedule)
+        ends = checked_ends(times_in(times, unit, schedule), schedule)
         calls = calls_for(sampler, ends) if calls is None else calls
         steps = sampler.steps(calls, bool(ends[-1] == 0))
         if len(ends) != len(steps) + 1:
@@ -271,12 +274,10 @@ def make_plan(
     else:
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
-        spacing = "quadratic" if spacing is None else spacing
-        if spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
-        to_zero = bool(SPACINGS[spacing](schedule, 1)[-1] == 0)
+        grid_of = spacing_of(default_spacing(sampler, schedule) if spacing is None else spacing)
+        to_zero = bool(grid_of(schedule, 1)[-1] == 0)
         steps = sampler.steps(calls, to_zero)
-        ends = checked_ends(SPACINGS[spacing](schedule, len(steps)), schedule)
+        ends = checked_ends(grid_of(schedule, len(steps)), schedule)
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
 

@@ -141,7 +141,7 @@ def _compile_row(plan: "Plan", k: int, start: int, look_back: int, before: int, 
         following = q.alpha * past[-1].x0 + q.sigma * past[-1].eps
     else:
         following = plan.sampler.step(past, q, noise)
-    if plan.corrections is not None:
+    if plan.corrections is not None and k:
         b = plan.point(start)
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
         said = [noise_said(j) for j in range(k + 1)]

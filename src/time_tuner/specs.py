@@ -1,41 +1,23 @@
 """Runs written in a few characters, as the command line takes them: `ddim(eta=0.5):10@quadratic`."""
 
 import re
-from typing import Any
 
+from .options import parse_options
 from .plan import Plan, make_plan
 from .samplers import Sampler, sampler_from_dict
 from .schedules import NoiseSchedule
 
-_SPEC = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?:(?P<calls>\d+)(@(?P<spacing>\w+))?")
-
-
-def parse_value(text: str) -> Any:
-    """An option's value as written: none, true or false, a whole or a decimal number, or else the text itself."""
-    words = {"none": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+_SPEC = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?:(?P<calls>\d+)(@(?P<spacing>\w+(\([^()]*\))?))?")
 
 
 def parse_sampler(name: str, options: list[str]) -> Sampler:
     """A sampler from its name and options written `name=value`."""
-    values: dict[str, Any] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or key.strip() in ("", "name"):
-            raise ValueError(f"an option of a sampler is written NAME=VALUE, as in eta=0.5, got {option!r}")
-        values[key.strip()] = parse_value(value.strip())
-    return sampler_from_dict({"name": name} | values)
+    return sampler_from_dict({"name": name} | parse_options(options))
 
 
 def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) -> Plan:
-    """The untuned plan of `sampler[(option=value, ...)]:calls[@spacing]`; `spacing` is for runs that name none.
+    """The untuned plan of `sampler[(option=value, ...)]:calls[@spacing[(option=value, ...)]]`; `spacing` is for runs
+    that name none.
 
     Raises:
         ValueError: the text is not of this form, or names what there is not.

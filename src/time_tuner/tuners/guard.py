@@ -1,19 +1,27 @@
 """Whether a tuned plan is better: judged on noise it was not tuned on, against a many-step run from the same noise."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..plan import Plan, make_plan
 from ..samplers.dpmpp import DPMSolverPP
 from ..sampling import Eps, sample, seeded_noise
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, NoiseScheduleVE
 
 
 def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100) -> Plan:
-    """Many calls of DPM-Solver++(2M) from T to the time `end`, even in sqrt(t)."""
+    """Many calls of DPM-Solver++(2M) from T to the time `end`, even in sqrt(t); on a VE schedule in lam.
+
+    It is what measures best, see `spacings.default_spacing`.
+    """
     least = max(end, schedule.t_min)
     steps = calls if end else calls - 1
-    times = torch.linspace(schedule.T**0.5, least**0.5, steps + 1, dtype=torch.float64) ** 2
+    if isinstance(schedule, NoiseScheduleVE):
+        times = torch.logspace(math.log10(schedule.T), math.log10(least), steps + 1, dtype=torch.float64)
+    else:
+        times = torch.linspace(schedule.T**0.5, least**0.5, steps + 1, dtype=torch.float64) ** 2
     times[0], times[-1] = schedule.T, least  # exactly
     if not end:
         times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])

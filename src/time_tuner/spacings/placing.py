@@ -1,72 +1,13 @@
-"""Where the steps of a run end, a grid of S + 1 times from a schedule for S steps, and where its calls are made."""
+"""Where the calls of a run are made, from the times where its steps end; and what these times may be."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .samplers import Sampler
-from .schedules import NoiseSchedule, Point, as_times
-
-Spacing: TypeAlias = Callable[[NoiseSchedule, int], Tensor]
-"""`spacing(schedule, steps)`: steps + 1 falling times, float64."""
-
-
-def seed(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Levels n = int(linspace(0, N - 1, S)) at t = (n + 1) / N, then 0."""
-    last = schedule.total_N - 1
-    n = np.linspace(0, last, steps, dtype=np.int64)[::-1] if steps > 1 else np.array([last])
-    return _nodes(schedule, torch.from_numpy(n.copy()), 0.0)
-
-
-def leading(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Levels n = 1 + i (N // S), i = S - 1 .. 0, at t = (n + 1) / N, then 1 / N: as published."""
-    n = 1 + torch.arange(steps - 1, -1, -1) * (schedule.total_N // steps)
-    return _nodes(schedule, n, schedule.t_min)
-
-
-def trailing(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Levels n = round(N - i N / S) - 1, i = 0 .. S - 1, at t = (n + 1) / N, then 0."""
-    i = torch.arange(steps, dtype=torch.float64)
-    return _nodes(schedule, torch.round(schedule.total_N - i * schedule.total_N / steps).long() - 1, 0.0)
-
-
-def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even steps in t, from T to the least trained time."""
-    return torch.linspace(schedule.T, schedule.t_min, steps + 1, dtype=torch.float64)
-
-
-def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even steps in sqrt(t), from T to the least trained time."""
-    return torch.linspace(schedule.T**0.5, schedule.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
-
-
-def lam(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even steps in lam = log(alpha / sigma), from T to the least trained time."""
-    first, last = schedule.at([schedule.T, schedule.t_min]).lam.tolist()
-    times = schedule.inverse_lambda(torch.linspace(first, last, steps + 1, dtype=torch.float64)).double()
-    times[0], times[-1] = schedule.T, schedule.t_min  # exactly, whatever the inverse rounds to
-    return times
-
-
-def _nodes(schedule: NoiseSchedule, n: Tensor, end: float) -> Tensor:
-    times = (n.double() + 1) / schedule.total_N
-    if schedule.T < 1:  # a schedule that ends early has its levels spread over what there is
-        times = schedule.t_min + (times - schedule.t_min) * (schedule.T - schedule.t_min) / (1 - schedule.t_min)
-    return torch.cat([times, torch.tensor([end], dtype=torch.float64)])
-
-
-SPACINGS: dict[str, Spacing] = {
-    "seed": seed,
-    "leading": leading,
-    "trailing": trailing,
-    "uniform": uniform,
-    "quadratic": quadratic,
-    "lam": lam,
-}
-"""Every spacing by its name in `make_plan` and on the command line."""
+from ..samplers import Sampler
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, Point, as_times
 
 
 def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
@@ -80,6 +21,11 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
                 times.append(q if r else p)
             else:
                 lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
+                if lam_p == -torch.inf:
+                    raise ValueError(
+                        f"{type(sampler).__name__} makes calls inside a step, which cannot begin at alpha = 0 "
+                        f"(t = {float(p):.4g}): start the run a little later (times=)"
+                    )
                 times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
     return schedule.at(torch.stack([*times, ends[-1]]))
 
@@ -127,3 +73,39 @@ def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
             f"times must lie in the trained range [{low:.6g}, {high:.6g}] (the last may be 0), got {float(ends[k]):.6g}"
         )
     return ends
+
+
+UNITS = ("t", "label", "sigma", "lam")
+
+
+def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
+    """Step ends given in another unit, as times: "label", what the network is told; "sigma", sigma / alpha as EDM,
+    k-diffusion and diffusers count noise (on a flow schedule sigma itself); "lam", log(alpha / sigma).
+
+    A sigma of 0 and an infinite lam are the time 0. What lies beyond the trained range by rounding alone (1e-4) is its
+    end.
+
+    Raises:
+        ValueError: an unknown unit, or no numbers.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    try:
+        given = as_times(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"times must be numbers: {error}") from None
+    if unit == "t":
+        return given
+    if unit == "label":
+        times = as_times(schedule.time_of(given))
+    else:
+        if unit == "sigma" and (given < 0).any():
+            raise ValueError(f"times in sigma must not be negative, got {float(given.min())}")
+        if unit == "sigma" and isinstance(schedule, NoiseScheduleFlow):
+            given = given / (1 - given)
+        lam = -torch.log(given) if unit == "sigma" else given
+        end = lam == torch.inf
+        times = torch.where(end, 0.0, as_times(schedule.inverse_lambda(torch.where(end, 0.0, lam))))
+    high, low = schedule.T, schedule.t_min
+    times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
+    return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)

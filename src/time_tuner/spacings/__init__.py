@@ -1,0 +1,80 @@
+"""Where the steps of a run end, a grid of S + 1 times from a schedule for S steps, and where its calls are made."""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from torch import Tensor
+
+from ..options import parse_options
+from ..samplers import Sampler
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
+from .dmn import dmn
+from .in_noise import ays, exponential, karras, kl, lam
+from .in_time import leading, quadratic, seed, trailing, uniform
+from .placing import calls_for, check_calls, checked_ends, place_calls, times_in
+
+__all__ = [
+    "SPACINGS",
+    "Spacing",
+    "calls_for",
+    "check_calls",
+    "checked_ends",
+    "default_spacing",
+    "place_calls",
+    "spacing_of",
+    "times_in",
+]
+
+Spacing: TypeAlias = Callable[..., Tensor]
+"""`spacing(schedule, steps)`: steps + 1 falling times, float64."""
+
+SPACINGS: dict[str, Spacing] = {
+    "seed": seed,
+    "leading": leading,
+    "trailing": trailing,
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "lam": lam,
+    "exponential": exponential,
+    "karras": karras,
+    "kl": kl,
+    "dmn": dmn,
+    "ays": ays,
+}
+"""Every spacing by its name in `make_plan` and on the command line."""
+
+
+def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
+    """The spacing of a run that names none: what measured best there, see docs/schedules.md.
+
+    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl" for samplers
+    of first order and "lam" for the others.
+    """
+    if isinstance(schedule, NoiseScheduleVE):
+        return "kl" if sampler.convergence == 1 else "lam"
+    return "trailing" if isinstance(schedule, NoiseScheduleFlow) else "quadratic"
+
+
+_TEXT = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?")
+
+
+def spacing_of(text: str) -> Spacing:
+    """The spacing of a name in `SPACINGS`, which may be followed by options, as in "karras(rho=5)".
+
+    Raises:
+        ValueError: a name or an option that there is not.
+    """
+    match = _TEXT.fullmatch(text.strip())
+    if match is None or match["name"] not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, or as in karras(rho=5), got {text!r}")
+    found = SPACINGS[match["name"]]
+    options = parse_options(match["options"])
+    known = list(inspect.signature(found).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        takes = ", ".join(known) or "none"
+        raise ValueError(f"spacing {match['name']!r} has no option {unknown[0]!r}; its options: {takes}")
+    return partial(found, **options)
