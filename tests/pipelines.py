@@ -168,7 +168,12 @@ def sdxl() -> Family:
     scheduler = diffusers.EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading")
     nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = diffusers.StableDiffusionXLPipeline(vae(), **nothing, unet=network, scheduler=scheduler)
-    given = embeds(prompt_embeds="tokens", negative_prompt_embeds="tokens", pooled_prompt_embeds="pooled", negative_pooled_prompt_embeds="pooled")
+    given = embeds(
+        prompt_embeds="tokens",
+        negative_prompt_embeds="tokens",
+        pooled_prompt_embeds="pooled",
+        negative_pooled_prompt_embeds="pooled",
+    )
     return Family(pipe, given | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (4, 8, 8))
 
 
@@ -190,7 +195,12 @@ def sd3() -> Family:
     _stir(network)
     nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
     pipe = diffusers.StableDiffusion3Pipeline(network, FlowMatchEulerDiscreteScheduler(shift=3.0), vae(), **nothing)
-    given = embeds(prompt_embeds="tokens", negative_prompt_embeds="tokens", pooled_prompt_embeds="pooled", negative_pooled_prompt_embeds="pooled")
+    given = embeds(
+        prompt_embeds="tokens",
+        negative_prompt_embeds="tokens",
+        pooled_prompt_embeds="pooled",
+        negative_pooled_prompt_embeds="pooled",
+    )
     return Family(pipe, given | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (4, 8, 8))
 
 
@@ -220,7 +230,15 @@ def ldm() -> Family:
     torch.manual_seed(3)
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-    config = LDMBertConfig(vocab_size=64, max_position_embeddings=77, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2, d_model=16, head_dim=8)
+    config = LDMBertConfig(
+        vocab_size=64,
+        max_position_embeddings=77,
+        encoder_layers=1,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        d_model=16,
+        head_dim=8,
+    )
     bert = LDMBertModel(config).eval()
     scheduler = DDIMScheduler(**LATENT_BETAS)
     pipe = diffusers.LDMTextToImagePipeline(vae(), bert, tokenizer(), unet(), scheduler)
@@ -249,9 +267,17 @@ def inpaint(channels: int = 9) -> Family:
 
 def controlnet() -> Family:
     torch.manual_seed(4)
-    control = diffusers.ControlNetModel.from_unet(unet(), conditioning_channels=3, conditioning_embedding_out_channels=(8, 8))
+    control = diffusers.ControlNetModel.from_unet(
+        unet(), conditioning_channels=3, conditioning_embedding_out_channels=(8, 8)
+    )
     _stir(control)
-    parts = {"vae": vae(), "text_encoder": clip(), "tokenizer": tokenizer(), "unet": unet(), "controlnet": control.eval()}
+    parts = {
+        "vae": vae(),
+        "text_encoder": clip(),
+        "tokenizer": tokenizer(),
+        "unet": unet(),
+        "controlnet": control.eval(),
+    }
     nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = diffusers.StableDiffusionControlNetPipeline(**parts, scheduler=DDIMScheduler(**LATENT_BETAS), **nothing)
     return Family(pipe, PROMPTS | {"image": picture()}, (4, 8, 8))

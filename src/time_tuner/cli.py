@@ -25,7 +25,12 @@ REFERENCE_CALLS = 100
 STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
 
 Model_ = Annotated[
-    str, typer.Option("--model", help="digits, latent-digits, gaussian, or package.module:function of your own.")
+    str,
+    typer.Option(
+        "--model",
+        help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
+        "the folder it was saved to, or its id on the Hub.",
+    ),
 ]
 Sampler_ = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
 Options_ = Annotated[
@@ -45,6 +50,10 @@ Label_ = Annotated[
     str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
 ]
 Guidance_ = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance; needs --label.")]
+Prompt_ = Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.", show_default=False)]
+Prompts_ = Annotated[
+    Path | None, typer.Option("--prompts", help="A file with a prompt a line, dealt out in turn.", show_default=False)
+]
 Seed_ = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 
 
@@ -128,6 +137,8 @@ def tune(
         ),
     ] = None,
     label: Label_ = None,
+    prompt: Prompt_ = None,
+    prompts: Prompts_ = None,
     guidance_scale: Guidance_ = 1.0,
     seed: Seed_ = 0,
 ) -> None:
@@ -139,13 +150,27 @@ def tune(
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
     if samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
-    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
     made_by = parse_sampler(sampler, option or [])
+    if _is_pipeline(model, prompt, prompts):
+        if data_path is not None:
+            raise ValueError("--data is not for pipelines, which are tuned on samples of their own")
+        from .diffusers import command
+
+        given = command.conditions(prompts, prompt, labels) | _guidance(guidance_scale)
+        plan = command.tune(model, calls, method, made_by, spacing, samples=samples, seed=seed, **given)
+        _tell(plan, out)
+        return
+    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
     spacing = spacing or default_spacing(made_by, loaded.schedule)
     plan = make_plan(made_by, loaded.schedule, calls, spacing)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plan = _tuned(loaded, plan.with_provenance(**made), method, x0, samples, seed)
+    _tell(plan, out)
+
+
+def _tell(plan: Plan, out: Path) -> None:
+    """Write a tuned plan, and say what it is worth."""
     plan.save(out)
     report.say.print(f"\n{report.measured(plan, REFERENCE_CALLS)}:", soft_wrap=True)
     report.say.print(report.measure_table(plan))
@@ -181,6 +206,8 @@ def sample_command(
     spacing: Spacing_ = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
     label: Label_ = None,
+    prompt: Prompt_ = None,
+    prompts: Prompts_ = None,
     guidance_scale: Guidance_ = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
 ) -> None:
@@ -191,6 +218,16 @@ def sample_command(
     _check_suffix(out, (".png", ".npz"))
     _check_seed(seed)
     labels = _labels(label)
+    if _is_pipeline(model, prompt, prompts):
+        if plan_file is None:
+            raise ValueError("a pipeline needs --plan: tune one, time-tuner tune --model ...")
+        from .diffusers import command
+
+        given = command.conditions(prompts, prompt, labels)
+        drawn = command.draw(model, Plan.load(plan_file, calls), count, seed, given, **_guidance(guidance_scale))
+        command.save(drawn, out)
+        report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
+        return
     loaded = _load(model, _dealt(labels, 0, min(count, BATCH)), guidance_scale)
     if out.suffix.lower() == ".png":
         plots.check_sheet(count, loaded.shape)
@@ -233,15 +270,27 @@ def _write(drawn: Tensor, model: Model, out: Path) -> None:
         plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model.eps)), out)
 
 
-@app.command(short_help="Print a plan, and plot it.")
+@app.command(short_help="Print a plan, and plot it; or say what a pipeline is.")
 def show(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.")],
+    plan_file: Annotated[Path | None, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Instead of a plan: a diffusers pipeline.", show_default=False)
+    ] = None,
     calls: Annotated[int | None, typer.Option("--calls", help="Which plan, of a file of several.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Plot tau against t: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Print a plan: what the network is told at each call, how it was made, and what it is worth."""
     if out is not None:
         _check_suffix(out, (".png", ".svg", ".pdf"))
+    if (plan_file is None) == (model is None):
+        raise ValueError("give either a plan file or --model")
+    if model is not None:
+        from .diffusers import command
+
+        for what, found in command.facts(model).items():
+            report.say.print(f"{what}: {found}", soft_wrap=True, markup=False, highlight=False)
+        return
+    assert plan_file is not None
     plan = Plan.load(plan_file, calls)
     report.say.print(report.facts_table(plan))
     report.say.print(report.plan_table(plan))
@@ -291,6 +340,21 @@ def _load(name: str, label: Any, guidance_scale: float) -> Model:
         sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
     with report.waiting(f"loading {name}"):
         return load_model(name, label, guidance_scale)
+
+
+def _is_pipeline(name: str, prompt: str | None, prompts: Path | None) -> bool:
+    """Whether the model is a diffusers pipeline: a folder, or an id on the Hub."""
+    is_one = Path(name).is_dir() or ("/" in name and ":" not in name)
+    if not is_one and (prompt is not None or prompts is not None):
+        raise ValueError(f"--prompt and --prompts are for pipelines, got --model {name}: use --label")
+    if prompt is not None and prompts is not None:
+        raise ValueError("give either --prompt or --prompts")
+    return is_one
+
+
+def _guidance(scale: float) -> dict[str, Any]:
+    """For a pipeline, which has a guidance scale of its own where none is given."""
+    return {} if scale == 1 else {"guidance_scale": scale}
 
 
 def _labels(text: str | None) -> int | list[int] | None:

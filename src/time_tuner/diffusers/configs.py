@@ -1,4 +1,4 @@
-"""What a pipeline's scheduler configuration says: noise, the prediction handed to the scheduler, where its steps are."""
+"""What the configuration of a pipeline's scheduler says: noise, what the network predicts, where its steps are."""
 
 import math
 from collections.abc import Mapping
@@ -97,7 +97,9 @@ def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float 
 
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
     """The prediction that a pipeline with this scheduler configuration hands over."""
-    flow = not config.get("plans") and isinstance(schedule_of({**config, "use_dynamic_shifting": False}), NoiseScheduleFlow)
+    flow = not config.get("plans") and isinstance(
+        schedule_of({**config, "use_dynamic_shifting": False}), NoiseScheduleFlow
+    )
     kind = config.get("prediction_type") or ("flow_prediction" if flow else "epsilon")
     return Prediction(kind, float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None)
 
@@ -107,7 +109,8 @@ def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
     made_for, is_for = plan.provenance.get("prediction_type"), prediction_of(config).kind
     if made_for not in (None, is_for):
         raise ValueError(
-            f"plan was made for prediction_type={made_for!r}, the pipeline's network predicts {is_for!r}: tune one for it"
+            f"plan was made for prediction_type={made_for!r}, the pipeline's network predicts "
+            f"{is_for!r}: tune one for it"
         )
     dynamic = bool(config.get("use_dynamic_shifting"))
     schedule = schedule_of({**config, "use_dynamic_shifting": False})
@@ -198,5 +201,3 @@ def _times_at(sigmas: Tensor, schedule: NoiseSchedule) -> Tensor:
 def _distinct(values: Any) -> Tensor:
     """Falling, without what is there twice."""
     return as_times(values).unique().flip(0)
-
-

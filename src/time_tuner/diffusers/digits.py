@@ -1,5 +1,6 @@
 """The bundled digits as a diffusers pipeline."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..bundled import digits_network
 
 
-class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
+class ClassConditionalPipeline(DiffusionPipeline):
     """Pictures of classes, by classifier-free guidance, from a `UNet2DModel` whose last class is "no class".
 
     Args:
@@ -82,8 +83,6 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _step_arguments(self, generator: Any) -> dict[str, Any]:
-        from inspect import signature
-
         return {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
 
 

@@ -123,7 +123,7 @@ class Held:
         return x  # type: ignore[no-any-return]
 
 
-class Probe(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Probe(SchedulerMixin, ConfigMixin):
     """Takes the place of a pipeline's scheduler while it is held, with that one's configuration.
 
     Attributes:

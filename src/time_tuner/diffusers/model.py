@@ -1,4 +1,4 @@
-"""A pipeline as `eps(x, t, tau)`: its network, prompts, guidance and extras as they run, without code for any of them."""
+"""A pipeline as `eps(x, t, tau)`: its network, prompts, guidance and extras as they run, by its own code."""
 
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
@@ -137,9 +137,11 @@ class PipelineModel:
 
     def _look(self, config: Mapping[str, Any]) -> None:
         """Learn what the pipeline is like from two calls of its network, in the same state and told the same."""
-        dtypes: list[torch.dtype] = []
+        dtypes: list[torch.dtype | None] = []
         network = _network(self.pipe)
-        hook = network.register_forward_pre_hook(lambda _, args, kw: dtypes.append(_time_dtype(args, kw)), with_kwargs=True)
+        hook = network.register_forward_pre_hook(
+            lambda _, args, kw: dtypes.append(_time_dtype(args, kw)), with_kwargs=True
+        )
         held = Held(self._probe, self._inputs_of((0,)), iterations=2)
         try:
             hook.remove()
@@ -153,8 +155,8 @@ class PipelineModel:
             held.close()
         if not torch.allclose(again, held.first_said, rtol=1e-3, atol=1e-5):
             raise ValueError(
-                f"what {type(self.pipe).__name__} predicts depends on how many calls it has made, not on state and time "
-                "alone (control_guidance_start and _end do that): leave that out to tune it"
+                f"what {type(self.pipe).__name__} predicts depends on how many calls it has made, not on state and "
+                "time alone (control_guidance_start and _end do that): leave that out to tune it"
             )
 
     def _inputs_of(self, conditions: tuple[int, ...]) -> dict[str, Any]:
@@ -191,8 +193,12 @@ def _parameters(pipe: Any) -> list[str]:
     """The names of the arguments of a pipeline's call, if it is one that can be driven."""
     name = type(pipe).__name__
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
-        raise ValueError(f"pipe must be a diffusers pipeline with a scheduler, got {name}: wrap a network with model_wrapper")
-    takes = [p.name for p in signature(type(pipe).__call__).parameters.values() if p.kind is not Parameter.VAR_KEYWORD][1:]
+        raise ValueError(
+            f"pipe must be a diffusers pipeline with a scheduler, got {name}: wrap a network with model_wrapper"
+        )
+    takes = [p.name for p in signature(type(pipe).__call__).parameters.values() if p.kind is not Parameter.VAR_KEYWORD][
+        1:
+    ]
     if "num_inference_steps" not in takes:
         raise ValueError(f"{name} has no num_inference_steps: it cannot be driven; wrap its network with model_wrapper")
     _network(pipe)

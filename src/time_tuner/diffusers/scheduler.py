@@ -22,14 +22,14 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
-class TimeTunerOutput(BaseOutput):  # type: ignore[misc]
+class TimeTunerOutput(BaseOutput):
     """The state after a call, and the data that the call predicted, both (B, ...)."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor
 
 
-class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     """Runs plans in any diffusers pipeline whose network was trained with betas or as a rectified flow.
 
     Made by `from_plan`, or untuned by `from_config`. `num_inference_steps` of the pipeline is the number of network
@@ -73,16 +73,14 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._select(held[0])
 
     @classmethod
-    def from_plan(
-        cls, plans: Plan | Sequence[Plan], config: Any = None, **changes: Any
-    ) -> "TimeTunerScheduler":
+    def from_plan(cls, plans: Plan | Sequence[Plan], config: Any = None, **changes: Any) -> "TimeTunerScheduler":
         """A scheduler that runs these plans.
 
         Args:
             plans: a plan, or one for each number of calls.
-            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan does not hold: the
-                prediction type and clipping. Without it the prediction type is what the plan was tuned for, or else
-                "epsilon" ("flow_prediction" in a rectified flow).
+            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan does
+                not hold: the prediction type and clipping. Without it the prediction type is what the plan was tuned
+                for, or else "epsilon" ("flow_prediction" in a rectified flow).
             **changes: of the entries of the configuration, as in `prediction_type="v_prediction"`.
 
         Raises:
@@ -98,7 +96,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return cls._made(plans, prediction.kind, entries)
 
     @classmethod
-    def from_config(  # type: ignore[override]
+    def from_config(
         cls,
         config: Any,
         return_unused_kwargs: bool = False,
@@ -126,7 +124,9 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return super().from_config(config, return_unused_kwargs, **options)
         config = config_of(config)
         if calls is None:
-            raise ValueError("calls= is needed, the number of network calls: TimeTunerScheduler.from_config(config, calls=8)")
+            raise ValueError(
+                "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(config, calls=8)"
+            )
         schedule = schedule_of(config, tokens)
         counts = [calls] if isinstance(calls, int) else list(calls)
         plans = [untuned(config, schedule, sampler or "dpmpp", n, spacing, **options) for n in counts]
@@ -170,7 +170,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._k
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        return int(self.config["num_train_timesteps"])
 
     def set_timesteps(
         self,
@@ -235,7 +235,9 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: more steps than the plan has calls, or an eta.
         """
         if eta:
-            raise ValueError(f"eta must be 0 in the pipeline, got {eta}: it is an option of the sampler, 'ddim' with eta=")
+            raise ValueError(
+                f"eta must be 0 in the pipeline, got {eta}: it is an option of the sampler, 'ddim' with eta="
+            )
         if self._k is None:
             self._k = self._begin or 0
         if self._k >= len(self._plan):
@@ -304,7 +306,7 @@ def _entries_of(plan: Plan) -> dict[str, Any]:
     if values.get("schedule") != "discrete":
         raise ValueError(
             f"plan was made for {plan.schedule!r}, which is continuous in time: pipelines are told one of N levels; "
-            "make a plan on the schedule of the pipeline, TimeTunerScheduler.from_config(pipe.scheduler.config, calls=8)"
+            "make one on the schedule of the pipeline, TimeTunerScheduler.from_config(pipe.scheduler.config, calls=8)"
         )
     alpha = plan.schedule.at(torch.arange(1, plan.schedule.total_N + 1) / plan.schedule.total_N).alpha
     ratio = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
