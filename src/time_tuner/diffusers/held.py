@@ -96,7 +96,7 @@ class Held:
         if isinstance(answer, BaseException):
             self._thread.join()
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def _run(self) -> None:
         pipe = self._probe.pipe
@@ -120,7 +120,7 @@ class Held:
             raise _LetGo
         x, self.label, grad = question
         torch.set_grad_enabled(grad)  # of this thread; the pipeline has turned it off
-        return x  # type: ignore[no-any-return]
+        return x
 
 
 class Probe(SchedulerMixin, ConfigMixin):
@@ -134,10 +134,11 @@ class Probe(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe, self.held = pipe, None  # type: ignore[var-annotated]
+        self.pipe = pipe
+        self.held: Any = None  # who is running: one at a time, while all others stand still
         self.mu: float | None = None
         self.device = torch.device("cpu")
-        self._internal_dict = FrozenDict(pipe.scheduler.config)
+        self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
@@ -146,7 +147,7 @@ class Probe(SchedulerMixin, ConfigMixin):
         self.device = torch.device(device or "cpu")
         count = len(sigmas) if num_inference_steps is None else num_inference_steps
         last = float(self.config.get("num_train_timesteps", 1000)) - 1
-        self.held.label = torch.tensor(last, device=self.device)  # type: ignore[attr-defined]
+        self.held.label = torch.tensor(last, device=self.device)
         self.timesteps = _times_to_tell(self.held, count, self.device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -168,7 +169,7 @@ class Probe(SchedulerMixin, ConfigMixin):
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        x = self.held.stand(model_output, sample)  # type: ignore[attr-defined]
+        x = self.held.stand(model_output, sample)
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
 
 

@@ -78,9 +78,9 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             plans: a plan, or one for each number of calls.
-            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan does
-                not hold: the prediction type and clipping. Without it the prediction type is what the plan was tuned
-                for, or else "epsilon" ("flow_prediction" in a rectified flow).
+            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan
+                does not hold: the prediction type and clipping. Without it the prediction type is what the plan was
+                tuned for, or else "epsilon" ("flow_prediction" in a rectified flow).
             **changes: of the entries of the configuration, as in `prediction_type="v_prediction"`.
 
         Raises:
@@ -96,7 +96,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         return cls._made(plans, prediction.kind, entries)
 
     @classmethod
-    def from_config(
+    def from_config(  # type: ignore[override]
         cls,
         config: Any,
         return_unused_kwargs: bool = False,
