@@ -21,11 +21,11 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from helpers import seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from helpers import seeded
 from time_tuner import NoiseScheduleVP, Plan, load_model, make_plan, sample, seeded_noise, tune
 from time_tuner.cli import app
 from time_tuner.diffusers import (
@@ -449,3 +449,26 @@ def test_bad_commands_are_one_line(arguments: list[str], message: str, tmp_path:
     result = CliRunner().invoke(app, [argument.format(empty=tmp_path) for argument in arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
+    names: dict[str, Any] = {}
+    exec(block[: block.index("plan.save")], names)
+    flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
+    x = seeded(2, 4)
+    for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
+
+        class Network:
+            schedule = plan.schedule
+
+            def __call__(self, x: Any, t: Any, tau: Any) -> Any:
+                return 0.5 * x + float(tau)
+
+            def x0(self, x: Any, t: Any, tau: Any) -> Any:
+                return 0.3 * x - float(tau)
+
+        network = Network()
+        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), network.x0)
+        np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)
