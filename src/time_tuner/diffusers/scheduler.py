@@ -252,7 +252,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         said = self.prediction.read(unit, model_output, sample, p)
         previous, self._past = advance(run, k, self._past, sample, said, noise)
         self._k += 1
-        data = said if unit == "x0" else (sample - p.sigma * said) / p.alpha
+        data = (said if unit == "x0" else (sample - p.sigma * said) / p.alpha).to(sample.dtype)
         if not return_dict:
             return previous, data
         return TimeTunerOutput(prev_sample=previous, pred_original_sample=data)
