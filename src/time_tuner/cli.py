@@ -283,7 +283,7 @@ def show(
     if out is not None:
         _check_suffix(out, (".png", ".svg", ".pdf"))
     if (plan_file is None) == (model is None):
-        raise ValueError("give either a plan file or --model")
+        raise ValueError("give either PLAN, a plan file, or --model")
     if model is not None:
         from .diffusers import command
 
