@@ -210,6 +210,23 @@ def test_conditions_are_dealt_out_in_turn_whatever_the_batch() -> None:
         assert (eps(x[[0]], 0.5, 0.4) - said[0][[0]]).abs().max() > 1e-3  # another prompt
 
 
+def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from time_tuner.diffusers import model as module
+
+    family = FAMILIES["sd"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(module, "MOST_HELD", 2)
+    x, given = random(6, *family.shape), {"guidance_scale": 3.0, "height": 16, "width": 16}
+    with PipelineModel(family.pipe, ["a", "bcd", "efg"], batch=2, **given) as eps, torch.no_grad():
+        whole = eps(x, 0.5, 0.4)
+        for rows in ([4, 0], [5], [1, 2, 3], [4, 0]):
+            part = eps.take(torch.tensor(rows))
+            torch.testing.assert_close(part(x[rows], 0.5, 0.4), whole[rows], rtol=1e-4, atol=1e-4)
+        again = eps.take(torch.tensor([3, 4, 5])).take(torch.tensor([2, 0]))
+        torch.testing.assert_close(again(x[[5, 3]], 0.5, 0.4), whole[[5, 3]], rtol=1e-4, atol=1e-4)
+        assert len(eps._held) == 2
+
+
 def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     from time_tuner.diffusers import held
 

@@ -1,6 +1,7 @@
 """A pipeline as `eps(x, t, tau)`: its network, prompts, guidance and extras as they run, by its own code."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from inspect import Parameter, signature
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,9 @@ from .held import Held, Probe
 
 DEALT = ("prompt", "label", "image")
 """Words in the names of arguments that hold one entry for each condition."""
+
+MOST_HELD = 64
+"""Calls of a pipeline that stand still at the same time, one for each batch of conditions."""
 
 
 class PipelineModel:
@@ -56,6 +60,7 @@ class PipelineModel:
         self.conditions = self._count()
         config = config_of(pipe.scheduler)
         self.prediction = prediction_of(config)
+        self._rows: list[int] | None = None  # which rows of the whole these are, where it is a part
         self._held: dict[tuple[int, ...], Held] = {}
         self._own, self._bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
         self._probe = Probe(pipe)
@@ -90,6 +95,12 @@ class PipelineModel:
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The data in x (B, ...)."""
         return self._predict("x0", x, t, tau)
+
+    def take(self, rows: Tensor) -> "PipelineModel":
+        """The same for some rows (n,) of the batch, each under the condition that it has there."""
+        part = copy(self)
+        part._rows = [self._row(i) for i in rows.tolist()]
+        return part
 
     def heard(self, tau: Any) -> Tensor:
         """The times that the network really hears when it is told `tau`: rounded, where the pipeline rounds them."""
@@ -126,12 +137,17 @@ class PipelineModel:
 
     def _said(self, first: int, x: Tensor, label: Tensor) -> Tensor:
         """What the pipeline says of rows `first`, ... of a batch."""
-        held = self._hold(tuple((first + i) % self.conditions for i in range(len(x))))
+        held = self._hold(tuple(self._row(first + i) % self.conditions for i in range(len(x))))
         copies = len(held.first) // len(x)  # some pipelines (DiT) keep two of each state under guidance
         return held.ask(torch.cat([x] * copies), label)[: len(x)]
 
+    def _row(self, i: int) -> int:
+        return i if self._rows is None else self._rows[i]
+
     def _hold(self, conditions: tuple[int, ...]) -> Held:
         if conditions not in self._held:
+            if len(self._held) == MOST_HELD:
+                self._held.pop(next(iter(self._held))).close()
             self._held[conditions] = Held(self._probe, self._inputs_of(conditions))
         return self._held[conditions]
 
