@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +10,27 @@ import torch
 import typer
 from torch import Tensor
 
-from . import __version__, data, plots, report
+from . import __version__, data, plots, report, tuning
 from .bundled import Model, load_model
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .sampling import sample, seeded_noise
 from .spacings import SPACINGS, default_spacing
 from .specs import parse_sampler
-from .tuners import OBJECTIVES, REFERENCE_CALLS, TUNERS, Budget, estimate
-from .tuners import tune as tune_plan
+from .tuners import OBJECTIVES, TUNERS, Budget
 from .tuners.parameters import PARTS
-from .tuners.several import tune_several
 
 BATCH = 256
+SAMPLES, PIPELINE_SAMPLES, PIPELINE_BATCH = 256, 32, 4  # to tune on
 STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
 
 Model_ = Annotated[
-    str, typer.Option("--model", help="digits, latent-digits, gaussian, or package.module:function of your own.")
+    str,
+    typer.Option(
+        "--model",
+        help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
+        "the folder it was saved to, or its id on the Hub.",
+    ),
 ]
 Sampler_ = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
 Options_ = Annotated[
@@ -47,6 +50,10 @@ Label_ = Annotated[
     str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
 ]
 Guidance_ = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance; needs --label.")]
+Prompt_ = Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.", show_default=False)]
+Prompts_ = Annotated[
+    Path | None, typer.Option("--prompts", help="A file with a prompt a line, dealt out in turn.", show_default=False)
+]
 Seed_ = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 
 
@@ -130,7 +137,10 @@ def tune(
     ] = None,
     spacing: Spacing_ = None,
     method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
-    samples: Annotated[int, typer.Option("--samples", help="How many samples to tune on, and to judge on.")] = 256,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="How many to tune on, and to judge on.  [default: 256, of pipelines 32]"),
+    ] = None,
     data_path: Annotated[
         Path | None,
         typer.Option(
@@ -160,6 +170,8 @@ def tune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and do nothing.")] = False,
     label: Label_ = None,
+    prompt: Prompt_ = None,
+    prompts: Prompts_ = None,
     guidance_scale: Guidance_ = 1.0,
     seed: Seed_ = 0,
 ) -> None:
@@ -173,68 +185,40 @@ def tune(
     labels = _labels(label)
     if data_path is not None and isinstance(labels, list):
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
-    if samples < 2:
+    if samples is not None and samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
     limit = Budget.parse(budget)
-    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
     made_by = parse_sampler(sampler, option or [])
-    spacing = spacing or default_spacing(made_by, loaded.schedule)
-    counts = sorted({calls, *(more_calls or [])})
-    plans = [make_plan(made_by, loaded.schedule, count, spacing) for count in counts]
-    x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
-    made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
-    plans = [plan.with_provenance(**made) for plan in plans]
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
     # A method may have none of these.
     given = {"objective": objective, "last": last or None, "tune": parts, "cache": teacher}
-    how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    how |= {"method": method, "samples": samples, "batch": batch}
-    if dry_run:
-        for plan in plans:
-            report.say.print(report.cost_table(estimate(plan, own_samples=x0 is None, **how), f"{len(plan)} calls"))
+    options = {name: value for name, value in given.items() if value is not None}
+    counts = sorted({calls, *(more_calls or [])})
+    if _is_pipeline(model, prompt, prompts):
+        if data_path is not None or dry_run or len(counts) > 1:
+            raise ValueError(
+                "--data, --dry-run and several numbers of calls are not for pipelines, which are tuned on samples of "
+                "their own, for one number at a time"
+            )
+        from .diffusers import command
+
+        given = command.conditions(prompts, prompt, labels) | _guidance(guidance_scale)
+        how = {"samples": samples or PIPELINE_SAMPLES, "seed": seed, "batch": batch or PIPELINE_BATCH, "budget": limit}
+        plan = command.tune(model, calls, method, made_by, spacing, options=options, **how, **given)
+        plan.save(out)
+        tuning.tell([plan], out)
         return
-    partial = out.with_name(f"{out.name}.partial")
-    meter = report.Meter(loaded.eps)
-    options = {"seed": seed, "budget": limit, "checkpoint": partial, "say": report.say.print, "shape": loaded.shape}
-    try:
-        if len(plans) == 1:
-            tuned = [_tuned(meter, plans[0], x0, how, options)]
-        else:
-            tuned = _tuned_several(meter, plans, x0, how, options, out)
-    except KeyboardInterrupt:
-        kept = [path for path in out.parent.glob(f"{partial.name}*") if path.is_file()]
-        if not kept:
-            raise
-        _complain(f"interrupted: what was found is kept in {kept[0]}; the same command goes on from there")
-        sys.exit(130)
-    if len(tuned) == 1:
-        tuned[0].save(out)
-    report.say.print(f"\n{report.measured(tuned[0], REFERENCE_CALLS)}:", soft_wrap=True)
-    for plan in tuned:
-        report.say.print(report.measure_table(plan, f"{len(plan)} calls" if len(tuned) > 1 else ""))
-        report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
-    report.say.print(f"wrote {out}", soft_wrap=True)
-
-
-def _tuned(meter: report.Meter, plan: Plan, x0: Tensor | None, how: dict[str, Any], options: dict[str, Any]) -> Plan:
-    expected = sum(usual.calls for usual, _ in estimate(plan, own_samples=x0 is None, **how).values())
-    with meter.bar("tuning", expected):
-        return tune_plan(meter, plan, data=x0, progress=meter.tell, **how, **options)
-
-
-def _tuned_several(
-    meter: report.Meter, plans: list[Plan], x0: Tensor | None, how: dict[str, Any], options: dict[str, Any], out: Path
-) -> list[Plan]:
-    costs = (estimate(plan, own_samples=x0 is None, **how).values() for plan in plans)
-    expected = sum(usual.calls for cost in costs for usual, _ in cost)
-
-    def keep(tuned: Sequence[Plan]) -> None:
-        Plan.save_several(tuned, out)
-        plan = tuned[-1]
-        report.say.print(f"{len(plan)} calls: {report.verdict(plan)}", soft_wrap=True)
-
-    with meter.bar("tuning", expected):
-        return tune_several(meter, plans, data=x0, progress=meter.tell, done=keep, **how, **options)
+    samples = samples or SAMPLES
+    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
+    spacing = spacing or default_spacing(made_by, loaded.schedule)
+    made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
+    plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
+    x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
+    how = {"method": method, "samples": samples, "batch": batch, **options}
+    if dry_run:
+        tuning.foretell(plans, x0 is None, how)
+    else:
+        tuning.tuned(loaded, plans, x0, how, {"seed": seed, "budget": limit}, out)
 
 
 @app.command("sample", short_help="Draw samples, by a plan or untuned.")
@@ -254,6 +238,8 @@ def sample_command(
     spacing: Spacing_ = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
     label: Label_ = None,
+    prompt: Prompt_ = None,
+    prompts: Prompts_ = None,
     guidance_scale: Guidance_ = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
 ) -> None:
@@ -264,6 +250,16 @@ def sample_command(
     _check_suffix(out, (".png", ".npz"))
     _check_seed(seed)
     labels = _labels(label)
+    if _is_pipeline(model, prompt, prompts):
+        if plan_file is None:
+            raise ValueError("a pipeline needs --plan: tune one, time-tuner tune --model ...")
+        from .diffusers import command
+
+        given = command.conditions(prompts, prompt, labels)
+        drawn = command.draw(model, Plan.load(plan_file, calls), count, seed, given, **_guidance(guidance_scale))
+        command.save(drawn, out)
+        report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
+        return
     loaded = _load(model, _dealt(labels, 0, min(count, BATCH)), guidance_scale)
     if out.suffix.lower() == ".png":
         plots.check_sheet(count, loaded.shape)
@@ -306,15 +302,27 @@ def _write(drawn: Tensor, model: Model, out: Path) -> None:
         plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model.eps)), out)
 
 
-@app.command(short_help="Print a plan, and plot it.")
+@app.command(short_help="Print a plan, and plot it; or say what a pipeline is.")
 def show(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.")],
+    plan_file: Annotated[Path | None, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Instead of a plan: a diffusers pipeline.", show_default=False)
+    ] = None,
     calls: Annotated[int | None, typer.Option("--calls", help="Which plan, of a file of several.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Plot tau against t: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Print a plan: what the network is told at each call, how it was made, and what it is worth."""
     if out is not None:
         _check_suffix(out, (".png", ".svg", ".pdf"))
+    if (plan_file is None) == (model is None):
+        raise ValueError("give either PLAN, a plan file, or --model")
+    if model is not None:
+        from .diffusers import command
+
+        for what, found in command.facts(model).items():
+            report.say.print(f"{what}: {found}", soft_wrap=True, markup=False, highlight=False)
+        return
+    assert plan_file is not None
     plan = Plan.load(plan_file, calls)
     report.say.print(report.facts_table(plan))
     report.say.print(report.plan_table(plan))
@@ -364,6 +372,21 @@ def _load(name: str, label: Any, guidance_scale: float) -> Model:
         sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
     with report.waiting(f"loading {name}"):
         return load_model(name, label, guidance_scale)
+
+
+def _is_pipeline(name: str, prompt: str | None, prompts: Path | None) -> bool:
+    """Whether the model is a diffusers pipeline: a folder, or an id on the Hub."""
+    is_one = Path(name).is_dir() or ("/" in name and ":" not in name)
+    if not is_one and (prompt is not None or prompts is not None):
+        raise ValueError(f"--prompt and --prompts are for pipelines, got --model {name}: use --label")
+    if prompt is not None and prompts is not None:
+        raise ValueError("give either --prompt or --prompts")
+    return is_one
+
+
+def _guidance(scale: float) -> dict[str, Any]:
+    """For a pipeline, which has a guidance scale of its own where none is given."""
+    return {} if scale == 1 else {"guidance_scale": scale}
 
 
 def _labels(text: str | None) -> int | list[int] | None:

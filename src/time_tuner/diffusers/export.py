@@ -1,0 +1,61 @@
+"""A plan's grid as the lists that other schedulers and programs take, and what of the plan is lost on the way."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+from ..schedules import NoiseScheduleFlow
+
+
+def sigmas_of(plan: Plan) -> list[float]:
+    """Where the plan's steps end, as noise levels: for `sigmas=` of a scheduler or a pipeline, for ComfyUI and others.
+
+    S + 1 falling numbers: sigma / alpha where noise preserves variance, sigma in a rectified flow. Warns of what such
+    a list cannot hold.
+    """
+    _warn(plan, "sigmas")
+    if isinstance(plan.schedule, NoiseScheduleFlow):
+        _say("schedulers of rectified flows apply their shift to sigmas= too: set it to 1 (set_shift(1.0))")
+    p = plan.schedule.at(plan.ends)
+    return _flow_or_ratio(plan, p.alpha, p.sigma)
+
+
+def timesteps_of(plan: Plan, whole: bool = True) -> list[float]:
+    """Where the plan's steps begin, as the network's levels: for `timesteps=` of a scheduler or a pipeline.
+
+    S falling numbers; rounded to whole ones if `whole`, as most schedulers do by themselves. Warns of what such a list
+    cannot hold.
+    """
+    _warn(plan, "timesteps")
+    labels = plan.schedule.label(plan.ends[:-1])
+    if not whole:
+        return labels.tolist()
+    rounded = torch.round(labels)
+    if not torch.allclose(labels, rounded, rtol=0, atol=1e-3):
+        _say(
+            f"timesteps were rounded, by up to {float((labels - rounded).abs().max()):.2g}: most schedulers take "
+            "whole ones"
+        )
+    return rounded.tolist()
+
+
+def _flow_or_ratio(plan: Plan, alpha: Tensor, sigma: Tensor) -> list[float]:
+    if isinstance(plan.schedule, NoiseScheduleFlow):
+        return sigma.tolist()
+    if (alpha == 0).any():
+        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use timesteps_of")
+    return (sigma / alpha).tolist()
+
+
+def _warn(plan: Plan, what: str) -> None:
+    if not torch.equal(plan.tau, plan.t[:-1]):
+        _say(f"{what} hold the grid alone: what the network was tuned to be told (tau) is lost; use TimeTunerScheduler")
+    if plan.corrections is not None:
+        _say(f"{what} hold the grid alone: the plan's corrections are lost; use TimeTunerScheduler")
+    _say(f"{what} do not say by which sampler: choose {plan.sampler!r} there")
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=4)

@@ -1,0 +1,65 @@
+"""What the command line does to tune plans: say what it will cost, tune, keep what is found, say what it is worth."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import report
+from .bundled import Model
+from .plan import Plan
+from .tuners import REFERENCE_CALLS, estimate, tune
+from .tuners.several import tune_several
+
+
+def foretell(plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
+    """Print what tuning these plans will cost."""
+    for plan in plans:
+        report.say.print(report.cost_table(estimate(plan, own_samples=own_samples, **how), f"{len(plan)} calls"))
+
+
+def tuned(
+    model: Model, plans: Sequence[Plan], x0: Tensor | None, how: dict[str, Any], options: dict[str, Any], out: Path
+) -> None:
+    """Tune the plans, write them into one file, and say what they are worth.
+
+    What is found lies beside the file while it is being found.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    meter = report.Meter(model.eps)
+    costs = (estimate(plan, own_samples=x0 is None, **how).values() for plan in plans)
+    expected = sum(usual.calls for cost in costs for usual, _ in cost)
+    given: dict[str, Any] = {"data": x0, "shape": model.shape, "checkpoint": partial, "progress": meter.tell}
+    given |= {"say": report.say.print, **how, **options}
+    try:
+        with meter.bar("tuning", expected):
+            if len(plans) == 1:
+                found = [tune(meter, plans[0], **given)]
+                found[0].save(out)
+            else:
+                found = tune_several(meter, plans, done=lambda few: _keep(few, out), **given)
+    except KeyboardInterrupt:
+        kept = sorted(path for path in out.parent.glob(f"{partial.name}*") if path.is_file())
+        if not kept:
+            raise
+        interrupted = f"interrupted: what was found is kept in {kept[0]}; the same command goes on from there"
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)
+    tell(found, out)
+
+
+def _keep(plans: Sequence[Plan], out: Path) -> None:
+    Plan.save_several(plans, out)
+    report.say.print(f"{len(plans[-1])} calls: {report.verdict(plans[-1])}", soft_wrap=True)
+
+
+def tell(plans: Sequence[Plan], out: Path) -> None:
+    """Say what tuned plans are worth, and where they are."""
+    report.say.print(f"\n{report.measured(plans[0], REFERENCE_CALLS)}:", soft_wrap=True)
+    for plan in plans:
+        report.say.print(report.measure_table(plan, f"{len(plan)} calls" if len(plans) > 1 else ""))
+        if len(plans) == 1:
+            report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
+    report.say.print(f"wrote {out}", soft_wrap=True)

@@ -1,0 +1,484 @@
+"""The scheduler and the tuning of pipelines: what goes in and out, what is refused; and the bundled digits, where a
+tuned plan in a pipeline is the tuned plan itself."""
+
+import json
+import re
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from helpers import seeded
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typer.testing import CliRunner
+
+from time_tuner import NoiseScheduleVP, Plan, load_model, make_plan, sample, seeded_noise, tune
+from time_tuner.cli import app
+from time_tuner.diffusers import (
+    ClassConditionalPipeline,
+    TimeTunerScheduler,
+    digits_pipeline,
+    sigmas_of,
+    timesteps_of,
+    tune_pipeline,
+)
+
+LABELS = [3, 8]
+
+
+def tiny() -> DDPMPipeline:
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    pipe = DDPMPipeline(network.eval(), DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def digits() -> ClassConditionalPipeline:
+    pipe = digits_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def tuned(digits: ClassConditionalPipeline) -> Plan:
+    data = seeded(2, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
+    options: dict[str, Any] = {"data": data, "samples": 2, "guard": False, "method": "sequential"}
+    return tune_pipeline(digits, 3, class_labels=LABELS, sampler="ddim", guidance_scale=2.0, **options)
+
+
+# --- tuned on a pipeline, and run in it ---
+
+
+def test_a_pipeline_gives_the_plan_that_its_network_gives(tuned: Plan) -> None:
+    model = load_model("digits", label=LABELS, guidance_scale=2.0)
+    data = seeded(2, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
+    untuned = make_plan("ddim", model.schedule, times=tuned.t)
+    direct = tune(model.eps, untuned, "sequential", data, samples=2, guard=False)
+    assert (tuned.tau - tuned.t[:-1]).abs().max() > 1e-3
+    torch.testing.assert_close(tuned.tau, direct.tau, rtol=0, atol=1e-6)
+
+
+def test_the_picture_from_the_pipeline_is_that_of_sample(digits: ClassConditionalPipeline, tuned: Plan) -> None:
+    own, x = digits.scheduler, seeded_noise(3)(torch.empty(2, 1, 28, 28))
+    try:
+        digits.scheduler = TimeTunerScheduler.from_plan(tuned)
+        given: dict[str, Any] = {"guidance_scale": 2.0, "num_inference_steps": 3, "latents": x, "output_type": "latent"}
+        drawn = digits(LABELS, **given).images
+    finally:
+        digits.scheduler = own
+    expected = sample(load_model("digits", label=LABELS, guidance_scale=2.0).eps, tuned, x)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
+
+
+def test_a_plan_says_what_it_was_made_for(tuned: Plan) -> None:
+    made = tuned.provenance
+    assert made["prediction_type"] == "epsilon" and made["guidance_scale"] == 2.0 and made["dtype"] == "float32"
+    assert made["pipeline"] == "ClassConditionalPipeline" and made["conditions"] == 2
+    assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+
+
+def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> None:
+    pipe = tiny()
+    plan = tune_pipeline(pipe, 3, "sequential", samples=3, batch=2, sampler="ddim")
+    assert plan.provenance["after"] <= plan.provenance["before"]
+    pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe.scheduler)
+    assert np.isfinite(pipe(num_inference_steps=3, output_type="np").images).all()
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors made meanwhile held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        before = {a.untyped_storage().data_ptr() for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in before:
+                storage = tensor.untyped_storage()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def freed(self, size: int) -> None:
+        self.now -= size
+
+
+def peak(network: torch.nn.Module, action: Callable[[], Any]) -> int:
+    """The most bytes while it runs, those of the network's calls in other threads included."""
+    live, forward = Live(), network.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with live:
+            return forward(*args, **kwargs)
+
+    network.forward = counted  # type: ignore[method-assign]
+    try:
+        with live:
+            action()
+    finally:
+        del network.forward
+    return live.peak
+
+
+def test_tuning_needs_little_more_memory_than_drawing(digits: ClassConditionalPipeline) -> None:
+    labels, data = [3, 8, 1, 2], torch.zeros(4, 1, 28, 28)
+    drawing = peak(digits.unet, lambda: digits(labels, num_inference_steps=2, output_type="latent"))
+    more = peak(digits.unet, lambda: digits(labels * 2, num_inference_steps=2, output_type="latent"))
+    options: dict[str, Any] = {"data": data, "samples": 4, "batch": 4, "guard": False, "method": "sequential"}
+    tuning = peak(digits.unet, lambda: tune_pipeline(digits, 2, class_labels=labels, sampler="ddim", **options))
+    assert more > 1.8 * drawing  # it is what is measured
+    assert tuning <= 1.1 * drawing
+
+
+# --- the scheduler ---
+
+
+def config(**changes: Any) -> Any:
+    return DDIMScheduler(clip_sample=False, **changes)
+
+
+def run(scheduler: Any, x: torch.Tensor, calls: int, **options: Any) -> torch.Tensor:
+    """The loop of any pipeline, on a network that says half of what it sees and a little of what it is told."""
+    scheduler.set_timesteps(calls)
+    for t in scheduler.timesteps:
+        said = 0.5 * x.tanh() + 1e-4 * t
+        x = scheduler.step(said.to(x.dtype), t, x, **options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_every_prediction_type_is_read_as_the_stock_scheduler_reads_it(kind: str) -> None:
+    x = seeded(2, 3, 4, 4, dtype=torch.float32)
+    own = config(prediction_type=kind)
+    ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=10)
+    torch.testing.assert_close(run(ours, x, 10), run(own, x, 10), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_predicted_data_is_clipped_as_there(kind: str) -> None:
+    x = 2 * seeded(2, 3, 4, 4, dtype=torch.float32)
+    own = DDIMScheduler(clip_sample=True, clip_sample_range=0.5, prediction_type=kind)
+    ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=10)
+    expected = run(own, x, 10, use_clipped_model_output=True)
+    torch.testing.assert_close(run(ours, x, 10), expected, rtol=1e-4, atol=1e-4)
+    assert (run(config(prediction_type=kind), x, 10) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("own", "sampler", "options"),
+    [
+        (DPMSolverMultistepScheduler(), "dpmpp", {"order": 2}),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), "dpmpp", {"order": 2}),
+        (DPMSolverMultistepScheduler(solver_order=3, timestep_spacing="trailing"), "dpmpp", {"order": 3}),
+        (DPMSolverMultistepScheduler(final_sigmas_type="sigma_min"), "dpmpp", {"order": 2}),
+        (config(timestep_spacing="trailing"), "ddim", {}),
+        (config(steps_offset=1, set_alpha_to_one=False), "ddim", {}),
+    ],
+    ids=["2M", "karras", "3M", "sigma-min", "trailing", "leading"],
+)
+def test_its_grid_is_that_of_the_pipelines_own_scheduler(own: Any, sampler: str, options: dict[str, Any]) -> None:
+    x = seeded(2, 3, 4, 4, dtype=torch.float32)
+    ours = TimeTunerScheduler.from_config(own, sampler=sampler, calls=10, **options)
+    torch.testing.assert_close(run(ours, x, 10), run(own, x, 10), rtol=2e-3, atol=2e-3)
+
+
+def test_generators_of_each_sample_do_not_mind_the_batch() -> None:
+    ours = TimeTunerScheduler.from_config(config(), sampler="ddpm", calls=6)
+    x = seeded(3, 3, 4, 4, dtype=torch.float32)
+
+    def generators(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    together = run(ours, x, 6, generator=generators(1, 2, 3))
+    torch.testing.assert_close(run(ours, x[1:2], 6, generator=generators(2)), together[1:2])
+    torch.testing.assert_close(run(ours, x[1:2], 6, generator=generators(2)[0]), together[1:2])
+    assert not torch.allclose(run(ours, x[1:2], 6, generator=generators(4)), together[1:2])
+
+
+def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> None:
+    made = TimeTunerScheduler.from_config(config(), sampler="ddim", calls=5).plan
+    plan = made.with_tau(0.8 * made.tau)
+    ours = TimeTunerScheduler.from_plan(plan)
+    x, noise = seeded(2, 1, 2, 2), seeded(2, 1, 2, 2, seed=1)
+
+    def at(k: int) -> torch.Tensor:
+        return plan.alpha[k] * x + plan.sigma[k] * noise
+
+    ours.set_timesteps(5)
+    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
+    between = ours.add_noise(x, noise, torch.tensor([123.0]))  # told to no call
+    p = plan.schedule.at(0.124)
+    torch.testing.assert_close(between, p.alpha * x + p.sigma * noise, rtol=1e-5, atol=1e-6)
+    ours.set_begin_index(1)
+    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[3:4]), at(1), rtol=1e-5, atol=1e-6)
+    ours.step(x, ours.timesteps[1], x)
+    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_goes_in_and_comes_out_and_is_rounded_only_there() -> None:
+    ours = TimeTunerScheduler.from_config(config(prediction_type="v_prediction"), sampler="ddim", calls=2)
+    x, said = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
+    half = ours.step(said, 0, x)
+    ours.set_timesteps(2)
+    full = ours.step(said.float(), 0, x.float())
+    assert torch.equal(half.prev_sample, full.prev_sample.bfloat16())
+    assert torch.equal(half.pred_original_sample, full.pred_original_sample.bfloat16())
+
+
+def test_the_data_that_a_call_predicts_is_where_a_step_to_the_end_leads() -> None:
+    for kind in ("epsilon", "v_prediction"):
+        ours = TimeTunerScheduler.from_config(config(prediction_type=kind), sampler="ddim", calls=1)
+        x, said = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
+        previous, data = ours.step(said, 0, x, return_dict=False)
+        torch.testing.assert_close(data, previous)
+
+
+def test_the_second_half_of_a_learned_variance_is_left_out() -> None:
+    ours = TimeTunerScheduler.from_config(config(), calls=2)
+    x, said = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
+    first = ours.step(said, 0, x).prev_sample
+    ours.set_timesteps(2)
+    assert torch.equal(ours.step(said[:, :3], 0, x).prev_sample, first)
+
+
+def test_diffusers_own_schedulers_take_its_configuration_back() -> None:
+    own = config(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction")
+    ours = TimeTunerScheduler.from_config(own, calls=4)
+    for made in (ours, TimeTunerScheduler.from_plan(ours.plan)):
+        back = EulerDiscreteScheduler.from_config(made.config)
+        torch.testing.assert_close(back.alphas_cumprod, own.alphas_cumprod, rtol=1e-4, atol=1e-6)
+        assert back.config.prediction_type == "v_prediction"
+    again = TimeTunerScheduler.from_config(ours.config, sampler="heun", calls=5)  # and it takes its own
+    assert again.plan.schedule.to_dict() == ours.plan.schedule.to_dict()
+    assert again.plan.t[-1] == 0 and len(again.plan.steps) == 3
+
+
+def test_a_configuration_is_the_plan_as_it_is_in_a_plan_file(tmp_path: Path, tuned: Plan) -> None:
+    TimeTunerScheduler.from_plan(tuned).save_pretrained(tmp_path)
+    tuned.save(tmp_path / "plan.json")
+    held = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert held["plans"] == [json.loads((tmp_path / "plan.json").read_text())]
+    assert TimeTunerScheduler.from_pretrained(tmp_path).plan == tuned
+
+
+def test_the_sigmas_that_pipelines_of_flows_hand_over_choose_a_plan() -> None:
+    ours = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), calls=[4, 6])
+    ours.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6), mu=0.7)
+    assert len(ours.timesteps) == 6
+    with pytest.raises(ValueError, match=r"sigmas= cannot be chosen: a plan has its own grid"):
+        ours.set_timesteps(sigmas=[1.0, 0.7, 0.3, 0.1])
+
+
+# --- what is refused ---
+
+
+def refused(match: str) -> Any:
+    return pytest.raises(ValueError, match=match)
+
+
+def test_a_number_of_calls_without_a_plan_is_refused_with_those_there_are() -> None:
+    ours = TimeTunerScheduler.from_config(config(), calls=[4, 8])
+    with refused(r"number of calls that there is a plan for, \[4, 8\], got 50"):
+        ours.set_timesteps(50)
+    x = seeded(1, 1, 2, 2)
+    run(ours, x, 4)
+    with refused("after the last of 4 calls: call set_timesteps first"):
+        ours.step(x, 0, x)
+    with refused("eta must be 0 in the pipeline, got 1.0: it is an option of the sampler"):
+        ours.step(x, 0, x, eta=1.0)
+
+
+def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> None:
+    plan = make_plan("ddim", discrete, 4)
+    with refused("made for prediction_type='v_prediction', the pipeline's network predicts 'epsilon'"):
+        TimeTunerScheduler.from_plan(plan.with_provenance(prediction_type="v_prediction"), config())
+    with refused("made for another noise schedule"):
+        TimeTunerScheduler.from_plan(plan, config(beta_schedule="scaled_linear"))
+    with refused("made for another family"):
+        TimeTunerScheduler.from_plan(plan, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    with refused("continuous in time: pipelines are told one of N levels"):
+        TimeTunerScheduler.from_plan(make_plan("ddim", NoiseScheduleVP("linear"), 4))
+    with refused("one for each number of calls"):
+        TimeTunerScheduler.from_plan([plan, plan])
+    with refused("at least one plan"):
+        TimeTunerScheduler.from_plan([])
+
+
+def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
+    with refused("thresholding=True is not supported"):
+        TimeTunerScheduler.from_config(config(thresholding=True), calls=4)
+    with refused("of an EDM pipeline"):
+        TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
+    with refused("calls= is needed"):
+        TimeTunerScheduler.from_config(config())
+    with refused("sampler 'ddim' has no option 'order'"):
+        TimeTunerScheduler.from_config(config(), sampler="ddim", calls=4, order=2)
+    with refused("prediction_type must be one of"):
+        TimeTunerScheduler.from_config(config(prediction_type="noise"), calls=4)
+    with refused("use_dynamic_shifting needs tokens="):
+        TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
+    with refused("does not tell the grid of the pipeline's own scheduler"):
+        TimeTunerScheduler.from_config({"beta_start": 1e-4}, calls=4)
+
+
+def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
+    pipe = tiny()
+    with refused("must be a diffusers pipeline with a scheduler, got Linear"):
+        tune_pipeline(torch.nn.Linear(1, 1), 4)
+    with refused(r"DDPMPipeline takes no prompt=; it takes batch_size"):
+        tune_pipeline(pipe, 4, prompts=["a cat"])
+    with refused("batch must be a whole number"):
+        tune_pipeline(pipe, 4, batch=0)
+    with refused("class_labels must hold at least one"):
+        tune_pipeline(digits_pipeline(), 4, class_labels=[])
+
+    class Silent(DDPMPipeline):
+        def __call__(self, num_inference_steps: int = 5) -> None:
+            """Draws nothing."""
+
+    with refused("Silent ended without calling scheduler.step"):
+        tune_pipeline(Silent(pipe.unet, pipe.scheduler), 4)
+
+    class Fails(DDPMPipeline):
+        def __call__(self, num_inference_steps: int = 5) -> None:
+            raise RuntimeError("out of ink")
+
+    with pytest.raises(RuntimeError, match="out of ink"):
+        tune_pipeline(Fails(pipe.unet, pipe.scheduler), 4)
+
+    class NeedsPrompt(DDPMPipeline):
+        def __call__(self, prompt: str, num_inference_steps: int = 5) -> None:
+            """Never called."""
+
+    with refused(r"NeedsPrompt needs prompts= \(or prompt_embeds=\)"):
+        tune_pipeline(NeedsPrompt(pipe.unet, pipe.scheduler), 4)
+
+
+# --- for other programs ---
+
+
+def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete: NoiseScheduleVP) -> None:
+    x = seeded(2, 3, 4, 4, dtype=torch.float32)
+    plan = make_plan("ddim", discrete, 6, spacing="trailing")
+    with pytest.warns(UserWarning, match=r"sigmas do not say by which sampler: choose DDIM"):
+        sigmas = sigmas_of(plan)
+    euler = EulerDiscreteScheduler()
+    euler.set_timesteps(sigmas=sigmas)
+    ours = TimeTunerScheduler.from_plan(plan)
+    ours.set_timesteps(6)
+    state, theirs = x, x * (1 + sigmas[0] ** 2) ** 0.5
+    for t, s in zip(ours.timesteps, euler.timesteps, strict=True):
+        assert float(t) == pytest.approx(float(s), abs=0.05)
+        state = ours.step(state.tanh(), t, state).prev_sample
+        theirs = euler.step(euler.scale_model_input(theirs, s).tanh(), s, theirs).prev_sample
+    torch.testing.assert_close(theirs, state, rtol=1e-3, atol=1e-3)
+
+
+def test_lists_say_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
+    plan = make_plan("ddim", discrete, 4, spacing="quadratic")
+    tuned = plan.with_tau(0.9 * plan.tau).with_corrections(torch.zeros(4, 4))
+    levels = timesteps_of(tuned)
+    told = " ".join(str(warning.message) for warning in recwarn.list)
+    for what in (r"\(tau\) is lost", "corrections are lost", "were rounded, by up to 0", "by which sampler"):
+        assert re.search(what, told), what
+    assert levels == [round(level) for level in levels]
+    assert timesteps_of(tuned, whole=False) == pytest.approx((1000 * plan.t[:-1] - 1).tolist())
+
+
+# --- the command line ---
+
+
+def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditionalPipeline, tmp_path: Path) -> None:
+    folder, plan, out = tmp_path / "pipeline", tmp_path / "plan.json", tmp_path / "drawn.npz"
+    digits.save_pretrained(folder)
+    runner = CliRunner()
+    shown = runner.invoke(app, ["show", "--model", str(folder)])
+    assert shown.exit_code == 0, shown.output
+    for what in (
+        "pipeline: ClassConditionalPipeline",
+        "prediction type: epsilon",
+        "scheduler: DDPMScheduler",
+        "N=1000",
+    ):
+        assert what in shown.output
+    how = ["--label", "1,2", "--calls", "2", "--samples", "2", "--out", str(plan)]
+    made = runner.invoke(app, ["tune", "--model", str(folder), *how])
+    assert made.exit_code == 0, made.output
+    assert Plan.load(plan).provenance["model"] == str(folder)
+    how = ["--plan", str(plan), "--label", "1,2", "-n", "3", "--seed", "5", "--out", str(out)]
+    drawn = runner.invoke(app, ["sample", "--model", str(folder), *how])
+    assert drawn.exit_code == 0, drawn.output
+    pictures = np.load(out)["samples"]
+    digits.scheduler, own = TimeTunerScheduler.from_plan(Plan.load(plan)), digits.scheduler
+    try:
+        generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
+        expected = digits([1, 2, 1], num_inference_steps=2, generator=generators, output_type="pt").images
+    finally:
+        digits.scheduler = own
+    np.testing.assert_allclose(pictures, 2 * expected.numpy() - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--model", "digits", "--prompt", "a cat"], "for pipelines, got --model digits: use --label"),
+        (["show"], "give either PLAN, a plan file, or --model"),
+        (["show", "--model", "{empty}"], "is a folder without model_index.json"),
+        (["tune", "--model", "{empty}", "--data", "x.npz"], "--data is not for pipelines"),
+        (["sample", "--model", "{empty}"], "a pipeline needs --plan"),
+    ],
+)
+def test_bad_commands_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [argument.format(empty=tmp_path) for argument in arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
+    names: dict[str, Any] = {}
+    exec(block[: block.index("plan.save")], names)
+    flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
+    x = seeded(2, 4)
+    for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
+
+        class Network:
+            schedule = plan.schedule
+
+            def __call__(self, x: Any, t: Any, tau: Any) -> Any:
+                return 0.5 * x + float(tau)
+
+            def x0(self, x: Any, t: Any, tau: Any) -> Any:
+                return 0.3 * x - float(tau)
+
+        network = Network()
+        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), network.x0)
+        np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)

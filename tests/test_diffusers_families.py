@@ -1,0 +1,271 @@
+"""Pipelines of every family, as they come from diffusers: they run plans as our own loop does, and as the stock
+scheduler does where that one has the same rule; saved and loaded, they do it again."""
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+pytest.importorskip("transformers", reason="the text encoders of most pipelines; in the dev extra")
+
+from pipelines import FAMILIES, Family, inpaint, random
+
+from time_tuner import make_plan, sample
+from time_tuner.diffusers import PipelineModel, TimeTunerScheduler
+from time_tuner.diffusers.scheduler import rest
+
+CALLS = 5
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    made = FAMILIES[request.param]()
+    made.pipe.set_progress_bar_config(disable=True)
+    return made
+
+
+def model(family: Family, **changes: Any) -> PipelineModel:
+    inputs = family.inputs | changes
+    skip = ("prompt", "class_labels", "output_type", "batch_size")
+    given = {name: value for name, value in inputs.items() if name not in skip}
+    return PipelineModel(family.pipe, inputs.get("prompt"), inputs.get("class_labels"), **given)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def run(family: Family, calls: int = CALLS, **inputs: Any) -> tuple[Tensor, Tensor, list[float]]:
+    """The states in which a run of the pipeline begins and ends, two of each, and what it was told."""
+    scheduler, states, told = family.pipe.scheduler, [], []
+    step = scheduler.step
+
+    def watched(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        states.append(sample[:2])
+        told.append(float(timestep))
+        result = step(model_output, timestep, sample, **options)
+        states.append(result[0][:2])
+        return result
+
+    scheduler.step = watched
+    watched.__signature__ = signature(step)  # type: ignore[attr-defined]
+    x = None if family.latents is None else random(2, *family.shape)
+    if "generator" in signature(type(family.pipe).__call__).parameters:
+        inputs = {"generator": seeded()} | inputs
+    torch.manual_seed(3)  # DiT draws from it
+    try:
+        family.run(calls, x, **inputs)
+    finally:
+        del scheduler.step
+    return states[0], states[-1], told
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp", "heun", "unipc"])
+def test_a_pipeline_runs_a_plan_as_our_own_loop_does(family: Family, sampler: str) -> None:
+    calls = 5
+    with model(family) as eps:
+        plan = make_plan(sampler, eps.schedule, calls=calls, spacing="trailing")
+        # Told other times than those of the grid, as a tuned plan has it.
+        plan = plan.with_tau(plan.t[:-1] * torch.linspace(0.99, 0.9, calls))
+    own = family.pipe.scheduler
+    family.pipe.scheduler = TimeTunerScheduler.from_plan(plan, own)
+    strength = {"strength": 0.6} if "strength" in family.inputs and family.latents is None else {}
+    first, last, told = run(family, **strength)
+    expected = plan
+    if strength:  # image to image: what is left of the plan; 3 of 5 calls, a whole number of Heun's steps
+        expected = rest(plan, 2)
+    torch.testing.assert_close(torch.tensor(told), expected.schedule.label(expected.tau).float())
+    family.pipe.scheduler = own
+    with model(family) as eps, torch.no_grad():
+        close(last, sample(eps, expected, first))
+
+
+STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("ddpm", {"variance": "small"}),
+    "ddim": ("ddim", {}),
+    "sd": ("ddim", {}),
+    "sd-v": ("ddim", {}),
+    "sd-zero-snr": ("ddim", {}),
+    "sdxl": ("ddim", {}),  # Euler's method in sigma / alpha is DDIM
+    "sd3": ("ddim", {}),
+    "flux": ("ddim", {}),
+    "ldm": ("ddim", {}),
+    "img2img": ("ddim", {}),
+    "inpaint": ("ddim", {}),
+    "controlnet": ("ddim", {}),
+    "dit": ("ddim", {}),
+    "pixart": ("dpmpp", {"order": 2}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_untuned_it_draws_what_the_stock_scheduler_draws(name: str) -> None:
+    family = FAMILIES[name]()
+    family.pipe.set_progress_bar_config(disable=True)
+    sampler, options = STOCK[name]
+    first, last, told = run(family)
+    tokens = {"tokens": family.shape[0]} if name == "flux" else {}
+    family.pipe.scheduler = TimeTunerScheduler.from_config(
+        family.pipe.scheduler, sampler=sampler, calls=CALLS, **tokens, **options
+    )
+    again, ours, told_ours = run(family)
+    if name == "sdxl":  # its state is of variance 1 + sigma^2 there
+        first, last = again, last
+    close(again, first)
+    assert told_ours == pytest.approx(told, abs=1e-3)
+    close(ours, last)
+
+
+def test_a_saved_pipeline_runs_its_plans_again(family: Family, tmp_path: Path) -> None:
+    own = family.pipe.scheduler
+    tokens = {"tokens": 16} if own.config.get("use_dynamic_shifting") else {}
+    made = TimeTunerScheduler.from_config(own, sampler="unipc", calls=[3, CALLS], **tokens)
+    tuned = [
+        plan.with_tau(0.97 * plan.tau).with_corrections(torch.ones(len(plan), len(plan)).tril(-1) / 10)
+        for plan in made.plans.values()
+    ]
+    family.pipe.scheduler = TimeTunerScheduler.from_plan(tuned, made)
+    family.pipe.save_pretrained(tmp_path)
+    first, last, told = run(family)
+    nothing = {name: None for name, part in family.pipe.components.items() if part is None}
+    family.pipe = DiffusionPipeline.from_pretrained(tmp_path, **nothing)
+    family.pipe.set_progress_bar_config(disable=True)
+    if type(family.pipe).__name__ == "DDIMPipeline":  # puts a DDIMScheduler in the place of any other
+        assert type(family.pipe.scheduler).__name__ == "DDIMScheduler"
+        family.pipe.scheduler = TimeTunerScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    assert family.pipe.scheduler.plans == {len(plan): plan for plan in tuned}
+    again = run(family)
+    assert torch.equal(again[0], first)
+    assert torch.equal(again[1], last)
+    assert again[2] == told
+
+
+def test_gradients_reach_what_the_network_is_told_through_the_pipeline(family: Family) -> None:
+    with model(family) as eps:
+        plan = make_plan("ddim", eps.schedule, calls=3, spacing="trailing")
+        x = random(2, *family.shape)
+        ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
+        p = plan.point(1)
+        said = eps(x, p.t, ratio * p.t)
+        slope = torch.autograd.grad((said.double() ** 2).sum(), ratio)[0]
+        with torch.no_grad():
+            h = 4e-4
+            up, down = ((eps(x, p.t, (1 + s) * p.t).double() ** 2).sum() for s in (h, -h))
+            assert not eps(x, p.t, p.t).requires_grad
+    assert float(slope) == pytest.approx(float((up - down) / (2 * h)), rel=0.1)
+    assert slope != 0
+
+
+def test_what_a_pipeline_was_is_what_it_is_again(family: Family) -> None:
+    own, bar = family.pipe.scheduler, dict(family.pipe._progress_bar_config)
+    with model(family) as eps:
+        assert family.pipe.scheduler is not own
+        assert eps.shape == family.shape
+    assert family.pipe.scheduler is own
+    assert family.pipe._progress_bar_config == bar
+
+
+def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_way_out() -> None:
+    family = inpaint(4)
+    family.pipe.set_progress_bar_config(disable=True)
+    with (
+        pytest.raises(ValueError, match=r"changes the state between two calls.*run the plan here"),
+        model(family) as eps,
+        torch.no_grad(),
+    ):
+        eps(random(2, *family.shape), 0.5, 0.5)
+    assert type(family.pipe.scheduler).__name__ == "DDIMScheduler"
+
+
+def test_guidance_that_depends_on_the_number_of_the_call_is_refused() -> None:
+    family = FAMILIES["controlnet"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="depends on how many calls"):
+        model(family, control_guidance_end=0.6)
+
+
+def test_conditions_are_dealt_out_in_turn_whatever_the_batch() -> None:
+    family = FAMILIES["sd"]()
+    prompts = ["a", "bcd", "efg"]
+    x = random(7, *family.shape)
+    said = []
+    for batch in (1, 2, 7):
+        with (
+            PipelineModel(family.pipe, prompts, batch=batch, guidance_scale=3.0, height=16, width=16) as eps,
+            torch.no_grad(),
+        ):
+            said.append(eps(x, 0.5, 0.4))
+    for other in said[1:]:
+        torch.testing.assert_close(other, said[0], rtol=1e-4, atol=1e-4)
+    with PipelineModel(family.pipe, prompts[1:2], guidance_scale=3.0, height=16, width=16) as eps, torch.no_grad():
+        torch.testing.assert_close(eps(x[[1, 4]], 0.5, 0.4), said[0][[1, 4]], rtol=1e-4, atol=1e-4)
+        assert (eps(x[[0]], 0.5, 0.4) - said[0][[0]]).abs().max() > 1e-3  # another prompt
+
+
+def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from time_tuner.diffusers import model as module
+
+    family = FAMILIES["sd"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(module, "MOST_HELD", 2)
+    x, given = random(6, *family.shape), {"guidance_scale": 3.0, "height": 16, "width": 16}
+    with PipelineModel(family.pipe, ["a", "bcd", "efg"], batch=2, **given) as eps, torch.no_grad():
+        whole = eps(x, 0.5, 0.4)
+        for rows in ([4, 0], [5], [1, 2, 3], [4, 0]):
+            part = eps.take(torch.tensor(rows))
+            torch.testing.assert_close(part(x[rows], 0.5, 0.4), whole[rows], rtol=1e-4, atol=1e-4)
+        again = eps.take(torch.tensor([3, 4, 5])).take(torch.tensor([2, 0]))
+        torch.testing.assert_close(again(x[[5, 3]], 0.5, 0.4), whole[[5, 3]], rtol=1e-4, atol=1e-4)
+        assert len(eps._held) == 2
+
+
+def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from time_tuner.diffusers import held
+
+    family = FAMILIES["sd"]()
+    x = random(1, *family.shape)
+    with model(family) as eps, torch.no_grad():
+        expected = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    monkeypatch.setattr(held.Held.__init__, "__defaults__", (3,))
+    with model(family) as eps, torch.no_grad():
+        said = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    torch.testing.assert_close(said, expected)
+
+
+def test_where_a_pipeline_rounds_what_it_tells_the_plan_holds_what_is_heard() -> None:
+    family = FAMILIES["flux"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    family.pipe.transformer.to(torch.bfloat16)  # the decoder is shared, and not asked
+    halves = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in family.inputs.items()}
+    family.inputs = halves
+    with model(family) as eps:
+        assert eps.dtype == torch.bfloat16
+        label = eps.schedule.label(eps.heard(eps.schedule.time_of([937.5, 833.3])))
+        torch.testing.assert_close(label, torch.tensor([936.0, 832.0], dtype=torch.float64))  # steps of 4 there
+        heard = eps.heard(eps.schedule.time_of([937.5, 833.3]))
+        torch.testing.assert_close(eps.heard(heard), heard)
+        with torch.no_grad():
+            x = random(2, *family.shape)
+            tau = float(eps.schedule.time_of(937.5))
+            assert torch.equal(eps(x, tau, tau), eps(x, tau, float(eps.heard(tau))))
+    with model(FAMILIES["flux"]()) as eps:
+        assert torch.equal(eps.heard([0.3]), torch.tensor([0.3], dtype=torch.float64))
+
+
+def test_heun_begins_an_image_to_image_run_with_a_whole_step() -> None:
+    family = FAMILIES["img2img"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    family.pipe.scheduler = TimeTunerScheduler.from_config(
+        family.pipe.scheduler, sampler="heun", calls=9, spacing="trailing"
+    )
+    run(family, calls=9, strength=0.8)  # 7 calls, from the third on
+    with pytest.raises(ValueError, match=r"may begin at call 0, 2, 4, 6, 8, .*another strength"):
+        run(family, calls=9, strength=0.7)
