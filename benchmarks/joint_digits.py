@@ -105,7 +105,14 @@ class Bench:
 
 
 def main(
-    scales: list[float], samples: int, calls: list[int], budget: str, start: str, spacing: str, out: Path | None
+    scales: list[float],
+    samples: int,
+    calls: list[int],
+    budget: str,
+    start: str,
+    spacing: str,
+    tuned_only: bool,
+    out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
     table = Table(title=f"Digits network: joint tuning within {budget} from {start}@{spacing}, {samples} samples")
@@ -125,9 +132,11 @@ def main(
         for k in calls:
             plan, seconds = bench.tuned(k, budget, start, spacing)
             add(scale, "joint", plan, bench, seconds, plan.provenance["cost"]["tuning"]["evaluations"])
-        for k in (*calls, 20):
+        for k in () if tuned_only else (*calls, 20):
             for name, plan in bench.ranked(k, 3 if k == 20 else 1):
                 add(scale, name, plan, bench)
+        if tuned_only:
+            continue
         add(scale, "DDIM@quadratic", make_plan("ddim", bench.schedule, 100, "quadratic"), bench)
         many = reference_plan(bench.schedule, bench.schedule.t_min, REFERENCE_CALLS)
         add(scale, "reference", many, bench)
@@ -144,5 +153,6 @@ if __name__ == "__main__":
     parser.add_argument("--budget", default="180s")
     parser.add_argument("--start", default="unipc")
     parser.add_argument("--spacing", default="uniform")
+    parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

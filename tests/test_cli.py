@@ -11,7 +11,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, cli, demo, make_plan, report, seeded_noise
+from time_tuner import (
+    SAMPLERS,
+    SPACINGS,
+    TUNERS,
+    NoiseScheduleVP,
+    Plan,
+    cli,
+    demo,
+    make_plan,
+    report,
+    seeded_noise,
+    tuning,
+)
 from time_tuner.cli import app
 
 
@@ -303,7 +315,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "tune_plan", interrupted)
+    monkeypatch.setattr(tuning, "tune", interrupted)
     result = call("tune", *GAUSSIAN, "--samples", 4, "--out", tmp_path / "plan.json")
     assert result.exit_code == 130
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("interrupted")

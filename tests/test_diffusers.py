@@ -451,7 +451,10 @@ def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditional
         (["sample", "--model", "digits", "--prompt", "a cat"], "for pipelines, got --model digits: use --label"),
         (["show"], "give either PLAN, a plan file, or --model"),
         (["show", "--model", "{empty}"], "is a folder without model_index.json"),
-        (["tune", "--model", "{empty}", "--data", "x.npz"], "--data is not for pipelines"),
+        (
+            ["tune", "--model", "{empty}", "--data", "x.npz"],
+            "--data, --dry-run and several numbers of calls are not for pipelines",
+        ),
         (["sample", "--model", "{empty}"], "a pipeline needs --plan"),
     ],
 )
