@@ -17,8 +17,8 @@ from time_tuner import (
     TUNERS,
     NoiseScheduleVP,
     Plan,
-    cli,
     demo,
+    drawing,
     make_plan,
     report,
     seeded_noise,
@@ -136,20 +136,20 @@ def test_samples_do_not_depend_on_how_many_are_drawn(tmp_path: Path, monkeypatch
     assert np.allclose(sixteen[:8], eight, atol=1e-6)
     later = arrays(*drawn, "-n", 8, "--seed", 8, out=tmp_path / "later.npz")
     assert np.allclose(sixteen[8:], later, atol=1e-6)
-    monkeypatch.setattr(cli, "BATCH", 3)
+    monkeypatch.setattr(drawing, "BATCH", 3)
     assert np.allclose(arrays(*drawn, "-n", 16, out=tmp_path / "threes.npz"), sixteen, atol=1e-6)
     assert len(np.unique(sixteen)) == 16
 
 
 def test_noise_of_the_steps_is_not_that_of_the_start() -> None:
     x = torch.empty(1, 4)
-    assert not torch.equal(seeded_noise([0])(x), seeded_noise([cli.STEP_NOISE])(x))
+    assert not torch.equal(seeded_noise([0])(x), seeded_noise([drawing.STEP_NOISE])(x))
 
 
 def test_digits_are_drawn_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = ("--calls", 2, "--spacing", "uniform", "--label", "0,1,2")
     whole = arrays(*common, "-n", 4, out=tmp_path / "a.npz")
-    monkeypatch.setattr(cli, "BATCH", 3)
+    monkeypatch.setattr(drawing, "BATCH", 3)
     assert np.allclose(arrays(*common, "-n", 4, out=tmp_path / "b.npz"), whole, atol=1e-4)
     # Digit 3 of the whole was dealt label 0, and a guidance scale of 1 is none.
     alone = arrays(*common[:-2], "-n", 1, "--seed", 3, "--label", 0, "--guidance-scale", 1, out=tmp_path / "c.npz")

@@ -1,28 +1,21 @@
 """The command `time-tuner`: demo, tune, sample, show, compare."""
 
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
-from . import __version__, data, plots, report, tuning
-from .bundled import Model, load_model
+from . import __version__, data, drawing, plots, report, tuning
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
-from .sampling import sample, seeded_noise
 from .spacings import SPACINGS, default_spacing
 from .specs import parse_sampler
 from .tuners import OBJECTIVES, TUNERS, Budget
 from .tuners.parameters import PARTS
 
-BATCH = 256
 SAMPLES, PIPELINE_SAMPLES, PIPELINE_BATCH = 256, 32, 4  # to tune on
-STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
 
 Model_ = Annotated[
     str,
@@ -182,7 +175,7 @@ def tune(
     """
     _check_suffix(out, (".json",))
     _check_seed(seed)
-    labels = _labels(label)
+    labels = drawing.parse_labels(label)
     if data_path is not None and isinstance(labels, list):
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
     if samples is not None and samples < 2:
@@ -209,7 +202,7 @@ def tune(
         tuning.tell([plan], out)
         return
     samples = samples or SAMPLES
-    loaded = _load(model, _dealt(labels, 0, samples), guidance_scale)
+    loaded = drawing.load(model, drawing.dealt(labels, 0, samples), guidance_scale)
     spacing = spacing or default_spacing(made_by, loaded.schedule)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
@@ -249,7 +242,7 @@ def sample_command(
     """
     _check_suffix(out, (".png", ".npz"))
     _check_seed(seed)
-    labels = _labels(label)
+    labels = drawing.parse_labels(label)
     if _is_pipeline(model, prompt, prompts):
         if plan_file is None:
             raise ValueError("a pipeline needs --plan: tune one, time-tuner tune --model ...")
@@ -260,7 +253,7 @@ def sample_command(
         command.save(drawn, out)
         report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
         return
-    loaded = _load(model, _dealt(labels, 0, min(count, BATCH)), guidance_scale)
+    loaded = drawing.load(model, drawing.dealt(labels, 0, min(count, drawing.BATCH)), guidance_scale)
     if out.suffix.lower() == ".png":
         plots.check_sheet(count, loaded.shape)
     if plan_file is not None:
@@ -271,35 +264,11 @@ def sample_command(
         calls = 10 if calls is None else calls
         plan = make_plan(parse_sampler(sampler or "ddim", option or []), loaded.schedule, calls, spacing)
     began = time.perf_counter()
-    drawn = _draw(loaded, model, plan, count, labels, guidance_scale, seed)
+    drawn = drawing.draw(loaded, model, plan, count, labels, guidance_scale, seed)
     seconds = time.perf_counter() - began
-    _write(drawn, loaded, out)
+    drawing.write(drawn, loaded, out)
     how = "tuned" if plan.tuned else "untuned"
     report.say.print(f"{count} samples in {len(plan)} calls ({how}), {seconds:.1f} s\nwrote {out}", soft_wrap=True)
-
-
-def _draw(loaded: Model, name: str, plan: Plan, count: int, labels: Any, guidance_scale: float, seed: int) -> Tensor:
-    """Samples of the seeds `seed`, `seed + 1`, ..., in batches."""
-    drawn = []
-    meter = report.Meter(loaded.eps)
-    with meter.bar(f"{count} samples", len(plan) * -(-count // BATCH)):
-        for first in range(0, count, BATCH):
-            size = min(BATCH, count - first)
-            if first and isinstance(labels, list):  # a batch has its labels built in
-                meter.eps = _load(name, _dealt(labels, first, size), guidance_scale).eps
-            seeds = range(seed + first, seed + first + size)
-            x = plan.start(seeded_noise(seeds)(torch.empty(size, *loaded.shape)))
-            drawn.append(sample(meter, plan, x, seeded_noise([STEP_NOISE + s for s in seeds])))
-    return torch.cat(drawn)
-
-
-def _write(drawn: Tensor, model: Model, out: Path) -> None:
-    if out.suffix.lower() == ".npz":
-        data.save_samples(drawn, out)
-    elif data.is_picture(model.shape):
-        plots.save(plots.sample_sheet(drawn), out)
-    else:
-        plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model.eps)), out)
 
 
 @app.command(short_help="Print a plan, and plot it; or say what a pipeline is.")
@@ -361,17 +330,10 @@ def compare_command(
 
     _check_suffix(out, (".png", ".svg", ".pdf"))
     _check_seed(seed)
-    labels = _labels(label)
-    shape = _load(model, None, 1.0).shape
+    labels = drawing.parse_labels(label)
+    shape = drawing.load(model, None, 1.0).shape
     count = (100 if data.is_picture(shape) else 10_000) if count is None else count
-    compare(_load(model, _dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
-
-
-def _load(name: str, label: Any, guidance_scale: float) -> Model:
-    if ":" in name and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
-    with report.waiting(f"loading {name}"):
-        return load_model(name, label, guidance_scale)
+    compare(drawing.load(model, drawing.dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
 
 
 def _is_pipeline(name: str, prompt: str | None, prompts: Path | None) -> bool:
@@ -389,22 +351,6 @@ def _guidance(scale: float) -> dict[str, Any]:
     return {} if scale == 1 else {"guidance_scale": scale}
 
 
-def _labels(text: str | None) -> int | list[int] | None:
-    """None, a label, or labels to be dealt out in turn."""
-    if text is None:
-        return None
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--label must be a whole number, or several as in 0,1,2, got {text!r}") from None
-    return labels if len(labels) > 1 else labels[0]
-
-
-def _dealt(labels: int | list[int] | None, first: int, count: int) -> int | list[int] | None:
-    """The labels of samples `first`, ... of a batch; one for all, or none, as they are."""
-    return [labels[i % len(labels)] for i in range(first, first + count)] if isinstance(labels, list) else labels
-
-
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise a ValueError before any work is done if the file could not be written, or is of another kind."""
     if path.suffix.lower() not in suffixes:
@@ -413,8 +359,8 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed < STEP_NOISE:
-        raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")
+    if not 0 <= seed < drawing.STEP_NOISE:
+        raise ValueError(f"--seed must be a whole number from 0 to {drawing.STEP_NOISE - 1}, got {seed}")
 
 
 def _complain(line: str) -> None:
