@@ -42,7 +42,7 @@ TRIAL = 0.08  # the share of the budget for which each start is tried
 LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
 SETBACKS = 5
 MOST_HELD, FEWEST = 128, 8
-FEWEST_PAIRS, MOST_PAIRS = 64, 1024  # by default
+FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
 
 
@@ -112,7 +112,7 @@ class Joint:
             teacher: the many-step plan to learn from; by default 60 calls of DPM-Solver++(2M) to the plan's end.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
-                is enough for, 64 to 1024.
+                is enough for, 16 to 1024.
             iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
             starts: how many starts are tried, the best of the plan itself, other spacings and other orders of its
