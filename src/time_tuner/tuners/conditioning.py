@@ -79,7 +79,9 @@ class Conditioning:
                 "loss_before": [before for before, _ in found.losses],
                 "loss_after": [after for _, after in found.losses],
             }
-        return untuned.with_tau(ratios * untuned.t[:-1]).with_provenance(**notes)
+        # Nothing holds Adam back where the loss is flat; a network is told times that it was trained at.
+        told = (ratios * untuned.t[:-1]).clamp(min(plan.schedule.t_min, float(untuned.tau.min())), plan.schedule.T)
+        return untuned.with_tau(told).with_provenance(**notes)
 
     def cost(
         self,
