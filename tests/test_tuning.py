@@ -473,7 +473,7 @@ def test_options_of_tuning_reach_it(tmp_path: Path) -> None:
 
 
 def test_adam_does_not_leave_the_trained_range() -> None:
-    """At a learning rate far too high the ratios run anywhere; what the network is told stays what it was trained at."""
+    """At a learning rate far too high the ratios run anywhere; the network is told what it was trained at."""
     plan = make_plan("ddim", EPS.schedule, 4, "quadratic")
     tuned = tune(EPS, plan, "sequential", optimizer="adam", objective="published", lr=3.0, iterations=3, guard=False)
     assert (tuned.tau >= plan.schedule.t_min).all() and (tuned.tau <= plan.schedule.T).all()
