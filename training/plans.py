@@ -3,7 +3,7 @@
     python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 300]
 
 ddim-5 and ddim-10: DDIM on the published "leading" grid, what the network is told, by the sequential strategy. joint-5
-and joint-10: where the steps are, what the network is told and how its predictions are combined, from UniPC. Tuned on
+and joint-10: where the steps are, what the network is told and how its predictions are combined, from iPNDM. Tuned on
 samples of every label in turn, and judged on held-out noise.
 """
 
@@ -17,7 +17,7 @@ from time_tuner.tuners.batches import Batched
 
 SAMPLES, CALLS = 120, (5, 10)
 OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "assets" / "plans"
-STARTS = {"ddim": ("ddim", "leading"), "joint": ("unipc", "uniform")}
+STARTS = {"ddim": ("ddim", "leading"), "joint": ("ipndm", "leading")}
 
 
 def main(models: list[str], plans: list[str], iterations: int) -> None:
