@@ -368,8 +368,18 @@ def test_a_loaded_plan_runs_as_the_saved_one(tuned: Plan, tmp_path: Path) -> Non
     assert torch.equal(sample(eps, loaded, x, seeded_noise()), sample(eps, tuned, x, seeded_noise()))
 
 
-@pytest.mark.parametrize("calls", [5, 10])
-@pytest.mark.parametrize("name", ["digits/ddim", "latent-digits/ddim", "latent-digits/joint"])
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        *(("digits/ddim", 5), ("digits/ddim", 10), ("digits/joint", 5)),
+        *(
+            ("latent-digits/ddim", 5),
+            ("latent-digits/ddim", 10),
+            ("latent-digits/joint", 5),
+            ("latent-digits/joint", 10),
+        ),
+    ],
+)
 def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
     name: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
