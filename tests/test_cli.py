@@ -230,6 +230,18 @@ def test_the_demo_compares_and_writes(tmp_path: Path, monkeypatch: pytest.Monkey
 GAUSSIAN = ("--model", "gaussian")
 
 BAD = {
+    ("tune", "--model", "gaussian", "--spacing", "karras(rho=x)"): "rho of spacing 'karras' must be a number",
+    (
+        "tune",
+        "--model",
+        "gaussian",
+        "--method",
+        "joint",
+        "--sampler",
+        "ddpm",
+        "--dry-run",
+    ): "needs a plan without noise",
+    ("tune", "--model", "gaussian", "--method", "joint", "--tune", "foo", "--dry-run"): "tune must name some of",
     ("nonsense",): "nonsense",
     ("tune", "--nonsense"): "--nonsense",
     ("tune", "--calls", "few"): "--calls",

@@ -183,17 +183,15 @@ def test_one_file_may_hold_several_plans(discrete: NoiseScheduleVP, tmp_path: Pa
     path = tmp_path / "plans.json"
     path.write_text(json.dumps([plan.to_dict() for plan in plans]))
     assert Plan.load(path, calls=8) == plans[1]
-    for calls in (None, 5):
-        with pytest.raises(
-            ValueError, match=rf"plans.json has plans for calls = \[4, 8\], got calls={calls}: name one"
-        ):
+    for calls, got in ((None, "none was named"), (5, "got calls=5")):
+        with pytest.raises(ValueError, match=rf"plans.json has plans for calls = \[4, 8\], {got}: name one"):
             Plan.load(path, calls=calls)
     plans[0].save(path)
     assert Plan.load(path) == Plan.load(path, calls=4) == plans[0]
     with pytest.raises(ValueError, match=r"has plans for calls = \[4\], got calls=8"):
         Plan.load(path, calls=8)
     path.write_text("[]")
-    with pytest.raises(ValueError, match=r"has plans for calls = \[\], got calls=None"):
+    with pytest.raises(ValueError, match=r"has plans for calls = \[\], none was named"):
         Plan.load(path)
 
 

@@ -62,7 +62,10 @@ def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, gui
         return Model(eps, schedule, eps.shape)
     if ":" in name:
         return _from_function(name, label, guidance_scale)
-    raise ValueError(f"model must be 'digits', 'latent-digits', 'gaussian' or 'package.module:function', got {name!r}")
+    raise ValueError(
+        f"model must be 'digits', 'latent-digits', 'gaussian' or 'package.module:function' (on the "
+        f"command line also the folder of a diffusers pipeline), got {name!r}"
+    )
 
 
 def linear_betas() -> Tensor:

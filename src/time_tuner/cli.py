@@ -263,6 +263,9 @@ def sample_command(
     else:
         calls = 10 if calls is None else calls
         plan = make_plan(parse_sampler(sampler or "ddim", option or []), loaded.schedule, calls, spacing)
+    made_for = plan.provenance.get("model", model)
+    if made_for != model:
+        report.aside.print(f"note: the plan was made for --model {made_for}", soft_wrap=True)
     began = time.perf_counter()
     drawn = drawing.draw(loaded, model, plan, count, labels, guidance_scale, seed)
     seconds = time.perf_counter() - began
@@ -313,7 +316,14 @@ def compare_command(
         ),
     ],
     model: Model_ = "digits",
-    spacing: Annotated[str, typer.Option("--spacing", help=f"Of runs that name none: {', '.join(SPACINGS)}.")] = "seed",
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            "--spacing",
+            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: seed for gaussian, else the sampler's]",
+            show_default=False,
+        ),
+    ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=2, help="Samples a run.  [default: 10000 numbers, 100 pictures]")
     ] = None,
@@ -333,6 +343,7 @@ def compare_command(
     labels = drawing.parse_labels(label)
     shape = drawing.load(model, None, 1.0).shape
     count = (100 if data.is_picture(shape) else 10_000) if count is None else count
+    spacing = spacing or ("seed" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
     compare(drawing.load(model, drawing.dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
 
 

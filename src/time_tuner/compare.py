@@ -37,7 +37,7 @@ class Run:
     seconds: float
 
 
-def read_run(text: str, model: Model, spacing: str) -> Plan:
+def read_run(text: str, model: Model, spacing: str | None) -> Plan:
     """A plan from `sampler[(option=value)]:calls[@spacing]`, or from a plan file, `path.json[:calls]`."""
     path, _, calls = text.partition(".json")
     if (calls == "" and text.endswith(".json")) or calls.startswith(":"):
@@ -47,7 +47,7 @@ def read_run(text: str, model: Model, spacing: str) -> Plan:
     return parse_run(text, model.schedule, spacing)
 
 
-def draw(model: Model, runs: Sequence[str], spacing: str, count: int, seed: int) -> list[Run]:
+def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int) -> list[Run]:
     """`count` samples of each run, all from the same noise."""
     plans = [read_run(text, model, spacing) for text in runs]
     x = seeded_noise(seed)(torch.empty(count, *model.shape))
@@ -110,7 +110,7 @@ def picture(model: Model, runs: Sequence[Run]) -> "Figure":
     return plots.histograms({run.name: run.samples for run in runs}, plots.target_density(model.eps))
 
 
-def compare(model: Model, runs: Sequence[str], spacing: str, count: int, seed: int, out: Path) -> None:
+def compare(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int, out: Path) -> None:
     """Draw, print the table, save the picture."""
     plots.check_sheet(count, model.shape)
     drawn = draw(model, runs, spacing, count, seed)

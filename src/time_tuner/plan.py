@@ -244,7 +244,11 @@ class Plan:
         if calls is None and len(plans) == 1:
             return plans[0]
         if calls not in found:
-            raise ValueError(f"{path} has plans for calls = {sorted(found)}, got calls={calls}: name one of them")
+            got = "none was named" if calls is None else f"got calls={calls}"
+            raise ValueError(
+                f"{path} has plans for calls = {sorted(found)}, {got}: name one of them (calls=, --calls, or "
+                "file.json:CALLS where runs are compared)"
+            )
         return found[calls]
 
 

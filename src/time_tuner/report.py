@@ -157,7 +157,7 @@ def verdict(plan: Plan) -> str:
     reverted = plan.provenance["reverted"]
     if bare > before:
         worse = "the tuned plan was worse than the untuned one on held-out noise: "
-        if len(reverted) == len(plan):
+        if len(reverted) == len(plan) or after == before:
             return worse + "all rows were put back, so that this is the untuned plan"
         rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
         return worse + f"{rows} put back, and the rest ends {1 - after / before:.1%} nearer than untuned"

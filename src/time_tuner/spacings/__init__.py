@@ -77,4 +77,9 @@ def spacing_of(text: str) -> Spacing:
     if unknown:
         takes = ", ".join(known) or "none"
         raise ValueError(f"spacing {match['name']!r} has no option {unknown[0]!r}; its options: {takes}")
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            default = inspect.signature(found).parameters[name].default
+            if isinstance(default, int | float):
+                raise ValueError(f"{name} of spacing {match['name']!r} must be a number, got {value!r}")
     return partial(found, **options)

@@ -124,12 +124,7 @@ class Joint:
         Raises:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
-        if plan.stochastic:
-            raise ValueError(
-                f"joint tuning needs a plan without noise, whose runs have one end to learn, got {plan.sampler!r}: "
-                "take a deterministic sampler, such as ddim(eta=0), dpmpp or unipc"
-            )
-        parts = Parameters(plan, tune).parts
+        parts = _checked(plan, tune)
         teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
         if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
             raise ValueError(
@@ -159,9 +154,11 @@ class Joint:
         batch: int | None,
         pairs: int | None = None,
         iterations: int | None = None,
+        tune: Sequence[str] = PARTS,
         **options: Any,
     ) -> tuple[Cost, Cost]:
         """What tuning this plan costs as a rule, and at most; a budget lowers it."""
+        _checked(plan, tune)
         calls, held = len(plan), min(MOST_HELD, (pairs or MOST_PAIRS) // 4)
         usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
 
@@ -170,6 +167,16 @@ class Joint:
             return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
 
         return of(usual), of(most)
+
+
+def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
+    """The parts that are tuned, of a plan that can be."""
+    if plan.stochastic:
+        raise ValueError(
+            f"joint tuning needs a plan without noise, whose runs have one end to learn, got {plan.sampler!r}: "
+            "take a deterministic sampler, such as ddim(eta=0), dpmpp or unipc"
+        )
+    return Parameters(plan, tune).parts
 
 
 def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
