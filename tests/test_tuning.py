@@ -420,7 +420,10 @@ def command(*extra: str) -> list[str]:
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, end: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     partial = tmp_path / "plan.json.partial"
-    process = subprocess.Popen(command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )  # fmt: skip
     began = time.monotonic()
     while not (partial.exists() and len(json.loads(partial.read_text())["state"]["seen"]) >= 2):
         assert process.poll() is None and time.monotonic() - began < 120
