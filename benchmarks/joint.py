@@ -25,7 +25,7 @@ from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, 
 from time_tuner.metrics import frechet_between
 from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
-from time_tuner.tuners.memory import Checkpointed
+from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import PARTS, Parameters
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
@@ -162,16 +162,8 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
     """The bytes that a run keeps until its backward pass."""
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        ends = list(trajectory(eps, parameters.plan(v), x))
-    return sum(seen.values()) if ends[-1].requires_grad else 0
+    return kept_bytes(lambda: list(trajectory(eps, parameters.plan(v), x)))
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {

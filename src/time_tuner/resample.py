@@ -6,7 +6,8 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from .plan import Plan, make_plan
-from .schedules import NoiseSchedule, as_times
+from .schedules import as_times
+from .schedules.base import time_at_angle
 
 
 def resample(plan: Plan, calls: int) -> Plan:
@@ -23,14 +24,14 @@ def resample(plan: Plan, calls: int) -> Plan:
         return plan
     schedule, ends = plan.schedule, plan.ends.detach()
     steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
-    angles = _angle(schedule, ends).numpy()
+    angles = schedule.at(ends).angle.numpy()
     shares = np.linspace(0, 1, steps + 1)[1:-1]
     inner = (
         PchipInterpolator(np.linspace(0, 1, len(ends)), angles)(shares)
         if len(ends) > 2
         else angles[:1] + (angles[-1] - angles[0]) * shares
     )
-    times = schedule.inverse_lambda(-torch.log(torch.tan(as_times(inner)))).double()
+    times = time_at_angle(schedule, as_times(inner))
     made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
         **{**plan.provenance, "resampled_from": len(plan)}
@@ -39,15 +40,10 @@ def resample(plan: Plan, calls: int) -> Plan:
 
 def _ratios(plan: Plan, made: Plan) -> Tensor:
     """The ratios of one plan, read at the calls of the other."""
-    known, ratios = _angle(plan.schedule, plan.t[:-1]).numpy(), (plan.tau / plan.t[:-1]).detach().numpy()
+    known, ratios = plan.schedule.at(plan.t[:-1].detach()).angle.numpy(), (plan.tau / plan.t[:-1]).detach().numpy()
     known, first = np.unique(known, return_index=True)
-    asked = np.clip(_angle(made.schedule, made.t[:-1]).numpy(), known[0], known[-1])
+    asked = np.clip(made.schedule.at(made.t[:-1]).angle.numpy(), known[0], known[-1])
     read = PchipInterpolator(known, ratios[first])(asked) if len(known) > 1 else np.full(len(asked), ratios[0])
     low, high = made.schedule.t_min, made.schedule.T
     t = made.t[:-1]
     return as_times(read).clamp(torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0))
-
-
-def _angle(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    p = schedule.at(t.detach())
-    return torch.atan2(p.sigma, p.alpha)

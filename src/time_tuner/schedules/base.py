@@ -31,6 +31,11 @@ class Point:
         return torch.where(some, torch.log(torch.where(some, self.alpha, 1.0)), -torch.inf) - torch.log(self.sigma)
 
     @property
+    def angle(self) -> Tensor:
+        """arctan(sigma / alpha), from 0 without noise to pi / 2 without data."""
+        return torch.atan2(self.sigma, self.alpha)
+
+    @property
     def scale(self) -> Tensor:
         """sqrt(alpha^2 + sigma^2): the deviation of a state in which the data has variance 1; 1 on a VP schedule."""
         return torch.hypot(self.alpha, self.sigma)
@@ -65,3 +70,8 @@ class NoiseSchedule(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """The constructor values, as JSON holds them."""
+
+
+def time_at_angle(schedule: NoiseSchedule, angle: Tensor) -> Tensor:
+    """The time at which arctan(sigma / alpha) is `angle`, float64."""
+    return schedule.inverse_lambda(-torch.log(torch.tan(angle))).double()

@@ -11,7 +11,7 @@ from .parameters import Parameters
 
 RATE = 0.03
 PATIENCE = 0.15  # the share of the budget without progress after which it goes back
-NUMBERS = ("first", "best", "setbacks", "moved_at")
+NUMBERS = ("first", "best", "setbacks", "moved_at", "stale")
 
 
 class Descent:

@@ -40,7 +40,8 @@ BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
 TRIAL = 0.08  # the share of the budget for which each start is tried
 LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
-SETBACKS = 5
+SETBACKS = 5  # after so many there is nothing to be found any more
+STARTS = 60  # about as many are ranked: spacings times orders
 MOST_HELD, FEWEST = 128, 8
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
@@ -163,7 +164,7 @@ class Joint:
         usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
 
         def of(count: int) -> Cost:
-            looks = forward(held) * calls * (LOOKS + 60)  # those at starts too
+            looks = forward(held) * calls * (LOOKS + STARTS)
             return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
 
         return of(usual), of(most)
@@ -247,12 +248,12 @@ class _Search:
         for descent in tried:
             if descent.stale and not done:
                 descent.look(self.lesson.of(descent.plan(), self.held), 0.0)
-        calls, seen = 3 * len(plans[0]), 0
+        calls, seen = 3 * len(plans[0]), int(self._share(done) * LOOKS)
         while (share := self._share(done)) < 1 and job.affords(calls):
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
             left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
-            if descent.setbacks > SETBACKS:  # nothing is to be found any more
+            if descent.setbacks > SETBACKS:
                 break
             self._iterate(descent, done, max(0.0, left))
             done += 1

@@ -1,6 +1,7 @@
 """What a backward pass keeps of a network, and how to keep less."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,8 +34,8 @@ class Checkpointed:
         return said
 
 
-def kept_bytes(eps: Eps, x: Tensor, plan: Plan) -> int:
-    """How much memory one call on x keeps until its backward pass."""
+def kept_bytes(work: Callable[[], Any]) -> int:
+    """How much memory some work keeps until its backward pass."""
     seen: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ def kept_bytes(eps: Eps, x: Tensor, plan: Plan) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    p = plan.point(len(plan) - 1)
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        eps(x.detach().requires_grad_(), p.t, p.t)
+        done = work()  # what it returns holds what is kept, or memory would be counted as used again
+    del done
     return sum(seen.values())
 
 
@@ -60,4 +61,6 @@ def free_bytes(device: torch.device) -> int:
 
 def crowded(eps: Eps, x: Tensor, plan: Plan) -> bool:
     """Whether the activations of a whole run would fill more than half of what is free."""
-    return kept_bytes(eps, x, plan) * len(plan) > free_bytes(x.device) / 2
+    p = plan.point(len(plan) - 1)
+    once = kept_bytes(lambda: eps(x.detach().requires_grad_(), p.t, p.t))
+    return once * len(plan) > free_bytes(x.device) / 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
-from ..schedules import NoiseSchedule
+from ..schedules.base import time_at_angle
 
 PARTS = ("times", "tau", "corrections")
 WIDEST = 4.0
@@ -37,7 +37,7 @@ class Parameters:
         self.start, self.parts = plan, tuple(part for part in PARTS if part in parts)
         calls = len(plan)
         self.lower = torch.tril_indices(calls, calls, -1)
-        angles = _angle(plan.schedule, plan.ends)
+        angles = plan.schedule.at(plan.ends).angle
         self.first, self.increments = angles[0], -angles.diff()
         sizes = {"times": len(plan.steps), "tau": calls, "corrections": self.lower.shape[1]}
         self.sizes = [sizes[part] for part in self.parts]
@@ -79,12 +79,7 @@ class Parameters:
             return ends
         grown = self.increments * torch.exp(values)
         angles = self.first - (grown * (self.increments.sum() / grown.sum())).cumsum(0)
-        inner = self.start.schedule.inverse_lambda(-torch.log(torch.tan(angles[:-1]))).double()
+        inner = time_at_angle(self.start.schedule, angles[:-1])
         # A grid that ends at 0 may reach below the least trained time on its way.
         inner = inner.clamp(min(self.start.schedule.t_min, float(ends[-2].detach())), self.start.schedule.T)
         return torch.cat([ends[:1], inner, ends[-1:]])
-
-
-def _angle(schedule: NoiseSchedule, t: Tensor) -> Tensor:
-    p = schedule.at(t)
-    return torch.atan2(p.sigma, p.alpha)
