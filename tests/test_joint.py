@@ -383,18 +383,31 @@ def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
 # --- where it starts from ---
 
 
-def test_starts_have_the_ends_of_the_plan() -> None:
+def test_starts_end_where_the_plan_does() -> None:
     plan = make_plan("dpmpp", SMOOTH, 5, "quadratic")
     found = starting_plans(plan, 3)
     assert found[0] is plan and len(found) > 5
     assert {one.sampler.order for one in found} == {1, 2, 3}  # type: ignore[attr-defined]
-    for one in found:
-        assert len(one) == 5 and one.t[0] == plan.t[0] and abs(float(one.t[-1] - plan.t[-1])) < 1e-9
+    assert all(len(one) == 5 and one.t[-1] == plan.t[-1] for one in found)
+    assert min(float(one.t[0]) for one in found) < 0.9 < max(float(one.t[0]) for one in found)
     assert starting_plans(plan, 1) == [plan]
+    to_zero = starting_plans(make_plan("ddim", SMOOTH, 5, "trailing"), 3)
+    assert len(to_zero) > 5 and all(one.t[-1] == 0 for one in to_zero)
     with pytest.raises(ValueError, match="starts must be a whole number"):
         starting_plans(plan, 0)
-    with pytest.raises(ValueError, match="others must be deterministic plans from"):
+    with pytest.raises(ValueError, match=r"others must be deterministic plans to t = 0\.001"):
         starting_plans(plan, 1, [make_plan("dpmpp", SMOOTH, 5, "seed")])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_starts_differ_in_what_is_tuned_alone(part: str) -> None:
+    plain = make_plan("dpmpp", SMOOTH, 4, "quadratic")
+    lower = torch.full((4, 4), 0.1, dtype=torch.float64).tril(-1)
+    plan = plain.with_tau(plain.tau * 0.9).with_corrections(lower)
+    for one in starting_plans(plan, 3, parts=(part,)):
+        assert part == "times" or torch.equal(one.ends, plan.ends)
+        assert part == "tau" or torch.allclose(one.tau / one.t[:-1], plan.tau / plan.t[:-1])
+        assert part == "corrections" or (one.sampler == plan.sampler and torch.equal(one.corrections, lower))
 
 
 def test_a_neighbour_is_a_better_start_than_none() -> None:

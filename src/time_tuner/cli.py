@@ -209,7 +209,7 @@ def tune(
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     how = {"method": method, "samples": samples, "batch": batch, **options}
     if dry_run:
-        tuning.foretell(plans, x0 is None, how)
+        tuning.foretell(loaded, plans, x0 is None, {**how, "budget": limit})
     else:
         tuning.tuned(loaded, plans, x0, how, {"seed": seed, "budget": limit}, out)
 

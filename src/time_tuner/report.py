@@ -135,6 +135,14 @@ def _figures(usual: Cost, most: Cost) -> tuple[str, str, str, str]:
     return f"{usual.calls:,}", f"{most.calls:,}", f"{usual.evaluations:,}", f"{most.evaluations:,}"
 
 
+def duration(seconds: float) -> str:
+    """So many seconds, as people say it."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def measured(plan: Plan, calls: int) -> str:
     """What the numbers of a plan that was judged by a run of so many calls mean."""
     kind = "energy distance" if plan.stochastic else "mean distance"

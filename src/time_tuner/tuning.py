@@ -5,19 +5,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import report
 from .bundled import Model
 from .plan import Plan
 from .tuners import REFERENCE_CALLS, estimate, tune
+from .tuners.batches import take
+from .tuners.extent import BATCH, seconds_a_call
 from .tuners.several import tune_several
 
 
-def foretell(plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
-    """Print what tuning these plans will cost."""
+def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
+    """Print what tuning these plans will cost, by two calls of the model that are timed."""
+    some = take(model.eps, torch.arange(BATCH) % how["samples"])
+    call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *model.shape))
     for plan in plans:
-        report.say.print(report.cost_table(estimate(plan, own_samples=own_samples, **how), f"{len(plan)} calls"))
+        costs = estimate(plan, own_samples=own_samples, call=call, **how)
+        report.say.print(report.cost_table(costs, f"{len(plan)} calls"))
+        seconds = call / BATCH * sum(usual.evaluations for usual, _ in costs.values())
+        report.say.print(f"about {report.duration(seconds)} at the speed of this model here")
 
 
 def tuned(
@@ -29,7 +37,7 @@ def tuned(
     """
     partial = out.with_name(f"{out.name}.partial")
     meter = report.Meter(model.eps)
-    costs = (estimate(plan, own_samples=x0 is None, **how).values() for plan in plans)
+    costs = (estimate(plan, own_samples=x0 is None, budget=options["budget"], **how).values() for plan in plans)
     expected = sum(usual.calls for cost in costs for usual, _ in cost)
     given: dict[str, Any] = {"data": x0, "shape": model.shape, "checkpoint": partial, "progress": meter.tell}
     given |= {"say": report.say.print, **how, **options}

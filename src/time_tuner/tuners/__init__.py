@@ -153,24 +153,30 @@ def estimate(
     device: torch.device | str = "cpu",
     own_samples: bool = True,
     guard: bool = True,
+    budget: str | int | Budget | None = None,
+    call: float = 0.0,
     **options: Any,
 ) -> dict[str, tuple[Cost, Cost]]:
     """What `tune` with these arguments will cost: for each purpose, as a rule and at most. "tuning" is left out where
     the method does not tell.
 
+    `call` is the seconds that the model takes for 32 samples, by which a method may choose how much it does; 0 where
+    that is not known.
+
     Raises:
         ValueError: an unknown method or option.
     """
     _check(method, options)
-    batch = _batch(batch, samples, device, options)
+    batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
     cost, teacher = (getattr(TUNERS[method], name, None) for name in ("cost", "teacher_cost"))
     run = forward(samples, batch)
     least, most = run * (2 * len(plan)), run * (len(plan) * (1 + len(plan)))
-    return {
-        **(
-            {"teacher": teacher(**options)} if teacher is not None else {"data": (run * (OWN_CALLS * own_samples),) * 2}
-        ),
-        **({} if cost is None else {"tuning": cost(plan, samples, batch, **options)}),
+    given: dict[str, Any] = {**options, "budget": limit, "call": call}
+    costs = {"data": (run * (OWN_CALLS * own_samples),) * 2} if teacher is None else {"teacher": teacher(plan, **given)}
+    if cost is not None:
+        usual, highest = cost(plan, samples, batch, **given)
+        costs["tuning"] = limit.cut(usual), limit.cut(highest)
+    return costs | {
         "reference": (run * (REFERENCE_CALLS * guard),) * 2,
         "guard": (least, most) if guard else (Cost(), Cost()),
     }

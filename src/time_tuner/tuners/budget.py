@@ -14,6 +14,20 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Network calls, and the samples in them: batch x forward, a backward as two forwards."""
+
+    calls: int = 0
+    evaluations: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.calls * times, self.evaluations * times)
+
+
+@dataclass(frozen=True)
 class Budget:
     """The most that a tuner may spend; None for no limit. One network call is one forward of one batch, and a backward
     counts as two."""
@@ -40,23 +54,18 @@ class Budget:
             raise ValueError(f"budget must be written as in 20000calls, 60s or 2m, got {text!r}")
         return cls(calls=int(number)) if unit.startswith("call") else cls(seconds=number * _SECONDS[unit])
 
+    def __bool__(self) -> bool:
+        return self.calls is not None or self.seconds is not None
+
+    def cut(self, cost: Cost) -> Cost:
+        """As much of a cost as so many calls allow."""
+        if self.calls is None or cost.calls <= self.calls:
+            return cost
+        return Cost(self.calls, cost.evaluations * self.calls // cost.calls)
+
     def __str__(self) -> str:
         limits = [] if self.calls is None else [f"{self.calls} calls"]
         return " and ".join(limits if self.seconds is None else [*limits, f"{self.seconds:g} s"]) or "none"
-
-
-@dataclass
-class Cost:
-    """Network calls, and the samples in them: batch x forward, a backward as two forwards."""
-
-    calls: int = 0
-    evaluations: int = 0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
-
-    def __mul__(self, times: int) -> "Cost":
-        return Cost(self.calls * times, self.evaluations * times)
 
 
 def forward(samples: int, batch: int | None = None) -> Cost:

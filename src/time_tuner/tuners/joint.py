@@ -7,7 +7,6 @@ from the same noise. LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) t
 (Oganov et al., 2025, https://arxiv.org/abs/2510.17699) the coefficients too.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +17,26 @@ from torch import Tensor
 
 from ..plan import Plan
 from ..sampling import Eps, trajectory
+from . import extent
 from .batches import Batched
-from .budget import Cost, forward
+from .budget import Cost
 from .calibration import Calibration, first_seed
 from .descent import Descent
+from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
 from .memory import Checkpointed, crowded
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
-from .teacher import BATCH as TEACHER_BATCH
 from .teacher import Pairs, described, teach
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`distance(x, y)` of two batches (B, ...): (B,), or their mean."""
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
-TEACHER_CALLS = 60
 DELTA = 1e-3
-BATCH = 32
-SECONDS = 120.0  # what tuning is to take where no budget is given
 TRIAL = 0.08  # the share of the budget for which each start is tried
-LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
 SETBACKS = 5  # after so many there is nothing to be found any more
-STARTS = 60  # about as many are ranked: spacings times orders
-MOST_HELD, FEWEST = 128, 8
-FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
-LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
 
 
 def robust(x: Tensor, y: Tensor) -> Tensor:
@@ -136,38 +128,20 @@ class Joint:
         taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
-        found, notes = search(starting_plans(plan, starts, others), starts if starts > 1 else 1 + len(others))
+        found, notes = search(starting_plans(plan, starts, others, parts), starts if starts > 1 else 1 + len(others))
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
-    def teacher_cost(self, teacher: Plan | None = None, pairs: int | None = None, **options: Any) -> tuple[Cost, Cost]:
-        """What the teacher's runs cost as a rule, and at most; exact where the number of pairs is given."""
-        calls = TEACHER_CALLS if teacher is None else len(teacher)
-        least, most = (
-            forward(count, TEACHER_BATCH) * calls for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)
-        )
-        return least, most
+    def teacher_cost(self, plan: Plan, **options: Any) -> tuple[Cost, Cost]:
+        """What the teacher's runs cost as a rule, and at most."""
+        return extent.teacher_cost(plan, **options)
 
     def cost(
-        self,
-        plan: Plan,
-        samples: int,
-        batch: int | None,
-        pairs: int | None = None,
-        iterations: int | None = None,
-        tune: Sequence[str] = PARTS,
-        **options: Any,
+        self, plan: Plan, samples: int, batch: int | None, tune: Sequence[str] = PARTS, **options: Any
     ) -> tuple[Cost, Cost]:
-        """What tuning this plan costs as a rule, and at most; a budget lowers it."""
+        """What tuning this plan costs as a rule, and at most."""
         _checked(plan, tune)
-        calls, held = len(plan), min(MOST_HELD, (pairs or MOST_PAIRS) // 4)
-        usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
-
-        def of(count: int) -> Cost:
-            looks = forward(held) * calls * (LOOKS + STARTS)
-            return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
-
-        return of(usual), of(most)
+        return extent.tuning_cost(plan, **options)
 
 
 def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
@@ -204,24 +178,12 @@ def _size(
     for name, value, least in (("pairs", pairs, FEWEST), ("iterations", iterations, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    budget = job.meter.budget
-    seconds = budget.seconds or SECONDS
-    limited = budget.calls is not None or budget.seconds is not None
-    if pairs is None or (iterations is None and not limited):
+    call = 0.0
+    if pairs is None or (iterations is None and not job.meter.budget):
         model = eps.take(torch.arange(BATCH) % calibration.samples)
-        x = plan.start(torch.zeros(BATCH, *calibration.shape, device=calibration.device))
-        p = plan.point(len(plan) - 1)
-        with torch.no_grad(), job.ledger.during("teacher"):
-            model(x, p.t, p.t)
-            began = time.perf_counter()
-            float(model(x, p.t, p.t).sum())
-        call = time.perf_counter() - began
-        pairs = pairs or int(min(MOST_PAIRS, max(FEWEST_PAIRS, 0.25 * seconds / (call * teacher / BATCH))))
-        if not limited:
-            iterations = iterations or int(
-                min(MOST_ITERATIONS, max(LEAST_ITERATIONS, 0.75 * seconds / (call * 3 * len(plan))))
-            )
-    return {"pairs": pairs, "iterations": iterations or 10**9}
+        with job.ledger.during("teacher"):
+            call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
+    return sizes(plan, teacher, call, job.meter.budget, pairs, iterations)
 
 
 class _Search:
@@ -279,9 +241,15 @@ class _Search:
         return max(done / self.size["iterations"], self.job.meter.share)
 
     def _ranked(self, plans: Sequence[Plan]) -> list[int]:
-        """The plans by how far they end untuned, the given one before its equals."""
-        rows = self.held[:BATCH]
-        return [i for _, i in sorted((self.lesson.of(plan, rows), i) for i, plan in enumerate(plans))]
+        """The plans by how far they end untuned, the given one before its equals; of each grid the best one, for
+        where corrections are tuned the orders of a sampler come to the same."""
+        rows, grids = self.held[:BATCH], list[Tensor]()
+        order = []
+        for _, i in sorted((self.lesson.of(plan, rows), i) for i, plan in enumerate(plans)):
+            if not any(torch.equal(plans[i].ends, ends) for ends in grids):
+                grids.append(plans[i].ends)
+                order.append(i)
+        return order
 
     def _iterate(self, descent: Descent, done: int, left: float) -> None:
         """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""
