@@ -1,6 +1,7 @@
 """Tuners: the search finds minima, the strategies do what the paper says, the guard never hands over what is worse."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, exact, make_plan, samp
 from time_tuner.tuners import Calibration, Judge
 from time_tuner.tuners.objectives import loss
 from time_tuner.tuners.runs import PlanRun, start
-from time_tuner.tuners.search import minimise
+from time_tuner.tuners.search import answer, descend, lowest
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]])
@@ -20,6 +21,17 @@ MIXTURE = exact.Mixture(CENTRES, 0.2)
 EPS = MIXTURE.eps(SCHEDULE)
 DIGITS = exact.Mixture(torch.tensor(load_digits().data) / 8 - 1, 0.1)  # a real data set's own denoiser
 METHODS = pytest.mark.parametrize("method", ["sequential", "parallel"])
+
+
+def minimise(f: Callable[[float], float], start: float, low: float, high: float) -> tuple[float, float]:
+    """Where a search ends, and the value there."""
+    seen: dict[float, float] = {}
+    search = descend(start, low, high)
+    asked = next(search, None)
+    while asked is not None:
+        seen[asked] = f(asked)
+        asked = answer(search, seen[asked])
+    return lowest(seen, start)
 
 
 class TestSearch:

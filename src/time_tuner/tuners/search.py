@@ -22,25 +22,6 @@ SURPRISE = 1e-3  # by a parabola that foretold the last value to this share of i
 FLOOR = 0.01  # where the value is near zero, to shares of this part of what it rises to in the bracket
 
 
-def minimise(
-    f: Callable[[float], float],
-    start: float,
-    low: float,
-    high: float,
-    stride: float = 0.04,
-    tolerance: float = 2e-3,
-    most: int = 24,
-) -> tuple[float, float]:
-    """The nearest minimum downhill of `start` in [low, high]: (where, value); see `descend`."""
-    seen: dict[float, float] = {}
-    search = descend(start, low, high, stride, tolerance, most)
-    asked = next(search, None)
-    while asked is not None:
-        seen[asked] = f(asked)
-        asked = answer(search, seen[asked])
-    return lowest(seen, start)
-
-
 def answer(search: Descent, value: float) -> float | None:
     """Send a search the value it asked for; gives where it wants the next one, None when it has ended."""
     try:
