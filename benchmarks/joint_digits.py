@@ -1,9 +1,10 @@
 """Joint tuning on the bundled digits network, beside every untuned sampler and spacing there is.
 
-    python benchmarks/joint_digits.py [--guidance-scale 1 2] [--samples 300] [--budget 180s] [--json out.json]
+    python benchmarks/joint_digits.py [--guidance-scale 1 2] [--seeds 3] [--budget 180s] [--json out.json]
+    python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # what each part is worth
 
-For tuned plans of 5 and 10 calls: the mean distance of a sample to the end of a 100-call run from the same noise, and
-the Frechet distance of the samples to the MNIST test digits, labels balanced; beside them the best untuned plans of 5,
+For tuned plans of 5 and 10 calls, over seeds: the mean distance of a sample to the end of a 100-call run from the same
+noise, and the Frechet distance of the samples to the MNIST test digits, labels balanced; beside them the best untuned plans of 5,
 10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are measured), and
 DDIM in 100.
 The network runs in bfloat16 autocast, in tuning and in measuring. Noise and seeds of the measurement are not those of
@@ -12,6 +13,7 @@ the tuning.
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,14 @@ from torch import Tensor
 from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noise, tune
 from time_tuner.metrics import digit_frechet, distance
 from time_tuner.samplers import sampler_from_dict
-from time_tuner.sampling import Eps
 from time_tuner.spacings import SPACINGS
-from time_tuner.tuners import reference_plan
+from time_tuner.tuners import Calibration, reference_plan
+from time_tuner.tuners.batches import Batched
+from time_tuner.tuners.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
+PAIRS = 512  # of the teacher, in tuning
+SUBSETS = [(part,) for part in PARTS] + [PARTS[:2], PARTS[1:], (PARTS[0], PARTS[2]), PARTS]
 ORDERS = (None, 1, 2, 3, 4)
 
 
@@ -95,22 +100,27 @@ class Bench:
             scores.append((float(distance(sample(self.few, plan, x), ends[end]).mean()), name, plan))
         return [(name, plan) for _, name, plan in sorted(scores, key=lambda score: score[0])[:most]]
 
-    def tuned(self, calls: int, budget: str, start: str, spacing: str) -> tuple[Plan, float]:
-        """A plan tuned on all labels, and the seconds that took."""
-        eps: Eps = labelled(40, self.guidance_scale)[0]
+    def calibration(self, seed: int) -> Calibration:
+        """The teacher's noise of a seed, under all labels; its runs serve all plans that are tuned on it."""
+        model = Batched(labelled(40, self.guidance_scale)[0])
+        return Calibration(model, self.schedule, None, 40, seed, self.shape)
+
+    def tuned(self, plan: Plan, calibration: Calibration, budget: str, **options: Any) -> tuple[Plan, float]:
+        """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""
         began = time.perf_counter()
-        plan = make_plan(start, self.schedule, calls, spacing)
-        made = tune(eps, plan, "joint", guard=False, samples=40, shape=self.shape, budget=budget, verbose=True)
-        return made, time.perf_counter() - began
+        how: dict[str, Any] = {"guard": False, "budget": budget, "pairs": PAIRS, "verbose": True, **options}
+        return tune(calibration.eps, plan, "joint", calibration, **how), time.perf_counter() - began
 
 
 def main(
     scales: list[float],
+    seeds: int,
     samples: int,
     calls: list[int],
     budget: str,
     start: str,
     spacing: str,
+    parts: bool,
     tuned_only: bool,
     out: Path | None,
 ) -> None:
@@ -126,33 +136,53 @@ def main(
         print(rows[-1], flush=True)
         cost = (f"{seconds:.0f}", f"{spent:,}") if spent else ("", "")
         table.add_row(f"{scale:g}", str(len(plan)), name, f"{apart:.3f}", f"{frechet:.3f}", *cost)
+        if out is not None:
+            out.write_text(json.dumps(rows, indent=1))
+
+    def summed_up(scale: float, k: int, name: str) -> None:
+        found = [row for row in rows if (row["guidance"], row["calls"], row["plan"]) == (scale, k, name)]
+        values = [[row[what] for row in found] for what in ("distance", "frechet")]
+        shown = [f"{statistics.mean(each):.3f} +- {statistics.pstdev(each):.3f}" for each in values]
+        table.add_row(f"{scale:g}", str(k), f"{name}, {len(found)} seeds", *shown, "", "")
 
     for scale in scales:
         bench = Bench(scale, samples)
+        calibrations = [bench.calibration(seed) for seed in range(seeds)]
         for k in calls:
-            plan, seconds = bench.tuned(k, budget, start, spacing)
-            add(scale, "joint", plan, bench, seconds, plan.provenance["cost"]["tuning"]["evaluations"])
-        for k in () if tuned_only else (*calls, 20):
+            plan = make_plan(start, bench.schedule, k, spacing)
+            for names in SUBSETS if parts else [PARTS]:
+                name = "joint" if names == PARTS else " + ".join(names)
+                for calibration in calibrations:
+                    tuned, seconds = bench.tuned(
+                        plan, calibration, budget, tune=names, **({"starts": 1} if parts else {})
+                    )
+                    add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
+                summed_up(scale, k, name)
+            if parts:
+                add(scale, "untuned", plan, bench)
+                for method in ("sequential", "parallel"):
+                    add(scale, method, tune(calibrations[0].eps, plan, method, calibrations[0]), bench)
+        if tuned_only or parts:
+            continue
+        for k in (*calls, 20):
             for name, plan in bench.ranked(k, 3 if k == 20 else 1):
                 add(scale, name, plan, bench)
-        if tuned_only:
-            continue
         add(scale, "DDIM@quadratic", make_plan("ddim", bench.schedule, 100, "quadratic"), bench)
         many = reference_plan(bench.schedule, bench.schedule.t_min, REFERENCE_CALLS)
         add(scale, "reference", many, bench)
     Console(width=130).print(table)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guidance-scale", dest="scales", nargs="+", type=float, default=[1.0, 2.0])
-    parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--budget", default="180s")
-    parser.add_argument("--start", default="unipc")
-    parser.add_argument("--spacing", default="uniform")
+    parser.add_argument("--start", default="ddim")
+    parser.add_argument("--spacing", default="leading")
+    parser.add_argument("--parts", action="store_true", help="each part alone and together, from one start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

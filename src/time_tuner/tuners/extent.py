@@ -14,9 +14,9 @@ from .teacher import BATCH as TEACHER_BATCH
 TEACHER_CALLS = 60
 BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
-LOOK, LOOKS = 10, 50  # at least so many iterations between two looks at the validation pairs, so many looks at most
+LOOK, LOOKS = 10, 25  # at least so many iterations between two looks at the validation pairs, so many looks at most
 STARTS = 60  # about as many are ranked: spacings times orders
-MOST_HELD, FEWEST = 128, 8
+MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
 NO_BUDGET = Budget()
