@@ -4,9 +4,9 @@
     python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # what each part is worth
 
 For tuned plans of 5 and 10 calls, over seeds: the mean distance of a sample to the end of a 100-call run from the same
-noise, and the Frechet distance of the samples to the MNIST test digits, labels balanced; beside them the best untuned plans of 5,
-10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are measured), and
-DDIM in 100.
+noise, and the Frechet distance of the samples to the MNIST test digits, labels balanced; beside them the best untuned
+plans of 5, 10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are
+measured), and DDIM in 100.
 The network runs in bfloat16 autocast, in tuning and in measuring. Noise and seeds of the measurement are not those of
 the tuning.
 """

@@ -11,7 +11,7 @@ from .parameters import Parameters
 
 RATE = 0.03
 BETAS = (0.9, 0.99)
-DAMPING = 1e-3  # what the matrix, scaled to a diagonal of 1, is raised by
+DAMPING = 1e-2  # what the matrix, scaled to a diagonal of 1, is raised by
 PATIENCE = 0.15  # the share of the budget without progress after which it goes back
 NUMBERS = ("first", "best", "setbacks", "moved_at", "stale", "steps")
 VECTORS = ("v", "best_v", "mean", "square")
@@ -20,8 +20,8 @@ VECTORS = ("v", "best_v", "mean", "square")
 class Descent:
     """A way down from one start.
 
-    The step is that of Adam (Kingma & Ba, 2015) with the whole matrix of second moments in place of its diagonal
-    (Duchi et al., 2011): the numbers of a plan are few, and act on each other, an earlier step on all that follow. The
+    The step is as long as that of Adam (Kingma & Ba, 2015), in the direction that the whole matrix of second moments
+    gives in place of its diagonal (Duchi et al., 2011): the numbers of a plan are few, and act on each other. The
     learning rate is the same for all problems, for the numbers have one scale by design: a tenth is much in each of
     them. It falls by a cosine, and is halved where validation pairs show no progress for a while, in which case the way
     goes on from the best plan seen. That one is what counts.
@@ -74,17 +74,18 @@ class Descent:
         self.stale = True
 
     def _direction(self, gradient: Tensor) -> Tensor:
-        """The mean gradient over the root of the mean of its square, a matrix."""
+        """The mean gradient over the root of the mean of its square, a matrix, as long as with the diagonal alone."""
         self.steps += 1
         self.mean = torch.lerp(gradient, self.mean, BETAS[0])
         self.square = torch.lerp(torch.outer(gradient, gradient), self.square, BETAS[1])
         mean, square = (
             moment / (1 - beta**self.steps) for moment, beta in zip((self.mean, self.square), BETAS, strict=True)
         )
-        scale = square.diagonal().sqrt().clamp(min=1e-12)  # without the rest of the matrix, this is Adam
+        scale = square.diagonal().sqrt().clamp(min=1e-12)
+        adam = mean / scale
         values, vectors = torch.linalg.eigh(square / torch.outer(scale, scale))
-        weights = 1 / (values.clamp(min=0) + DAMPING).sqrt()
-        direction: Tensor = vectors @ (weights * (vectors.T @ (mean / scale)))
+        turned = vectors @ ((vectors.T @ adam) / (values.clamp(min=0) + DAMPING).sqrt())
+        direction: Tensor = turned * (adam.norm() / turned.norm().clamp(min=1e-12))
         return direction
 
     def look(self, loss: float, share: float) -> None:
