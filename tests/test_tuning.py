@@ -460,6 +460,26 @@ def test_a_dry_run_says_what_it_costs_and_does_nothing(tmp_path: Path) -> None:
     assert rows["tuning"][0] == str(costs["tuning"][0].calls)
     assert rows["samples to tune on"] == ["100", "100", "800", "800"]
     assert rows["in all"][0] == str(sum(usual.calls for usual, _ in costs.values()))
+    assert "at the speed of this model here" in said.stdout
+
+
+def test_a_dry_run_of_joint_tuning_knows_the_budget_and_the_speed(tmp_path: Path) -> None:
+    said = call("--dry-run", "--method", "joint", "--budget", "300calls", "--calls", 5, "--out", tmp_path / "plan.json")
+    assert said.exit_code == 0 and not list(tmp_path.iterdir())
+    tuning = next(line for line in said.stdout.splitlines() if "tuning" in line)
+    assert tuning.replace("│", " ").split()[1:3] == ["300", "300"]
+    plan = make_plan("ddim", SCHEDULE, 5)
+
+    def expected(**how: Any) -> tuple[Any, Any]:
+        return estimate(plan, "joint", samples=16, **how)["tuning"]
+
+    least, most = expected()
+    assert least.calls < most.calls  # how fast the model is decides
+    slow, fast = (expected(call=call)[0] for call in (1.0, 0.02))
+    assert slow.evaluations < fast.evaluations <= most.evaluations
+    short, long = (expected(call=0.1, budget=budget)[0] for budget in ("1m", "10m"))
+    assert 5 * short.evaluations < long.evaluations < 20 * short.evaluations
+    assert expected(call=0.1, iterations=7, pairs=64) == expected(iterations=7, pairs=64)
 
 
 def test_options_of_tuning_reach_it(tmp_path: Path) -> None:
