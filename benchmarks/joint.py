@@ -87,7 +87,7 @@ def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """Each part of joint tuning alone and together, beside the two strategies of TimeTuner, from two samplers."""
+    """Each part of joint tuning alone and together, in 500 iterations, beside the two strategies of TimeTuner."""
     rows = []
     every = [(a,) for a in PARTS] + [PARTS[:2], PARTS[1:], (PARTS[0], PARTS[2]), PARTS]
     for name in ("tuned", "ddim, 5 calls", "dpmpp, 5 calls", "ddim, 10 calls"):
@@ -104,7 +104,7 @@ def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
     for method in ("sequential", "parallel"):
         row(method, lambda plan, seed, method=method: tune(EPS, plan, method, seed=seed, shape=(64,)))  # type: ignore[misc]
     for names in every:
-        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, tune=names, starts=1)[0])  # type: ignore[misc]
+        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 500, tune=names, starts=1)[0])  # type: ignore[misc]
     return rows
 
 

@@ -120,6 +120,7 @@ def main(
     budget: str,
     start: str,
     spacing: str,
+    starts: int,
     parts: bool,
     tuned_only: bool,
     out: Path | None,
@@ -182,6 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--budget", default="180s")
     parser.add_argument("--start", default="ddim")
     parser.add_argument("--spacing", default="leading")
+    parser.add_argument("--starts", type=int, default=1, help="how many are tried; 1: that one alone")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, from one start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)

@@ -12,7 +12,7 @@ from .parameters import Parameters
 RATE = 0.03
 BETAS = (0.9, 0.99)
 DAMPING = 1e-2  # what the matrix, scaled to a diagonal of 1, is raised by
-PATIENCE = 0.15  # the share of the budget without progress after which it goes back
+PATIENCE = 0.25  # the share of the budget without progress after which it goes back
 NUMBERS = ("first", "best", "setbacks", "moved_at", "stale", "steps")
 VECTORS = ("v", "best_v", "mean", "square")
 
@@ -31,7 +31,7 @@ class Descent:
         first, best: the validation loss of the start, and the least so far (infinite before the first look).
         moved_at: the share of the budget at which that was, or at which it last went back.
         stale: whether there were steps since the last look.
-        steps: how many there were since it last went back.
+        steps: how many there were.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -39,11 +39,7 @@ class Descent:
         self.v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
         self.best_v, self.first, self.best = self.v.detach().clone(), math.inf, math.inf
         self.stale, self.setbacks, self.moved_at = True, 0, 0.0
-        self._forget()
-
-    def _forget(self) -> None:
-        count = len(self.parameters)
-        self.steps = 0
+        count, self.steps = len(parameters), 0
         self.mean = torch.zeros(count, dtype=torch.float64)
         self.square = torch.zeros(count, count, dtype=torch.float64)
 
@@ -101,7 +97,7 @@ class Descent:
     def _go_back(self) -> None:
         with torch.no_grad():
             self.v.copy_(self.best_v)
-        self._forget()
+        self.mean.zero_()  # what is known of the directions still holds
         self.setbacks += 1
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 DELTA = 1e-3
-TRIAL = 0.08  # the share of the budget for which each start is tried
+TRIAL = 0.05  # the share of the budget for which each start is tried
 SETBACKS = 5  # after so many there is nothing to be found any more
 
 
