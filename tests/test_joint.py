@@ -285,7 +285,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     for model, teacher, first, message in (
         (other, plan, 7, "another model"),
         (EPS, reference_plan(SMOOTH, 0.001, 12), 7, "another teacher"),
-        (EPS, plan, 8, "another first"),
+        (EPS, plan, 8, "another seed"),
     ):
         with pytest.raises(ValueError, match=message):
             teach(model, teacher, first, like, 6, Job(), cache)
@@ -310,6 +310,29 @@ def test_a_budget_of_calls_is_kept() -> None:
         options = {**QUICK, "iterations": None}
         cost = tune(EPS, plan, "joint", budget=f"{calls}calls", **options).provenance["cost"]["tuning"]["calls"]
         assert 0.9 * calls <= cost <= 1.1 * calls
+
+
+@pytest.mark.parametrize("budget", [1, 16, 40, 90])
+@pytest.mark.parametrize("starts", [1, 3])
+def test_the_smallest_budgets_are_kept_too(budget: int, starts: int) -> None:
+    """Where it is not even enough for one iteration, the plan is handed back as it is."""
+    plan = make_plan("dpmpp", SMOOTH, 5, "quadratic")
+    tuned = tune(EPS, plan, "joint", **{**QUICK, "iterations": None, "starts": starts}, budget=budget)
+    assert tuned.provenance["cost"].get("tuning", {"calls": 0})["calls"] <= budget
+    assert f"budget of {budget} calls" in tuned.provenance["stopped"]
+    assert budget > 16 or (torch.equal(tuned.tau, plan.tau) and tuned.corrections is None)
+
+
+def test_corrections_are_not_lost_by_tuning_what_the_network_is_told() -> None:
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    tuned = tune(EPS, plan, "joint", **QUICK)
+    with pytest.raises(ValueError, match=r"tunes plans without corrections.*take method='joint' with tune=\('tau',\)"):
+        tune(EPS, tuned, "sequential", shape=(4,))
+    again = tune(EPS, tuned, "joint", **{**QUICK, "tune": ("tau",)})
+    assert again.corrections is not None and torch.equal(again.corrections, tuned.corrections)  # type: ignore[arg-type]
+    for wrong, message in (({"teacher": 5}, "teacher must be a Plan, got 5"), ({"distance": 3}, "distance must be a")):
+        with pytest.raises(ValueError, match=message):
+            tune(EPS, plan, "joint", **QUICK, **wrong)
 
 
 def test_a_budget_of_time_is_kept() -> None:

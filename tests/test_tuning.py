@@ -139,7 +139,7 @@ def test_budgets_are_read_as_people_write_them() -> None:
     assert Budget.parse("2m") == Budget(seconds=120) and Budget.parse(" 1.5 h ") == Budget(seconds=5400)
     assert Budget.parse(None) == Budget() == Budget.parse(Budget())
     for wrong in ("", "20", "calls", "1.5calls", "60 parsecs", "-3s", "0s", 2.5):
-        with pytest.raises(ValueError, match=r"budget must be written as in 20000calls, 60s or 2m, got"):
+        with pytest.raises(ValueError, match="budget must be written as in 20000calls"):
             Budget.parse(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"calls of a budget must be positive, got 0"):
         Budget.parse(0)
@@ -373,7 +373,8 @@ def test_a_run_that_was_all_but_finished_costs_no_more(tmp_path: Path, method: s
 def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
     for what, other in (("seed", {"seed": 1}), ("options", {"last": True}), ("plan", {"plan": quadratic(6)}),
-                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"})):  # fmt: skip
+                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"}),
+                        ("model", {"eps": exact.Mixture(DATA[:9] + 1, 0.2).eps(SCHEDULE)})):  # fmt: skip
         stopped_after(2, checkpoint=partial)
         said: list[str] = []
         plan = tuned(checkpoint=partial, say=said.append, **other)

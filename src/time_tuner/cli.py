@@ -2,6 +2,7 @@
 
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,12 +181,17 @@ def tune(
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
     if samples is not None and samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
+    if teacher is not None:
+        _check_suffix(teacher, (".safetensors",), "--teacher")
     limit = Budget.parse(budget)
     made_by = parse_sampler(sampler, option or [])
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
     # A method may have none of these.
     given = {"objective": objective, "last": last or None, "tune": parts, "cache": teacher}
     options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if method in TUNERS and name not in signature(TUNERS[method]).parameters:
+            raise ValueError(f"--{'teacher' if name == 'cache' else name} is not for --method {method}")
     counts = sorted({calls, *(more_calls or [])})
     if _is_pipeline(model, prompt, prompts):
         if data_path is not None or dry_run or len(counts) > 1:
@@ -362,10 +368,10 @@ def _guidance(scale: float) -> dict[str, Any]:
     return {} if scale == 1 else {"guidance_scale": scale}
 
 
-def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+def _check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Raise a ValueError before any work is done if the file could not be written, or is of another kind."""
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(path)!r}")
+        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
     data.check_writable(path)
 
 

@@ -17,7 +17,11 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is not JSON, or holds NaN or infinity.
     """
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constants)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no text") from error
+    return json.loads(text, parse_constant=_no_constants)
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:

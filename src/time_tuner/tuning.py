@@ -21,8 +21,10 @@ def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[s
     """Print what tuning these plans will cost, by two calls of the model that are timed."""
     some = take(model.eps, torch.arange(BATCH) % how["samples"])
     call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *model.shape))
-    for plan in plans:
+    for i, plan in enumerate(plans):
         costs = estimate(plan, own_samples=own_samples, call=call, **how)
+        if i:  # they share the teacher's runs, or the data
+            costs = {name: cost for name, cost in costs.items() if name not in ("teacher", "data")}
         report.say.print(report.cost_table(costs, f"{len(plan)} calls"))
         seconds = call / BATCH * sum(usual.evaluations for usual, _ in costs.values())
         report.say.print(f"about {report.duration(seconds)} at the speed of this model here")

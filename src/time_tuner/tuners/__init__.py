@@ -110,11 +110,13 @@ def tune(
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
+    elif not isinstance(samples, int) or samples < 2:
+        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
     ledger = Ledger()
     network = Batched(eps, _batch(batch, samples, device, options), ledger)
     if not isinstance(data, Calibration):
         calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device)
-    made = {
+    made: dict[str, Any] = {
         "plan": plan.to_dict(),
         "method": method,
         "options": {name: _plain(value) for name, value in options.items()},
@@ -123,6 +125,8 @@ def tune(
         "samples": samples,
         "versions": _versions(),
     }
+    if checkpoint is not None:
+        made["model"] = calibration.answer(eps)
     tell = tqdm_bar(method) if progress is True or verbose else progress or None
     job = Job(Budget.parse(budget), ledger, None if checkpoint is None else Path(checkpoint), made, tell, say)
     tuned = TUNERS[method](network, plan, calibration, job, **options).with_provenance(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..sampling import Eps, sample, seeded_noise
 from ..schedules import NoiseSchedule, Point
-from .batches import Batched
+from .batches import Batched, take
 from .guard import reference_plan
 
 NOISE, DATA, HELD_OUT = 1, 2, 3
@@ -118,6 +118,14 @@ class Calibration:
             return "own samples"
         numbers = self._data.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+
+    def answer(self, model: Eps) -> list[float]:
+        """What a model says of a little noise, to two digits: enough to tell another model."""
+        p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
+        x = float(p.scale) * seeded_noise(0)(self._empty(2))
+        with torch.no_grad():
+            said = take(model, torch.arange(2))(x, p.t, p.t).double()
+        return [float(f"{value:.1e}") for value in (said.abs().mean(), said.square().mean())]
 
     def draws(self, model: Eps) -> Draws:
         """The data with noise, the same at every call."""

@@ -58,6 +58,11 @@ class Conditioning:
         """
         if optimizer not in ("search", "adam"):
             raise ValueError(f"optimizer must be 'search' or 'adam', got {optimizer!r}")
+        if plan.corrections is not None and plan.corrections.any():
+            raise ValueError(
+                f"method={self.strategy!r} tunes plans without corrections, got {plan!r}: take method='joint' with "
+                "tune=('tau',), which keeps them, or plan.with_corrections(None)"
+            )
         objective = _default(plan, optimizer) if objective is None else objective
         goal = find_objective(objective)
         untuned = plan.with_tau(plan.t[:-1]).with_corrections(None)

@@ -1,6 +1,7 @@
 """How much joint tuning does, by the network's speed and the budget, and what that costs."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ STARTS = 60  # about as many are ranked: spacings times orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
+LEAST_CALL = 1e-3  # seconds
 NO_BUDGET = Budget()
 
 
 def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
-    """How long the model takes for a batch like this one: the shortest of some calls, the first of which is slow."""
+    """How long the model takes for a batch like this one: the shortest of some calls, the first of which is slow; of a
+    small model at least what the arithmetic around a call takes."""
     x, p = plan.start(noise), plan.point(len(plan) - 1)
     took = []
     with torch.no_grad():
@@ -31,7 +34,7 @@ def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
             began = time.perf_counter()
             float(eps(x, p.t, p.t).sum())
             took.append(time.perf_counter() - began)
-    return min(took)
+    return max(min(took), LEAST_CALL)
 
 
 def sizes(
@@ -53,15 +56,16 @@ def teacher_cost(
     budget: Budget = NO_BUDGET,
     teacher: Plan | None = None,
     pairs: int | None = None,
+    cache: str | Path | None = None,
     **options: Any,
 ) -> tuple[Cost, Cost]:
     """What the teacher's runs cost as a rule, and at most; exact where the number of pairs is given, or `call`,
-    the seconds that the model takes for 32 samples."""
+    the seconds that the model takes for 32 samples. Where there is a `cache`, as a rule it holds them."""
     calls = TEACHER_CALLS if teacher is None else len(teacher)
     if call and pairs is None:
         pairs = sizes(plan, calls, call, budget)["pairs"]
     least, most = (forward(count, TEACHER_BATCH) * calls for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS))
-    return least, most
+    return Cost(calls, calls) if cache is not None and Path(cache).exists() else least, most
 
 
 def tuning_cost(

@@ -19,7 +19,7 @@ from ..plan import Plan
 from ..sampling import Eps, trajectory
 from . import extent
 from .batches import Batched
-from .budget import Cost
+from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
 from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, seconds_a_call, sizes
@@ -118,6 +118,9 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
+        if not (teacher is None or isinstance(teacher, Plan)) or not callable(distance):
+            name, got = ("distance", distance) if not callable(distance) else ("teacher", teacher)
+            raise ValueError(f"{name} must be {'a Plan' if name == 'teacher' else 'a function (x, y)'}, got {got!r}")
         teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
         if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
             raise ValueError(
@@ -201,7 +204,14 @@ class _Search:
     def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how."""
         job, state = self.job, self.job.state
-        order = state.get("order") or self._ranked(plans)[:starts]
+        look, iteration = self._calls(plans[0], len(self.held)), 3 * self._calls(plans[0], min(BATCH, self.train))
+        ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans)
+        if not state and not job.affords(ranking + look * starts + iteration):
+            plans, starts = plans[:1], 1
+            if not job.affords(2 * look + iteration):
+                job.stop("the beginning")
+                return plans[0], {"iterations": 0}
+        order = state.get("order") or (self._ranked(plans)[:starts] if len(plans) > 1 else [0])
         tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
         for descent, kept in zip(tried, state.get("tried", []), strict=False):
             descent.restore(kept)
@@ -210,8 +220,8 @@ class _Search:
         for descent in tried:
             if descent.stale and not done:
                 descent.look(self.lesson.of(descent.plan(), self.held), 0.0)
-        calls, seen = 3 * len(plans[0]), int(self._share(done) * LOOKS)
-        while (share := self._share(done)) < 1 and job.affords(calls):
+        seen = int(self._share(done) * LOOKS)
+        while (share := self._share(done)) < 1 and job.affords(iteration + look):
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
             left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
@@ -231,10 +241,14 @@ class _Search:
             if descent.stale:
                 descent.look(self.lesson.of(descent.plan(), self.held), 1.0)
         best = min(tried, key=lambda one: one.best)
-        if job.meter.share >= 1:
+        if not job.affords(iteration + look):
             job.stop(f"iteration {done}")
         notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
         return best.best_plan(), notes
+
+    def _calls(self, plan: Plan, count: int) -> int:
+        """The network calls of a run of so many pairs."""
+        return len(plan) * forward(count, self.lesson.eps.batch).calls
 
     def _share(self, done: int) -> float:
         """How much of the budget is used up after so many iterations."""

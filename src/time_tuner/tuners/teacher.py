@@ -85,9 +85,10 @@ def _read(path: Path, made: dict[str, str]) -> Tensor:
             ends: Tensor = file.get_tensor("ends")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no teacher file: {error}") from None
-    other = [name for name, value in made.items() if held.get(name) != value]
+    words = {"teacher": "teacher", "first": "seed", "shape": "shape of samples"}
+    other = [words[name] for name, value in made.items() if held.get(name) != value]
     if other:
-        raise ValueError(f"{path} holds the runs of another {', '.join(other)}: name another file, or remove it")
+        raise ValueError(f"{path} holds runs with another {', another '.join(other)}: name another file, or remove it")
     return ends
 
 
