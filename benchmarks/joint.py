@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import exact_digits, linear_schedule
+from problems import SUBSETS, exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,7 +26,7 @@ from time_tuner.metrics import frechet_between
 from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
-from time_tuner.tuners.parameters import PARTS, Parameters
+from time_tuner.tuners.parameters import Parameters
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
 EPS = DATA.eps(SCHEDULE)
@@ -89,7 +89,6 @@ def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
 def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
     """Each part of joint tuning alone and together, in 500 iterations, beside the two strategies of TimeTuner."""
     rows = []
-    every = [(a,) for a in PARTS] + [PARTS[:2], PARTS[1:], (PARTS[0], PARTS[2]), PARTS]
     for name in ("tuned", "ddim, 5 calls", "dpmpp, 5 calls", "ddim, 10 calls"):
         table.add_column(name, justify="right")
     starts = [("ddim", 5), ("dpmpp", 5), ("ddim", 10)]
@@ -103,7 +102,7 @@ def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
     row("nothing", lambda plan, seed: plan)
     for method in ("sequential", "parallel"):
         row(method, lambda plan, seed, method=method: tune(EPS, plan, method, seed=seed, shape=(64,)))  # type: ignore[misc]
-    for names in every:
+    for names in SUBSETS:
         row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 500, tune=names, starts=1)[0])  # type: ignore[misc]
     return rows
 

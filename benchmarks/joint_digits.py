@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import InBfloat16
+from problems import SUBSETS, InBfloat16
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -34,7 +34,6 @@ from time_tuner.tuners.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
 PAIRS = 512  # of the teacher, in tuning
-SUBSETS = [(part,) for part in PARTS] + [PARTS[:2], PARTS[1:], (PARTS[0], PARTS[2]), PARTS]
 ORDERS = (None, 1, 2, 3, 4)
 
 

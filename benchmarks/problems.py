@@ -14,7 +14,10 @@ from time_tuner.bundled import NULL_LABEL, digits_network, linear_betas
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.calibration import OWN_CALLS, Draws
 from time_tuner.tuners.guard import reference_plan
+from time_tuner.tuners.parameters import PARTS
 
+SUBSETS = [*((part,) for part in PARTS), PARTS[:2], PARTS[1:], PARTS[::2], PARTS]
+"""Every choice of what joint tuning tunes."""
 JUDGED_ON = 2 * 10**8  # the first of the seeds of what plans are compared on; no tuner draws from there
 
 

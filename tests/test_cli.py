@@ -198,11 +198,12 @@ def test_the_verdict_is_plain(discrete: NoiseScheduleVP) -> None:
     def verdict(before: float, bare: float, after: float, reverted: list[int]) -> str:
         return report.verdict(plan.with_provenance(before=before, bare=bare, after=after, reverted=reverted))
 
-    worse = "the tuned plan was worse than the untuned one on held-out noise"
-    assert verdict(2, 1, 1, []) == "the tuned plan ends 50.0% nearer to the many-call run than the untuned one"
-    assert verdict(2, 3, 1, [1, 2]).startswith(f"{worse}: rows 1, 2 were put back")
-    assert verdict(2, 3, 1, [1]).startswith(f"{worse}: row 1 was put back")
-    assert verdict(2, 3, 2, [0, 1, 2]).startswith(f"{worse}: all rows were put back")
+    nearer = "the tuned plan ends 50.0% nearer to the many-call run than the untuned one"
+    assert verdict(2, 1, 1, []) == nearer
+    assert verdict(2, 3, 1, [1, 2]) == f"{nearer}, after rows 1, 2 were put back, which did harm"
+    assert verdict(2, 1.5, 1, [1]) == f"{nearer}, after row 1 was put back, which did harm"
+    assert verdict(2, 3, 2, [0, 1, 2]).startswith("the tuned plan was worse on held-out noise: the untuned")
+    assert verdict(2, 1.9, 2, [0, 1, 2]).startswith("the tuned plan was not nearer by more than chance on held-out")
     assert verdict(2, 2, 2, []).startswith("tuning changed nothing")
 
 

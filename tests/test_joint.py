@@ -151,6 +151,22 @@ def test_a_distance_of_the_users() -> None:
     assert robust(asked[1], end).mean() < 0.9 * robust(asked[0], end).mean()
 
 
+def test_a_distance_that_looks_at_one_coordinate() -> None:
+    """It brings the first coordinate closer than the robust norm of all does."""
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    x = seeded_noise(123)(torch.empty(400, 4))
+    end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
+
+    def first(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y)[:, 0].abs()
+
+    def of(tuned: Plan) -> float:
+        return float(first(sample(EPS, tuned, x), end).mean())
+
+    options = {**QUICK, "iterations": 400, "pairs": 512}
+    assert of(tune(EPS, plan, "joint", distance=first, **options)) < of(tune(EPS, plan, "joint", **options))
+
+
 def test_the_plan_holds_over_conditions() -> None:
     """Two data sets, one for each condition: each pair is taught and tuned under its own."""
     shifted = Mixture(POINTS + 3.0, 0.15).eps(SMOOTH)

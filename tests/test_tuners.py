@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, exact, make_plan, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, exact, make_plan, sample, seeded_noise, tune
 from time_tuner.tuners import Calibration, Judge
+from time_tuner.tuners.guard import guarded
 from time_tuner.tuners.objectives import loss
 from time_tuner.tuners.runs import PlanRun, start
 from time_tuner.tuners.search import answer, descend, lowest
@@ -118,6 +120,39 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
     assert torch.equal(guarded.tau, plan.tau)
     assert guarded.provenance["reverted"] == [4]
     assert guarded.provenance["bare"] > guarded.provenance["before"] == guarded.provenance["after"]
+
+
+class Shares:
+    """A judge to which every row that is not told its own time is worth something, on a hundred samples."""
+
+    def __init__(self, *worth: Tensor) -> None:
+        self.worth = worth
+
+    def shares(self, plan: Plan) -> Tensor:
+        moved = (plan.tau != plan.t[:-1]).tolist()
+        return 1 - sum((gain for gain, is_so in zip(self.worth, moved, strict=True) if is_so), torch.zeros(100))
+
+
+def test_the_guard_puts_a_row_back_also_where_the_whole_is_better() -> None:
+    untuned = make_plan("ddim", SCHEDULE, calls=3)
+    tuned = untuned.with_tau(untuned.t[:-1] * 0.99)
+    gain, harm = torch.full((100,), 0.5), torch.full((100,), -0.2)
+    found = guarded(tuned, untuned, Shares(gain, gain, harm))
+    assert torch.equal(found.tau, torch.cat([tuned.tau[:2], untuned.tau[2:]]))
+    assert found.provenance["reverted"] == [2]
+    assert [found.provenance[name] for name in ("before", "bare", "after")] == pytest.approx([1, 0.2, 0])
+
+
+@pytest.mark.parametrize(("deviation", "kept"), [(0.5, True), (2.0, False)])
+def test_a_gain_that_may_be_chance_is_not_handed_over(deviation: float, kept: bool) -> None:
+    """The mean of a hundred gains of 0.1 each that deviate so much has a tenth of that as its error."""
+    untuned = make_plan("ddim", SCHEDULE, calls=3)
+    tuned = untuned.with_tau(untuned.tau * torch.tensor([0.99, 1, 1], dtype=torch.float64))
+    gain = 0.1 + deviation * torch.tensor([1.0, -1.0]).repeat(50)
+    found = guarded(tuned, untuned, Shares(gain, gain, gain))
+    assert torch.equal(found.tau, tuned.tau if kept else untuned.tau)
+    assert found.provenance["bare"] < found.provenance["before"]
+    assert found.provenance["reverted"] == ([] if kept else [0, 1, 2])
 
 
 @METHODS

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -186,12 +185,7 @@ def tune(
     limit = Budget.parse(budget)
     made_by = parse_sampler(sampler, option or [])
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
-    # A method may have none of these.
-    given = {"objective": objective, "last": last or None, "tune": parts, "cache": teacher}
-    options = {name: value for name, value in given.items() if value is not None}
-    for name in options:
-        if method in TUNERS and name not in signature(TUNERS[method]).parameters:
-            raise ValueError(f"--{'teacher' if name == 'cache' else name} is not for --method {method}")
+    options = tuning.options_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
     counts = sorted({calls, *(more_calls or [])})
     if _is_pipeline(model, prompt, prompts):
         if data_path is not None or dry_run or len(counts) > 1:

@@ -163,15 +163,14 @@ def verdict(plan: Plan) -> str:
     """The same in one sentence."""
     before, bare, after = (plan.provenance[key] for key in ("before", "bare", "after"))
     reverted = plan.provenance["reverted"]
-    if bare > before:
-        worse = "the tuned plan was worse than the untuned one on held-out noise: "
-        if len(reverted) == len(plan) or after == before:
-            return worse + "all rows were put back, so that this is the untuned plan"
-        rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
-        return worse + f"{rows} put back, and the rest ends {1 - after / before:.1%} nearer than untuned"
+    if len(reverted) == len(plan):
+        found = "worse" if bare > before else "not nearer by more than chance"
+        return f"the tuned plan was {found} on held-out noise: the untuned plan is handed over"
     if after == before:
         return "tuning changed nothing: the untuned plan is handed over"
-    return f"the tuned plan ends {1 - after / before:.1%} nearer to the many-call run than the untuned one"
+    rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
+    back = f", after {rows} put back, which did harm" if reverted else ""
+    return f"the tuned plan ends {1 - after / before:.1%} nearer to the many-call run than the untuned one{back}"
 
 
 def _readable(value: Any) -> str:

@@ -11,22 +11,42 @@ from torch import Tensor
 from . import report
 from .bundled import Model
 from .plan import Plan
-from .tuners import REFERENCE_CALLS, estimate, tune
+from .tuners import REFERENCE_CALLS, estimate, options_of, tune
 from .tuners.batches import take
+from .tuners.budget import Cost
 from .tuners.extent import BATCH, seconds_a_call
 from .tuners.several import tune_several
 
+IN_PYTHON = {"teacher": "cache"}  # names that differ
+
+
+def options_given(method: str, **asked: Any) -> dict[str, Any]:
+    """The options of a method that the command line was given, by their names in `tune`.
+
+    Raises:
+        ValueError: an unknown method, or an option that it does not have.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    for option in given:
+        if IN_PYTHON.get(option, option) not in options_of(method):
+            raise ValueError(f"--{option} is not for --method {method}")
+    return {IN_PYTHON.get(option, option): value for option, value in given.items()}
+
+
+def costs(plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]]]:
+    """What tuning each of these plans will cost, as a rule and at most; the first one bears what they share."""
+    each = [estimate(plan, **how) for plan in plans]
+    shared = ("teacher", "data")
+    return each[:1] + [{name: cost for name, cost in of.items() if name not in shared} for of in each[1:]]
+
 
 def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
-    """Print what tuning these plans will cost, by two calls of the model that are timed."""
+    """Print what tuning these plans will cost, and about how long it takes, by a few calls of the model."""
     some = take(model.eps, torch.arange(BATCH) % how["samples"])
     call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *model.shape))
-    for i, plan in enumerate(plans):
-        costs = estimate(plan, own_samples=own_samples, call=call, **how)
-        if i:  # they share the teacher's runs, or the data
-            costs = {name: cost for name, cost in costs.items() if name not in ("teacher", "data")}
-        report.say.print(report.cost_table(costs, f"{len(plan)} calls"))
-        seconds = call / BATCH * sum(usual.evaluations for usual, _ in costs.values())
+    for plan, cost in zip(plans, costs(plans, own_samples=own_samples, call=call, **how), strict=True):
+        report.say.print(report.cost_table(cost, f"{len(plan)} calls"))
+        seconds = call / BATCH * sum(usual.evaluations for usual, _ in cost.values())
         report.say.print(f"about {report.duration(seconds)} at the speed of this model here")
 
 
@@ -39,8 +59,8 @@ def tuned(
     """
     partial = out.with_name(f"{out.name}.partial")
     meter = report.Meter(model.eps)
-    costs = (estimate(plan, own_samples=x0 is None, budget=options["budget"], **how).values() for plan in plans)
-    expected = sum(usual.calls for cost in costs for usual, _ in cost)
+    foretold = costs(plans, own_samples=x0 is None, budget=options["budget"], **how)
+    expected = sum(usual.calls for cost in foretold for usual, _ in cost.values())
     given: dict[str, Any] = {"data": x0, "shape": model.shape, "checkpoint": partial, "progress": meter.tell}
     given |= {"say": report.say.print, **how, **options}
     try:

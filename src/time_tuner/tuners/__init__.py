@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "Step",
     "estimate",
+    "options_of",
     "reference_plan",
     "tune",
 ]
@@ -38,7 +39,8 @@ __all__ = [
 Tuner: TypeAlias = Callable[..., Plan]
 """`tuner(eps, plan, calibration, job, **options)`: a plan, tuned. `eps` is counted and called in batches, see
 `Batched`; `job` says what may be spent, keeps the state and tells how far it is, see `Job`. A tuner that can foretell
-what it costs has a method `cost(plan, samples, batch, **options)`: as a rule, and at most."""
+what it costs has a method `cost(plan, samples, batch, **options)`: for "tuning", and for "teacher" where it has one,
+what that costs as a rule, and at most."""
 
 TUNERS: dict[str, Tuner] = {
     "sequential": Conditioning("sequential"),
@@ -172,24 +174,33 @@ def estimate(
     """
     _check(method, options)
     batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
-    cost, teacher = (getattr(TUNERS[method], name, None) for name in ("cost", "teacher_cost"))
     run = forward(samples, batch)
-    least, most = run * (2 * len(plan)), run * (len(plan) * (1 + len(plan)))
-    given: dict[str, Any] = {**options, "budget": limit, "call": call}
-    costs = {"data": (run * (OWN_CALLS * own_samples),) * 2} if teacher is None else {"teacher": teacher(plan, **given)}
-    if cost is not None:
-        usual, highest = cost(plan, samples, batch, **given)
-        costs["tuning"] = limit.cut(usual), limit.cut(highest)
+    least, most = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))  # untuned, tuned, a row or all put back
+    foretell = getattr(TUNERS[method], "cost", None)
+    costs = {} if foretell is None else foretell(plan, samples, batch, **options, budget=limit, call=call)
+    if "tuning" in costs:
+        costs["tuning"] = tuple(map(limit.cut, costs["tuning"]))
+    if "teacher" not in costs:  # which needs no data
+        costs = {"data": (run * (OWN_CALLS * own_samples),) * 2} | costs
     return costs | {
         "reference": (run * (REFERENCE_CALLS * guard),) * 2,
         "guard": (least, most) if guard else (Cost(), Cost()),
     }
 
 
-def _check(method: str, options: Mapping[str, Any]) -> None:
+def options_of(method: str) -> list[str]:
+    """The names of a method's options.
+
+    Raises:
+        ValueError: an unknown method.
+    """
     if method not in TUNERS:
         raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
-    takes = list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
+    return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
+
+
+def _check(method: str, options: Mapping[str, Any]) -> None:
+    takes = options_of(method)
     unknown = [name for name in options if name not in takes]
     if unknown:
         raise ValueError(f"method {method!r} has no option {unknown[0]!r}; its options: {', '.join(takes) or 'none'}")

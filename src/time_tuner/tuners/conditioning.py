@@ -98,7 +98,7 @@ class Conditioning:
         last: bool = False,
         iterations: int = 500,
         **options: Any,
-    ) -> tuple[Cost, Cost]:
+    ) -> dict[str, tuple[Cost, Cost]]:
         """What tuning this plan costs as a rule, and at most; the published procedure's is exact."""
         goal = find_objective(_default(plan, optimizer) if objective is None else objective)
         run, steps = PlanRun(plan), len(plan) - (not last)
@@ -108,7 +108,7 @@ class Conditioning:
             once = forward(batch or ADAM_BATCH)
             each = (goal.calls + (goal.target is find_objective("published").target) + 3 + 3 * looks) * steps
             exact = once * iterations * (sum(before) + each)
-            return exact, exact
+            return {"tuning": (exact, exact)}
         once = forward(samples, batch)
         if self.strategy == "sequential":  # the step before has asked what the network says of its end
             begins = [goal.calls + (k == 0 or not looks) for k in range(steps)]
@@ -119,7 +119,7 @@ class Conditioning:
             # Told its own time the network is asked but once, and that answer is `said`.
             return once * (sum(begins) + steps * (looks + (values - 1) * (1 + looks)))
 
-        return of(USUAL), of(MOST)
+        return {"tuning": (of(USUAL), of(MOST))}
 
 
 def _default(plan: Plan, optimizer: str) -> str:

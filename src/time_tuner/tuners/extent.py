@@ -37,57 +37,56 @@ def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
     return max(min(took), LEAST_CALL)
 
 
+def usual_pairs(teacher: int, call: float, budget: Budget) -> int:
+    """The pairs of a teacher of so many calls that a quarter of the time is enough for."""
+    return int(min(MOST_PAIRS, max(FEWEST_PAIRS, 0.25 * (budget.seconds or SECONDS) / (call * teacher / BATCH))))
+
+
+def usual_iterations(plan: Plan, call: float, budget: Budget) -> int:
+    """The iterations that the rest of the time, or a budget in calls, is enough for."""
+    each = 3 * len(plan)
+    if budget.calls is not None:
+        return max(1, budget.calls // each)
+    count = int(0.75 * (budget.seconds or SECONDS) / (call * each))
+    return max(1, count) if budget else min(MOST_ITERATIONS, max(LEAST_ITERATIONS, count))
+
+
 def sizes(
     plan: Plan, teacher: int, call: float, budget: Budget, pairs: int | None = None, iterations: int | None = None
 ) -> dict[str, int]:
-    """The pairs of a teacher of so many calls, and the iterations: a quarter of the time for the pairs, the rest for
-    tuning, where `call` is the seconds that the model takes for 32 samples."""
-    seconds = budget.seconds or SECONDS
-    if pairs is None:
-        pairs = int(min(MOST_PAIRS, max(FEWEST_PAIRS, 0.25 * seconds / (call * teacher / BATCH))))
-    if iterations is None and not budget:
-        iterations = int(min(MOST_ITERATIONS, max(LEAST_ITERATIONS, 0.75 * seconds / (call * 3 * len(plan)))))
-    return {"pairs": pairs, "iterations": iterations or 10**9}
+    """The pairs of a teacher of so many calls, and the iterations, as many as come where a budget ends them; `call` is
+    the seconds that the model takes for 32 samples."""
+    if iterations is None:
+        iterations = 10**9 if budget else usual_iterations(plan, call, budget)
+    return {"pairs": usual_pairs(teacher, call, budget) if pairs is None else pairs, "iterations": iterations}
 
 
-def teacher_cost(
+def costs(
     plan: Plan,
     call: float = 0.0,
     budget: Budget = NO_BUDGET,
     teacher: Plan | None = None,
     pairs: int | None = None,
+    iterations: int | None = None,
     cache: str | Path | None = None,
     **options: Any,
-) -> tuple[Cost, Cost]:
-    """What the teacher's runs cost as a rule, and at most; exact where the number of pairs is given, or `call`,
-    the seconds that the model takes for 32 samples. Where there is a `cache`, as a rule it holds them."""
-    calls = TEACHER_CALLS if teacher is None else len(teacher)
-    if call and pairs is None:
-        pairs = sizes(plan, calls, call, budget)["pairs"]
-    least, most = (forward(count, TEACHER_BATCH) * calls for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS))
-    return Cost(calls, calls) if cache is not None and Path(cache).exists() else least, most
-
-
-def tuning_cost(
-    plan: Plan,
-    call: float = 0.0,
-    budget: Budget = NO_BUDGET,
-    pairs: int | None = None,
-    iterations: int | None = None,
-    **options: Any,
-) -> tuple[Cost, Cost]:
-    """What tuning this plan costs as a rule, and at most."""
-    calls = len(plan)
-    if call and pairs is None:
-        pairs = sizes(plan, TEACHER_CALLS, call, budget)["pairs"]
+) -> dict[str, tuple[Cost, Cost]]:
+    """What the teacher's runs and tuning cost as a rule, and at most: closer where `pairs` and `iterations` are given,
+    or `call`, the seconds that the model takes for 32 samples. Of runs in a `cache` one is made again, to see whether
+    they are this model's."""
+    calls, runs = len(plan), TEACHER_CALLS if teacher is None else len(teacher)
+    if pairs is None and call:
+        pairs = usual_pairs(runs, call, budget)
+    if iterations is None and (call or budget.calls):
+        iterations = usual_iterations(plan, call, budget)
+    taught = [forward(count, TEACHER_BATCH) * runs for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)]
+    if cache is not None and Path(cache).exists():
+        taught[0] = Cost(runs, runs)
     held = min(MOST_HELD, (pairs or MOST_PAIRS) // 4)
-    if iterations is None:  # a budget is for all of its calls, or for three quarters of its seconds
-        timed = budget.seconds and call and int(0.75 * budget.seconds / (call * 3 * calls))
-        known = call and not budget and sizes(plan, TEACHER_CALLS, call, budget)["iterations"]
-        iterations = (budget.calls and budget.calls // (3 * calls)) or timed or known or None
 
-    def of(count: int) -> Cost:
+    def tuning(count: int) -> Cost:
         looks = forward(held) * calls * min(LOOKS, count // LOOK) + forward(min(held, BATCH)) * calls * STARTS
         return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
 
-    return of(iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4), of(iterations or MOST_ITERATIONS)
+    usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
+    return {"teacher": (taught[0], taught[1]), "tuning": (tuning(usual), tuning(most))}

@@ -63,9 +63,13 @@ class Judge:
         Raises:
             ValueError: the plan ends at another time than the judge's.
         """
+        return float(self.shares(plan).mean())
+
+    def shares(self, plan: Plan) -> Tensor:
+        """What each sample contributes to the measure of a plan, (B,): their mean is the measure."""
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        return self.distance(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
+        return self._shares(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
 
     def booked(self, ledger: Ledger) -> "Judge":
         """The same judge, whose network calls are booked here."""
@@ -75,34 +79,40 @@ class Judge:
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:
         """The measure of states (B, ...) in which runs from `x` have ended."""
+        return float(self._shares(ends, stochastic).mean())
+
+    def _shares(self, ends: Tensor, stochastic: bool) -> Tensor:
         x, y = ends.double().flatten(1), self.reference.double().flatten(1)
         if not stochastic:
-            return float((x - y).norm(dim=1).mean())
-        pairs = len(x) * (len(x) - 1)
-        return float(2 * torch.cdist(x, y).mean() - (torch.cdist(x, x).sum() + torch.cdist(y, y).sum()) / pairs)
+            apart: Tensor = (x - y).norm(dim=1)
+            return apart
+        across, others = torch.cdist(x, y), len(x) - 1
+        return across.mean(0) + across.mean(1) - (torch.cdist(x, x).sum(1) + torch.cdist(y, y).sum(1)) / others
 
 
 def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
-    """The tuned plan, or what of it is no worse than the untuned one; both measures go into its provenance.
+    """The tuned plan, or what of it is better than the untuned one; the measures go into its provenance.
 
-    Where it is worse, rows are put back to untuned one at a time, last first, while that lowers the measure; if it is
-    still worse then, the untuned plan is what remains.
+    Rows are put back to untuned one at a time, last first, while that lowers the measure. A gain over the untuned plan
+    that is no larger than its own standard error need not be one on other noise: then the untuned plan is what remains.
     """
-    before, bare = judge(untuned), judge(plan)
-    best, after, reverted = plan, bare, []
-    if bare > before:
-        for k in reversed(range(len(plan))):
-            if best.tau[k] == best.t[k]:
-                continue
-            tau = best.tau.clone()
-            tau[k] = best.t[k]
-            trial = best.with_tau(tau)
-            measure = judge(trial)
-            if measure >= after:
-                break
-            best, after = trial, measure
-            reverted.append(k)
-        if after > before:
-            best, after, reverted = untuned, before, list(range(len(plan)))
-    measures = {"before": before, "after": after, "bare": bare, "reverted": sorted(reverted)}
-    return best.with_provenance(**{**plan.provenance, **measures})
+    before, bare = judge.shares(untuned), judge.shares(plan)
+    best, after, reverted = plan, bare, list[int]()
+    for k in reversed(range(len(plan))):
+        if best.tau[k] == best.t[k]:
+            continue
+        tau = best.tau.clone()
+        tau[k] = best.t[k]
+        trial = best.with_tau(tau)
+        shares = judge.shares(trial)
+        if shares.mean() >= after.mean():
+            break
+        best, after = trial, shares
+        reverted.append(k)
+    gain = before - after
+    # In the energy distance, which is of pairs, what one sample contributes counts twice.
+    error = (1 + plan.stochastic) * gain.std(correction=0) / math.sqrt(len(gain))
+    if gain.mean() < error:
+        best, after, reverted = untuned, before, list(range(len(plan)))
+    measures = {name: float(of.mean()) for name, of in (("before", before), ("after", after), ("bare", bare))}
+    return best.with_provenance(**{**plan.provenance, **measures, "reverted": sorted(reverted)})

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ..plan import Plan
 from ..sampling import Eps, trajectory
-from . import extent
 from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
-from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, seconds_a_call, sizes
+from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, costs, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
 from .memory import Checkpointed, crowded
@@ -118,9 +117,10 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
-        if not (teacher is None or isinstance(teacher, Plan)) or not callable(distance):
-            name, got = ("distance", distance) if not callable(distance) else ("teacher", teacher)
-            raise ValueError(f"{name} must be {'a Plan' if name == 'teacher' else 'a function (x, y)'}, got {got!r}")
+        if not callable(distance):
+            raise ValueError(f"distance must be a function (x, y), got {distance!r}")
+        if not (teacher is None or isinstance(teacher, Plan)):
+            raise ValueError(f"teacher must be a Plan, got {teacher!r}")
         teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
         if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
             raise ValueError(
@@ -135,16 +135,12 @@ class Joint:
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
-    def teacher_cost(self, plan: Plan, **options: Any) -> tuple[Cost, Cost]:
-        """What the teacher's runs cost as a rule, and at most."""
-        return extent.teacher_cost(plan, **options)
-
     def cost(
         self, plan: Plan, samples: int, batch: int | None, tune: Sequence[str] = PARTS, **options: Any
-    ) -> tuple[Cost, Cost]:
-        """What tuning this plan costs as a rule, and at most."""
+    ) -> dict[str, tuple[Cost, Cost]]:
+        """What the teacher's runs and tuning this plan cost as a rule, and at most."""
         _checked(plan, tune)
-        return extent.tuning_cost(plan, **options)
+        return costs(plan, **options)
 
 
 def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
@@ -203,31 +199,22 @@ class _Search:
 
     def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how."""
-        job, state = self.job, self.job.state
+        job = self.job
         look, iteration = self._calls(plans[0], len(self.held)), 3 * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans)
-        if not state and not job.affords(ranking + look * starts + iteration):
+        if not job.state and not job.affords(ranking + look * starts + iteration):
             plans, starts = plans[:1], 1
             if not job.affords(2 * look + iteration):
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
-        order = state.get("order") or (self._ranked(plans)[:starts] if len(plans) > 1 else [0])
-        tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
-        for descent, kept in zip(tried, state.get("tried", []), strict=False):
-            descent.restore(kept)
-        done = state.get("done", 0)
-        job.go_on(done)
-        for descent in tried:
-            if descent.stale and not done:
-                descent.look(self.lesson.of(descent.plan(), self.held), 0.0)
+        order, tried, done = self._begin(plans, starts)
         seen = int(self._share(done) * LOOKS)
         while (share := self._share(done)) < 1 and job.affords(iteration + look):
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
-            left = (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))
             if descent.setbacks > SETBACKS:
                 break
-            self._iterate(descent, done, max(0.0, left))
+            self._iterate(descent, done, max(0.0, (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))))
             done += 1
             share = self._share(done)
             due = int(share * LOOKS) > seen and done % LOOK == 0
@@ -237,14 +224,31 @@ class _Search:
                 kept = {"size": self.size, "order": order, "done": done, "tried": [one.to_dict() for one in tried]}
                 total = done if share >= 1 else round(done / share)
                 job.done(done, max(done, total), descent.first, descent.best, kept)
-        for descent in tried:
-            if descent.stale:
-                descent.look(self.lesson.of(descent.plan(), self.held), 1.0)
+        self._look_at_new(tried, 1.0)
         best = min(tried, key=lambda one: one.best)
         if not job.affords(iteration + look):
             job.stop(f"iteration {done}")
         notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
         return best.best_plan(), notes
+
+    def _begin(self, plans: Sequence[Plan], starts: int) -> tuple[list[int], list[Descent], int]:
+        """Which plans are tried, their descents, and the iterations that an earlier run has made of them."""
+        state = self.job.state
+        order = state.get("order") or (self._ranked(plans)[:starts] if len(plans) > 1 else [0])
+        tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
+        for descent, kept in zip(tried, state.get("tried", []), strict=False):
+            descent.restore(kept)
+        done = state.get("done", 0)
+        self.job.go_on(done)
+        if not done:
+            self._look_at_new(tried, 0.0)
+        return order, tried, done
+
+    def _look_at_new(self, tried: Sequence[Descent], share: float) -> None:
+        """Look at the validation pairs where the descent has moved since."""
+        for descent in tried:
+            if descent.stale:
+                descent.look(self.lesson.of(descent.plan(), self.held), share)
 
     def _calls(self, plan: Plan, count: int) -> int:
         """The network calls of a run of so many pairs."""
