@@ -346,9 +346,19 @@ def test_corrections_are_not_lost_by_tuning_what_the_network_is_told() -> None:
         tune(EPS, tuned, "sequential", shape=(4,))
     again = tune(EPS, tuned, "joint", **{**QUICK, "tune": ("tau",)})
     assert again.corrections is not None and torch.equal(again.corrections, tuned.corrections)  # type: ignore[arg-type]
-    for wrong, message in (({"teacher": 5}, "teacher must be a Plan, got 5"), ({"distance": 3}, "distance must be a")):
-        with pytest.raises(ValueError, match=message):
-            tune(EPS, plan, "joint", **QUICK, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"teacher": 5}, "teacher must be a Plan, got 5"),
+        ({"distance": 3}, "distance must be a function"),
+        ({"distance": lambda x, y: 1.0}, "distance must return a tensor, a number for each sample, got float"),
+    ],
+)
+def test_a_teacher_or_distance_that_is_none_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, **wrong)
 
 
 def test_a_budget_of_time_is_kept() -> None:

@@ -303,6 +303,18 @@ def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
     assert notes["bare"] > notes["before"] >= notes["after"] and notes["reverted"]
 
 
+@pytest.mark.parametrize("optimizer", ["search", "adam"])
+def test_an_objective_that_returns_no_tensor_is_named(optimizer: str) -> None:
+    with pytest.raises(ValueError, match="objective must return a tensor, a number for each sample, got float"):
+        tuned(objective=lambda step, x: 1.0, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("shape", ["a", 4, (), (2, -1), (2.0,)])
+def test_a_shape_that_is_none_is_named(shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"shape must be that of one sample, as in \(3, 32, 32\), got"):
+        tuned(data=None, shape=shape)
+
+
 def test_unknown_options_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"method 'sequential' has no option 'step'; its options: optimizer, objective"

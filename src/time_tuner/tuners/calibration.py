@@ -1,7 +1,7 @@
 """What a plan is tuned on: data and noise, drawn from seeds of their own."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -75,6 +75,9 @@ class Calibration:
     ) -> None:
         if not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+        sizes = shape if isinstance(shape, Sequence) else ()
+        if shape is not None and not (sizes and all(isinstance(size, int) and size > 0 for size in sizes)):
+            raise ValueError(f"shape must be that of one sample, as in (3, 32, 32), got {shape!r}")
         self.eps = eps if isinstance(eps, Batched) else Batched(eps, samples)
         self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
         known = shape if shape is not None else getattr(eps, "shape", None)

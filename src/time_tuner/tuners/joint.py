@@ -25,6 +25,7 @@ from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, costs,
 from .guard import reference_plan
 from .job import Job
 from .memory import Checkpointed, crowded
+from .objectives import mean_of
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
@@ -65,7 +66,7 @@ class Lesson:
         eps = taken if through is None else through(taken)
         for end in trajectory(eps, plan, plan.start(pairs.x)):  # noqa: B007 - the last is what is wanted
             pass
-        return self.distance(end, pairs.y).mean()
+        return mean_of("distance", self.distance(end, pairs.y))
 
     def crowded(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run of these pairs are more than memory should hold."""

@@ -62,6 +62,17 @@ def squared(seen: Tensor, target: Tensor) -> Tensor:
     return (target - seen).double().square().flatten(1).sum(1)
 
 
+def mean_of(name: str, values: Any) -> Tensor:
+    """The mean, in float64, of what a function of the user's gave for a batch.
+
+    Raises:
+        ValueError: it gave no tensor.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} must return a tensor, a number for each sample, got {type(values).__name__}")
+    return values.double().mean()
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a step should come to: the mean over samples of `loss(seen, target)` is to be small.
@@ -82,6 +93,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.sees not in ("noise", "state"):
             raise ValueError(f"sees must be 'noise' or 'state', got {self.sees!r}")
+
+    def mean(self, seen: Tensor, target: Any) -> Tensor:
+        """The mean loss, in float64."""
+        return mean_of("objective", self.loss(seen, target))
 
 
 def noise_before(step: Step) -> Tensor:
@@ -148,7 +163,7 @@ def loss(
     q = run.point(k + 1)
     _, x = run.step(k, state, tau, draws)
     seen = draws.model(x, q.t, q.t) if objective.sees == "noise" else x
-    return objective.loss(seen, target).double().mean()
+    return objective.mean(seen, target)
 
 
 def where(run: Run, k: int) -> str:

@@ -38,7 +38,7 @@ class Problem:
 
     def note(self, ratio: float, state: State, said: Tensor | None) -> float:
         """The loss at a ratio, which led to this state."""
-        value = float(self.objective.loss(state[1] if said is None else said, self.target).double().mean())
+        value = float(self.objective.mean(state[1] if said is None else said, self.target))
         if not math.isfinite(value):
             if ratio == 1:
                 raise ValueError(f"eps returned NaN or infinity {where(self.step.run, self.step.k)} while tuning")
