@@ -161,7 +161,7 @@ def test_digits_are_drawn_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_digits_become_a_sheet(tmp_path: Path) -> None:
     out = tmp_path / "new" / "samples.png"
     result = done("sample", "--calls", 1, "-n", 3, "--out", out)
-    assert "3 samples in 1 calls (untuned)" in result.output
+    assert "3 samples in 1 calls, untuned" in result.output
     assert size_of_picture(out) == (3 * 58, 3 * 58)
 
 

@@ -198,8 +198,12 @@ def test_a_network_without_gradient_is_refused() -> None:
         return EPS(x, t, tau) / 0
 
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    with pytest.raises(ValueError, match=r"needs a network with a gradient.*method='sequential'"):
+    with pytest.raises(ValueError, match=r"has no gradient in tau.*method='sequential'"):
         tune(still, plan, "joint", tune=("tau",), **QUICK)
+    # The arithmetic around it has a gradient, which is not enough.
+    for wrapped in (still, torch.inference_mode()(lambda x, t, tau: EPS(x, t, tau))):
+        with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*method='sequential'"):
+            tune(wrapped, plan, "joint", **QUICK)
     with pytest.raises(ValueError, match="NaN or infin"):
         tune(broken, plan, "joint", **QUICK)
 
@@ -353,6 +357,10 @@ def test_corrections_are_not_lost_by_tuning_what_the_network_is_told() -> None:
     [
         ({"teacher": 5}, "teacher must be a Plan, got 5"),
         ({"distance": 3}, "distance must be a function"),
+        ({"distance": lambda x, y: (x - y).norm(dim=1).detach()}, "distance one in its first argument"),
+        ({"distance": lambda x, y: (x - y).norm(dim=1) / 0}, "eps or distance returned such values"),
+        ({"tune": None}, "tune must name some of times, tau, corrections, got None"),
+        ({"teacher": make_plan("ddim", NoiseScheduleFlow(), 9, "quadratic")}, "teacher must be on the plan's schedule"),
         ({"distance": lambda x, y: 1.0}, "distance must return a tensor, a number for each sample, got float"),
     ],
 )
@@ -388,7 +396,7 @@ def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, monkeypatch: 
     assert file.exists()
     told: list[str] = []
     again = tune(EPS, plan, "joint", checkpoint=file, say=told.append, **options)
-    assert "going on" in told[0] and not file.exists()
+    assert "going on" in told[0]
     for name in ("t", "tau", "corrections"):
         assert torch.equal(getattr(again, name), getattr(whole, name))
     assert again.provenance["iterations"] == whole.provenance["iterations"]
@@ -516,6 +524,39 @@ def test_several_numbers_of_calls(tmp_path: Path) -> None:
             Plan.save_several(twice, tmp_path / "plans.json")
         with pytest.raises(ValueError, match="different numbers of calls"):
             tune_several(EPS, twice, **options)
+
+
+def test_several_that_were_interrupted_lose_no_finished_plan(tmp_path: Path) -> None:
+    plans = [make_plan("ddim", SMOOTH, k, "quadratic") for k in (3, 4)]
+    options = {**QUICK, "iterations": None, "pairs": None, "budget": 600}
+    whole = tune_several(EPS, plans, **options)
+
+    def stop(progress: Any) -> None:
+        if len(finished) and progress.step >= 20:
+            raise KeyboardInterrupt
+
+    finished: list[int] = []
+    kept = {**options, "checkpoint": tmp_path / "partial"}
+    with pytest.raises(KeyboardInterrupt):
+        tune_several(EPS, plans, done=lambda few: finished.append(len(few)), progress=stop, **kept)
+    said: list[str] = []
+    again = tune_several(EPS, plans, say=said.append, **kept)
+    for a, b in zip(again, whole, strict=True):  # what it has cost differs: the teacher's runs are made again
+        assert torch.equal(a.t, b.t) and torch.equal(a.tau, b.tau) and torch.equal(a.corrections, b.corrections)
+    assert said == [f"going on from {tmp_path / 'partial'}-{k}" for k in (3, 4)]
+
+
+def test_pairs_follow_a_budget_in_calls() -> None:
+    """Not the clock: the same command comes to the same plan."""
+    plan = make_plan("ddim", SMOOTH, 3, "quadratic")
+    found = [tune(EPS, plan, "joint", shape=(4,), guard=False, budget=600).provenance for _ in range(2)]
+    assert found[0] == found[1] and found[0]["pairs"] == 600 // 3 * 32 // 60
+
+
+def test_one_call_has_no_grid_and_no_past() -> None:
+    plan = make_plan("ddim", SMOOTH, 1, "quadratic")
+    with pytest.raises(ValueError, match="a plan for 1 calls has no times or corrections to tune: add 'tau'"):
+        tune(EPS, plan, "joint", **QUICK, tune=("times", "corrections"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, report, sample, tune
 from time_tuner.cli import app
-from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Progress, Step, conditioning, estimate, ratios
+from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step, conditioning, estimate, ratios
 from time_tuner.tuners.objectives import loss
 from time_tuner.tuners.runs import PlanRun, direct, start
 
@@ -372,7 +372,9 @@ def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, how: dict[str
     assert tuned(checkpoint=partial, say=said.append, progress=seen.append, **how) == expected
     assert said == [f"going on from {partial}"]
     assert not seen or seen[0].step > 2 or how.get("batch")
-    assert not partial.exists()
+    model = Counted()
+    assert tuned(model, checkpoint=partial, say=said.append, **how) == expected
+    assert model.calls == 1, "the plan is kept, too: the model is asked once, to see that it is the same"
 
 
 @METHODS
@@ -386,17 +388,47 @@ def test_a_run_that_was_all_but_finished_costs_no_more(tmp_path: Path, method: s
 def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
     for what, other in (("seed", {"seed": 1}), ("options", {"last": True}), ("plan", {"plan": quadratic(6)}),
-                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"}),
+                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"}), ("guard", {"guard": True}),
+                        ("options", {"objective": own}), ("options", {"objective": lambda step, x: own(step, x)}),
                         ("model", {"eps": exact.Mixture(DATA[:9] + 1, 0.2).eps(SCHEDULE)})):  # fmt: skip
         stopped_after(2, checkpoint=partial)
         said: list[str] = []
         plan = tuned(checkpoint=partial, say=said.append, **other)
-        assert said == [f"{partial} was made with another {what}: starting anew"]
+        assert said == [f"{partial} was made with other {what}: starting anew"]
         assert plan == tuned(**other)
-    partial.write_text("nonsense")
-    said = []
-    assert tuned(checkpoint=partial, say=said.append) == tuned()
-    assert "is no partial plan" in said[0] and said[0].endswith("starting anew")
+    for nonsense in ("nonsense", '{"format": "time-tuner partial plan", "made": [1]}'):
+        partial.write_text(nonsense)
+        said = []
+        assert tuned(checkpoint=partial, say=said.append) == tuned()
+        assert said[0].endswith("starting anew")
+
+
+def test_functions_are_known_by_their_code(tmp_path: Path) -> None:
+    """Two of one name, and with other numbers of their surroundings, are told apart; one made again is the same."""
+
+    def times(factor: float) -> Any:
+        return lambda step, x: factor * own(step, x)
+
+    def said_of(objective: Any) -> str:
+        said: list[str] = []
+        tuned(checkpoint=tmp_path / "partial", say=said.append, objective=objective)
+        return " ".join(said)
+
+    assert said_of(times(2.0)) == ""
+    assert "going on" in said_of(times(2.0))
+    assert "other options" in said_of(times(3.0))
+    assert "other options" in said_of(lambda step, x: own(step, x))
+    assert "other options" in said_of(Objective(lambda step: step.said))
+    assert "going on" in said_of(Objective(lambda step: step.said)), "of an objective made again, too"
+
+
+def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    said: list[str] = []
+    few = tuned(checkpoint=partial, budget=20)
+    more = tuned(checkpoint=partial, say=said.append)
+    assert "stopped" in few.provenance and said == [f"going on from {partial}"]
+    assert torch.equal(more.tau, tuned().tau)
 
 
 def test_progress_says_how_far_it_is() -> None:

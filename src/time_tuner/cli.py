@@ -270,8 +270,8 @@ def sample_command(
     drawn = drawing.draw(loaded, model, plan, count, labels, guidance_scale, seed)
     seconds = time.perf_counter() - began
     drawing.write(drawn, loaded, out)
-    how = "tuned" if plan.tuned else "untuned"
-    report.say.print(f"{count} samples in {len(plan)} calls ({how}), {seconds:.1f} s\nwrote {out}", soft_wrap=True)
+    by = "untuned" if plan_file is None else f"by {plan_file}"
+    report.say.print(f"{count} samples in {len(plan)} calls, {by}, {seconds:.1f} s\nwrote {out}", soft_wrap=True)
 
 
 @app.command(short_help="Print a plan, and plot it; or say what a pipeline is.")

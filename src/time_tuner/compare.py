@@ -18,12 +18,11 @@ from .metrics import distance
 from .plan import Plan
 from .sampling import sample, seeded_noise
 from .specs import parse_run
-from .tuners import reference_plan
+from .tuners import REFERENCE_CALLS, reference_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REFERENCE_CALLS = 100
 PICTURES = 10
 
 

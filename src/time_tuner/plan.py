@@ -241,6 +241,8 @@ class Plan:
         found = {len(plan): plan for plan in plans}
         if len(found) < len(plans):
             raise ValueError(f"{path} has two plans for the same number of calls: leave one of them")
+        if not plans:
+            raise ValueError(f"{path} is not a plan file: the list in it is empty")
         if calls is None and len(plans) == 1:
             return plans[0]
         if calls not in found:

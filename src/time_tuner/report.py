@@ -163,14 +163,17 @@ def verdict(plan: Plan) -> str:
     """The same in one sentence."""
     before, bare, after = (plan.provenance[key] for key in ("before", "bare", "after"))
     reverted = plan.provenance["reverted"]
-    if len(reverted) == len(plan):
-        found = "worse" if bare > before else "not nearer by more than chance"
-        return f"the tuned plan was {found} on held-out noise: the untuned plan is handed over"
     if after == before:
-        return "tuning changed nothing: the untuned plan is handed over"
-    rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
-    back = f", after {rows} put back, which did harm" if reverted else ""
-    return f"the tuned plan ends {1 - after / before:.1%} nearer to the many-call run than the untuned one{back}"
+        if bare == before:
+            said = "tuning changed nothing: the untuned plan is handed over"
+        else:
+            found = "worse" if bare > before else "not nearer by more than chance"
+            said = f"the tuned plan was {found} on held-out noise: the untuned plan is handed over"
+    else:
+        rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
+        back = f", after {rows} put back, which did harm" if reverted else ""
+        said = f"the tuned plan ends {1 - after / before:.1%} nearer to the many-call run than the untuned one{back}"
+    return f"{said}; {plan.provenance['stopped']}" if "stopped" in plan.provenance else said
 
 
 def _readable(value: Any) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -110,6 +111,7 @@ def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) ->
             normal noise itself.
         noise: what a stochastic sampler draws from, a callable of x; `torch.randn_like` by default.
     """
+    check_model(eps)
     check_schedule(eps, plan)
     past: tuple[Call, ...] = ()
     noise = noise or torch.randn_like
@@ -155,6 +157,18 @@ def _what_broke(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None) -> str:
                 f"the state became NaN or infinite {where}, and what eps returned did not: {state.dtype} is too short"
             )
     return "the state became NaN or infinite, but not when the run was repeated to find where"
+
+
+def check_model(eps: Eps) -> None:
+    """Raise a ValueError if this is a function that does not take x, t and tau."""
+    try:
+        signature(eps).bind(None, None, None)
+    except TypeError:
+        raise ValueError(
+            f"eps must be a function eps(x, t, tau), got {eps!r}: wrap a network with model_wrapper(network, schedule)"
+        ) from None
+    except ValueError:  # a callable that does not tell what it takes
+        pass
 
 
 def check_schedule(eps: Eps, plan: "Plan") -> None:

@@ -58,6 +58,7 @@ def tuned(
     What is found lies beside the file while it is being found.
     """
     partial = out.with_name(f"{out.name}.partial")
+    keeps = [partial] if len(plans) == 1 else [Path(f"{partial}-{len(plan)}") for plan in plans]
     meter = report.Meter(model.eps)
     foretold = costs(plans, own_samples=x0 is None, budget=options["budget"], **how)
     expected = sum(usual.calls for cost in foretold for usual, _ in cost.values())
@@ -71,12 +72,14 @@ def tuned(
             else:
                 found = tune_several(meter, plans, done=lambda few: _keep(few, out), **given)
     except KeyboardInterrupt:
-        kept = sorted(path for path in out.parent.glob(f"{partial.name}*") if path.is_file())
+        kept = [path for path in (*keeps, how.get("cache")) if path is not None and path.is_file()]
         if not kept:
             raise
-        interrupted = f"interrupted: what was found is kept in {kept[0]}; the same command goes on from there"
-        print(interrupted, file=sys.stderr)
+        where = " and ".join(map(str, kept))
+        print(f"interrupted: what was found is kept in {where}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    for path in keeps:
+        path.unlink(missing_ok=True)
     tell(found, out)
 
 

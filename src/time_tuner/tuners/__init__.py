@@ -1,15 +1,17 @@
 """Tuners, one file a strategy: each takes a plan to a better one. `tune` calibrates, tunes and judges."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import torch
 
 from ..plan import Plan
-from ..sampling import Eps, check_schedule
+from ..sampling import Eps, check_model, check_schedule
 from .batches import Batched
 from .budget import Budget, Cost, Ledger, forward
 from .calibration import OWN_CALLS, Calibration
@@ -92,7 +94,8 @@ def tune(
             then is handed over. One call is one forward of one batch, a backward counts as two. The reference, the
             calibration data and the guard come on top: see `estimate`.
         checkpoint: a file that keeps what is found while it is being found: a run that was interrupted goes on from
-            there when it is started again with the same arguments, and comes to the same plan. Removed in the end.
+            there when it is started again with the same arguments, and comes to the same plan. In the end it holds
+            the plan, too, which the same call then gives at once: remove it when the plan is saved.
         progress: called with a `Progress` after each step; True for a bar on standard error.
         say: called with the sentence whether an earlier run is continued.
         verbose: the same as `progress=True`.
@@ -109,6 +112,13 @@ def tune(
             noise schedule than the plan.
     """
     _check(method, options)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
+    if not isinstance(guard, bool | Judge):
+        raise ValueError(f"guard must be True, False or a Judge, got {guard!r}")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    check_model(eps)
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
@@ -125,12 +135,15 @@ def tune(
         "data": calibration.fingerprint,
         "seed": seed,
         "samples": samples,
+        "guard": guard if isinstance(guard, bool) else "given",
         "versions": _versions(),
     }
     if checkpoint is not None:
-        made["model"] = calibration.answer(eps)
+        made["model"] = calibration.answer(Batched(eps, network.batch))  # a call that is no part of the work
     tell = tqdm_bar(method) if progress is True or verbose else progress or None
     job = Job(Budget.parse(budget), ledger, None if checkpoint is None else Path(checkpoint), made, tell, say)
+    if job.plan is not None:
+        return Plan.from_dict(job.plan)
     tuned = TUNERS[method](network, plan, calibration, job, **options).with_provenance(
         method=method,
         seed=seed,
@@ -146,8 +159,9 @@ def tune(
             judge = Judge(network, plan.schedule, float(plan.t[-1]), calibration.held_out(), REFERENCE_CALLS, seed)
         with ledger.during("guard"):
             tuned = guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
-    job.finish()
-    return tuned.with_provenance(cost=ledger.to_dict())
+    tuned = tuned.with_provenance(cost=ledger.to_dict())
+    job.finish(tuned.to_dict())
+    return tuned
 
 
 def estimate(
@@ -214,10 +228,21 @@ def _batch(batch: int | None, samples: int, device: torch.device | str, options:
 
 
 def _plain(value: Any) -> Any:
-    """An option of a method as JSON holds it; a function by its name."""
+    """An option of a method as JSON holds it; a function by its name and its code."""
     if isinstance(value, str | int | float | bool) or value is None:
         return value
-    return getattr(value, "__qualname__", None) or repr(value)
+    if isinstance(value, Plan):
+        return value.to_dict()
+    if isinstance(value, Sequence):
+        return [_plain(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return str(value) if isinstance(value, Path) else f"a {type(value).__qualname__}"
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    simple = [one for one in (*code.co_consts, *held) if isinstance(one, str | int | float)]
+    return f"{value.__qualname__} {crc32(code.co_code + repr((code.co_names, simple)).encode()):08x}"
 
 
 def _versions() -> dict[str, str]:

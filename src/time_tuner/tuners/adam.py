@@ -62,7 +62,7 @@ def adam(
                 value.backward()
             values.append(float(value.detach()))
             if not torch.isfinite(value):
-                raise ValueError(f"eps returned NaN or infinity {where(run, k)} while tuning")
+                raise ValueError(f"eps, or the objective, returned NaN or infinity {where(run, k)} while tuning")
             optimizer.step()
         ratios[k] = ratio.detach()
         if len(values) < iterations:

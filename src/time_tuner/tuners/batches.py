@@ -44,10 +44,6 @@ class Batched:
         """The same for some samples of the batch."""
         return Batched(take(self.eps, rows), self.batch, self.ledger)
 
-    def of(self, eps: Eps) -> "Batched":
-        """Another model, called and booked in the same way."""
-        return self if eps is self else Batched(eps, self.batch, self.ledger)
-
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self._asked("eps", x, t, tau)
 

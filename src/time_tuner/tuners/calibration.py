@@ -15,6 +15,7 @@ from .batches import Batched, take
 from .guard import reference_plan
 
 NOISE, DATA, HELD_OUT = 1, 2, 3
+ANSWERS = 100  # numbers by which a model is known again
 OWN_CALLS = 50  # of the runs that the model's own samples are the ends of
 _BLOCK = 2**28  # torch's generator reads 32 bits of a seed; people's own seeds are in the first block
 
@@ -122,13 +123,14 @@ class Calibration:
         numbers = self._data.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
-    def answer(self, model: Eps) -> list[float]:
-        """What a model says of a little noise, to two digits: enough to tell another model."""
+    @torch.no_grad()
+    def answer(self, model: Batched) -> list[float]:
+        """Some numbers of what a model says of a batch of noise, by which it is known again."""
+        count = min(self.samples, model.batch or self.samples)
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        x = float(p.scale) * seeded_noise(0)(self._empty(2))
-        with torch.no_grad():
-            said = take(model, torch.arange(2))(x, p.t, p.t).double()
-        return [float(f"{value:.1e}") for value in (said.abs().mean(), said.square().mean())]
+        x = float(p.scale) * seeded_noise(0)(self._empty(count))
+        said = take(model, torch.arange(count))(x, p.t, p.t).double().flatten().nan_to_num()
+        return [float(f"{value:.4g}") for value in said[:: max(1, len(said) // ANSWERS)][:ANSWERS]]
 
     def draws(self, model: Eps) -> Draws:
         """The data with noise, the same at every call."""
@@ -167,5 +169,6 @@ def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
         gathered = torch.cat(parts)
     if gathered.dim() < 2 or not len(gathered) or (shape is not None and gathered.shape[1:] != shape):
         wanted = "(n, ...)" if shape is None else str(("n", *shape)).replace("'", "")
-        raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}")
+        way_out = "; shape= of one sample tells single samples from batches" if shape is None else ""
+        raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}{way_out}")
     return gathered if gathered.is_floating_point() else gathered.float()

@@ -60,7 +60,9 @@ class Descent:
         (self.v.grad,) = torch.autograd.grad(loss, self.v)
         if not (torch.isfinite(loss) and torch.isfinite(self.v.grad).all()):
             if not self.v.any():
-                raise ValueError("the end of the run, or its gradient, is NaN or infinite: eps returned such values")
+                raise ValueError(
+                    "the distance, or its gradient, is NaN or infinite: eps or distance returned such values"
+                )
             self._go_back()  # it was too far
             return
         rate = RATE * 0.5 * (1 + math.cos(math.pi * left)) / 2**self.setbacks

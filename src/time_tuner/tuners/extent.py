@@ -38,8 +38,10 @@ def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
 
 
 def usual_pairs(teacher: int, call: float, budget: Budget) -> int:
-    """The pairs of a teacher of so many calls that a quarter of the time is enough for."""
-    return int(min(MOST_PAIRS, max(FEWEST_PAIRS, 0.25 * (budget.seconds or SECONDS) / (call * teacher / BATCH))))
+    """The pairs of a teacher of so many calls that a quarter of the time is enough for; beside a budget in calls, as
+    many as take a third of it."""
+    calls = budget.calls / 3 if budget.calls is not None else 0.25 * (budget.seconds or SECONDS) / call
+    return int(min(MOST_PAIRS, max(FEWEST_PAIRS, calls * BATCH / teacher)))
 
 
 def usual_iterations(plan: Plan, call: float, budget: Budget) -> int:
@@ -75,7 +77,7 @@ def costs(
     or `call`, the seconds that the model takes for 32 samples. Of runs in a `cache` one is made again, to see whether
     they are this model's."""
     calls, runs = len(plan), TEACHER_CALLS if teacher is None else len(teacher)
-    if pairs is None and call:
+    if pairs is None and (call or budget.calls):
         pairs = usual_pairs(runs, call, budget)
     if iterations is None and (call or budget.calls):
         iterations = usual_iterations(plan, call, budget)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from math import dist, hypot
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..files import read_json, write_json
 from .budget import Budget, Cost, Ledger, Meter
 
 FORMAT = "time-tuner partial plan"
+CLOSE = 1e-2  # what a model says twice may differ by so much of itself, in low precision or on other threads
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Job:
     """One run of a tuner.
 
     A tuner that saves its state after each step with `done` and starts from `state` can be interrupted and continued:
-    the state is plain JSON values, and it must come to the same plan from it.
+    the state is plain JSON values, and it must come to the same plan from it. In the end the plan is kept beside it:
+    started again with the same budget, there is nothing left to do.
 
     Args:
         budget: what may be spent on tuning.
@@ -82,6 +85,7 @@ class Job:
         kept = self._kept(say or (lambda sentence: None))
         self.meter = Meter(budget or Budget(), self.ledger, kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
+        self.plan: dict[str, Any] | None = kept.get("plan") if kept.get("budget") == str(self.meter.budget) else None
         self._spent = Cost(**kept["spent"]) if kept else None
         self._base = (0, self.meter.seconds)
 
@@ -95,10 +99,12 @@ class Job:
         except ValueError as error:
             say(f"{self.path} is no partial plan ({error}): starting anew")
             return {}
-        made = values.get("made", {})
-        if made != self.made:
-            other = [name for name in self.made if made.get(name) != self.made[name]]
-            say(f"{self.path} was made with another {', '.join(other) or 'version'}: starting anew")
+        made = values.get("made")
+        made = made if isinstance(made, dict) else {}
+        other = [name for name in self.made if not _same(name, made.get(name), self.made[name])]
+        if other or made.keys() != self.made.keys():
+            differs = f"other {', other '.join(other)}" if other else "another version"
+            say(f"{self.path} was made with {differs}: starting anew")
             return {}
         say(f"going on from {self.path}")
         return values
@@ -126,14 +132,24 @@ class Job:
     def done(self, step: int, steps: int, before: float, after: float, state: Mapping[str, Any]) -> None:
         """Keep the state after a step, and tell how far it is."""
         seconds, spent = self.meter.seconds, self.ledger.of("tuning")
-        if self.path is not None:
-            values = {"seconds": seconds, "spent": asdict(spent), "state": dict(state)}
-            write_json(self.path, {"format": FORMAT, "made": self.made, **values})
+        self.state = dict(state)
+        self._keep()
         if self._tell is not None:
             pace = (seconds - self._base[1]) / max(1, step - self._base[0])
             self._tell(Progress(step, steps, before, after, spent.calls, pace * (steps - step)))
 
-    def finish(self) -> None:
-        """Remove the kept state: the plan is there."""
+    def finish(self, plan: Mapping[str, Any]) -> None:
+        """Keep the plan that came of it, in plain values."""
+        self._keep(plan=dict(plan), budget=str(self.meter.budget))
+
+    def _keep(self, **more: Any) -> None:
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            values = {"seconds": self.meter.seconds, "spent": asdict(self.ledger.of("tuning")), "state": self.state}
+            write_json(self.path, {"format": FORMAT, "made": self.made, **values, **more})
+
+
+def _same(name: str, kept: Any, value: Any) -> bool:
+    """Whether a kept value is that of this run; of what the model says, nearly."""
+    if name != "model" or not isinstance(kept, list) or len(kept) != len(value):
+        return bool(kept == value)
+    return dist(kept, value) <= CLOSE * hypot(*value)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
-from ..sampling import Eps, trajectory
+from ..sampling import Eps, Observed, trajectory
 from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
@@ -64,18 +64,28 @@ class Lesson:
         """The mean distance over some of the pairs; `through` may change how the model is called."""
         taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
         eps = taken if through is None else through(taken)
-        for end in trajectory(eps, plan, plan.start(pairs.x)):  # noqa: B007 - the last is what is wanted
+        for end in trajectory(Observed(eps, _with_gradient), plan, plan.start(pairs.x)):  # noqa: B007 - the last is wanted
             pass
         return mean_of("distance", self.distance(end, pairs.y))
 
     def crowded(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run of these pairs are more than memory should hold."""
-        return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
+        with self.eps.ledger.during("sizing"):  # not of the tuning: it is asked again when a run is continued
+            return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
 
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
         """The same, for looking only."""
         return float(self(plan, rows))
+
+
+def _with_gradient(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
+    """Raise a ValueError if the model was asked with a gradient and has said something without."""
+    if said.is_inference() or (x.requires_grad and not said.requires_grad):
+        raise ValueError(
+            "method='joint' needs a network with a gradient in its input, this one has none: call it without "
+            "torch.no_grad or inference_mode, or take method='sequential', which works with forward calls only"
+        )
 
 
 class Joint:
@@ -105,7 +115,7 @@ class Joint:
             teacher: the many-step plan to learn from; by default 60 calls of DPM-Solver++(2M) to the plan's end.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
-                is enough for, 16 to 1024.
+                is enough for, or, where the budget is in calls, a third of it, 16 to 1024.
             iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
             starts: how many starts are tried, the best of the plan itself, other spacings and other orders of its
@@ -122,6 +132,8 @@ class Joint:
             raise ValueError(f"distance must be a function (x, y), got {distance!r}")
         if not (teacher is None or isinstance(teacher, Plan)):
             raise ValueError(f"teacher must be a Plan, got {teacher!r}")
+        if teacher is not None and teacher.schedule != plan.schedule:
+            raise ValueError(f"teacher must be on the plan's schedule, {plan.schedule!r}, got {teacher.schedule!r}")
         teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
         if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
             raise ValueError(
@@ -151,7 +163,10 @@ def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
             f"joint tuning needs a plan without noise, whose runs have one end to learn, got {plan.sampler!r}: "
             "take a deterministic sampler, such as ddim(eta=0), dpmpp or unipc"
         )
-    return Parameters(plan, tune).parts
+    parameters = Parameters(plan, tune)
+    if not len(parameters):
+        raise ValueError(f"a plan for {len(plan)} calls has no {' or '.join(parameters.parts)} to tune: add 'tau'")
+    return parameters.parts
 
 
 def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
@@ -178,12 +193,12 @@ def _size(
     for name, value, least in (("pairs", pairs, FEWEST), ("iterations", iterations, 1)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    call = 0.0
-    if pairs is None or (iterations is None and not job.meter.budget):
+    call, budget = 0.0, job.meter.budget
+    if budget.calls is None and (pairs is None or (iterations is None and not budget)):
         model = eps.take(torch.arange(BATCH) % calibration.samples)
-        with job.ledger.during("teacher"):
+        with job.ledger.during("sizing"):
             call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
-    return sizes(plan, teacher, call, job.meter.budget, pairs, iterations)
+    return sizes(plan, teacher, call, budget, pairs, iterations)
 
 
 class _Search:
@@ -209,7 +224,7 @@ class _Search:
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
         order, tried, done = self._begin(plans, starts)
-        seen = int(self._share(done) * LOOKS)
+        seen = job.state.get("seen", int(self._share(done) * LOOKS))
         while (share := self._share(done)) < 1 and job.affords(iteration + look):
             trial = int(share / TRIAL)
             descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
@@ -222,7 +237,8 @@ class _Search:
             if due or (trial < len(tried) and int(share / TRIAL) > trial):
                 seen = int(share * LOOKS)
                 descent.look(self.lesson.of(descent.plan(), self.held), share)
-                kept = {"size": self.size, "order": order, "done": done, "tried": [one.to_dict() for one in tried]}
+                kept = {"size": self.size, "order": order, "done": done, "seen": seen}
+                kept["tried"] = [one.to_dict() for one in tried]
                 total = done if share >= 1 else round(done / share)
                 job.done(done, max(done, total), descent.first, descent.best, kept)
         self._look_at_new(tried, 1.0)
@@ -280,7 +296,7 @@ class _Search:
             loss = self.lesson(descent.plan(), rows, Checkpointed if self.checkpoint_steps else None)
             if not loss.requires_grad:
                 raise ValueError(
-                    "method='joint' needs a network with a gradient in its input: this one has none; "
-                    "method='sequential' works with forward calls only"
+                    f"what is minimised has no gradient in {' and '.join(self.parts)}: the network needs one in the "
+                    "time it is told, and distance one in its first argument; method='sequential' works without"
                 )
             descent.step(loss, left)

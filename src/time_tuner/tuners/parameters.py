@@ -1,6 +1,6 @@
 """What joint tuning moves in a plan, as one vector of numbers that is zero at the plan itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Parameters:
     """
 
     def __init__(self, plan: Plan, parts: Sequence[str] = PARTS) -> None:
+        if not isinstance(parts, Iterable):
+            raise ValueError(f"tune must name some of {', '.join(PARTS)}, got {parts!r}")
         parts = (parts,) if isinstance(parts, str) else tuple(parts)
         unknown = [part for part in parts if part not in PARTS]
         if unknown or not parts:
@@ -39,7 +41,8 @@ class Parameters:
         self.lower = torch.tril_indices(calls, calls, -1)
         angles = plan.schedule.at(plan.ends).angle
         self.first, self.increments = angles[0], -angles.diff()
-        sizes = {"times": len(plan.steps), "tau": calls, "corrections": self.lower.shape[1]}
+        times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
+        sizes = {"times": times, "tau": calls, "corrections": self.lower.shape[1]}
         self.sizes = [sizes[part] for part in self.parts]
 
     def __len__(self) -> int:

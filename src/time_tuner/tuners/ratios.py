@@ -41,7 +41,9 @@ class Problem:
         value = float(self.objective.mean(state[1] if said is None else said, self.target))
         if not math.isfinite(value):
             if ratio == 1:
-                raise ValueError(f"eps returned NaN or infinity {where(self.step.run, self.step.k)} while tuning")
+                raise ValueError(
+                    f"eps, or the objective, returned NaN or infinity {where(self.step.run, self.step.k)} while tuning"
+                )
             value = sys.float_info.max
         if self.keep and (not self.seen or value < min(self.seen.values())):
             self.best = state, said
