@@ -192,6 +192,14 @@ def test_show_prints_and_plots_what_the_network_is_told(tmp_path: Path, plan_fil
     size_of_picture(out)
 
 
+def test_a_model_function_that_wants_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wants_more.py").write_text("def model(size, label=None):\n    return size\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = call("sample", "--model", "wants_more:model", "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "wants the argument 'size'" in result.stderr
+
+
 def test_the_verdict_is_plain(discrete: NoiseScheduleVP) -> None:
     plan = make_plan("ddim", discrete, 3)
 

@@ -191,7 +191,7 @@ def test_one_file_may_hold_several_plans(discrete: NoiseScheduleVP, tmp_path: Pa
     with pytest.raises(ValueError, match=r"has plans for calls = \[4\], got calls=8"):
         Plan.load(path, calls=8)
     path.write_text("[]")
-    with pytest.raises(ValueError, match=r"has plans for calls = \[\], none was named"):
+    with pytest.raises(ValueError, match=r"plans.json is not a plan file: the list in it is empty"):
         Plan.load(path)
 
 
@@ -366,18 +366,8 @@ def test_a_loaded_plan_runs_as_the_saved_one(tuned: Plan, tmp_path: Path) -> Non
     assert torch.equal(sample(eps, loaded, x, seeded_noise()), sample(eps, tuned, x, seeded_noise()))
 
 
-@pytest.mark.parametrize(
-    ("name", "calls"),
-    [
-        *(("digits/ddim", 5), ("digits/ddim", 10), ("digits/joint", 5)),
-        *(
-            ("latent-digits/ddim", 5),
-            ("latent-digits/ddim", 10),
-            ("latent-digits/joint", 5),
-            ("latent-digits/joint", 10),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["digits/ddim", "digits/joint", "latent-digits/ddim", "latent-digits/joint"])
+@pytest.mark.parametrize("calls", [5, 10])
 def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
     name: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,12 @@ def _from_function(name: str, label: Any, guidance_scale: float) -> Model:
     for option, (value, default) in given.items():
         if value != default and option not in takes:
             raise ValueError(f"model {name!r} takes no {option}: leave it out, or give the function that argument")
+    left = [p.name for p in takes.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if wanted := [one for one in left if one not in given]:
+        raise ValueError(
+            f"model {name!r} wants the argument {wanted[0]!r}: a function that returns a model is given label and "
+            "guidance_scale, where it names them, and nothing else"
+        )
     made = make(**{option: value for option, (value, _) in given.items() if option in takes})
     eps = getattr(made, "eps", made)
     schedule, shape = getattr(made, "schedule", None), getattr(made, "shape", None)

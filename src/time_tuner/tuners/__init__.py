@@ -111,7 +111,7 @@ def tune(
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
             noise schedule than the plan.
     """
-    _check(method, options)
+    _check(method, options, samples)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     if not isinstance(guard, bool | Judge):
@@ -122,8 +122,6 @@ def tune(
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
-    elif not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
     ledger = Ledger()
     network = Batched(eps, _batch(batch, samples, device, options), ledger)
     if not isinstance(data, Calibration):
@@ -186,7 +184,7 @@ def estimate(
     Raises:
         ValueError: an unknown method or option.
     """
-    _check(method, options)
+    _check(method, options, samples)
     batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
     run = forward(samples, batch)
     least, most = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))  # untuned, tuned, a row or all put back
@@ -213,7 +211,9 @@ def options_of(method: str) -> list[str]:
     return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
 
 
-def _check(method: str, options: Mapping[str, Any]) -> None:
+def _check(method: str, options: Mapping[str, Any], samples: int) -> None:
+    if not isinstance(samples, int) or samples < 2:
+        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
     takes = options_of(method)
     unknown = [name for name in options if name not in takes]
     if unknown:

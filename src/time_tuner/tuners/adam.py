@@ -23,6 +23,8 @@ def adam(
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
     states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
+    if not isinstance(iterations, int):
+        raise ValueError(f"iterations must be a whole number, got {iterations!r}")
     for name, number in (("lr", lr), ("iterations", iterations)):
         if not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")

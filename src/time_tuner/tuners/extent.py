@@ -84,7 +84,7 @@ def costs(
     taught = [forward(count, TEACHER_BATCH) * runs for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)]
     if cache is not None and Path(cache).exists():
         taught[0] = Cost(runs, runs)
-    held = min(MOST_HELD, (pairs or MOST_PAIRS) // 4)
+    held = max(1, min(MOST_HELD, (pairs or MOST_PAIRS) // 4))
 
     def tuning(count: int) -> Cost:
         looks = forward(held) * calls * min(LOOKS, count // LOOK) + forward(min(held, BATCH)) * calls * STARTS
