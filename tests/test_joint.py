@@ -397,6 +397,7 @@ def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, monkeypatch: 
     told: list[str] = []
     again = tune(EPS, plan, "joint", checkpoint=file, say=told.append, **options)
     assert "going on" in told[0]
+    assert tune(EPS, plan, "joint", checkpoint=file, say=told.append, **options) == again  # it is kept, too
     for name in ("t", "tau", "corrections"):
         assert torch.equal(getattr(again, name), getattr(whole, name))
     assert again.provenance["iterations"] == whole.provenance["iterations"]

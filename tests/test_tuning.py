@@ -396,11 +396,14 @@ def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
         plan = tuned(checkpoint=partial, say=said.append, **other)
         assert said == [f"{partial} was made with other {what}: starting anew"]
         assert plan == tuned(**other)
-    for nonsense in ("nonsense", '{"format": "time-tuner partial plan", "made": [1]}'):
+    for nonsense, what in (
+        ("nonsense", "is no partial plan"),
+        ('{"format": "time-tuner partial plan", "made": [1]}', "was made with other plan, other method"),
+    ):
         partial.write_text(nonsense)
         said = []
         assert tuned(checkpoint=partial, say=said.append) == tuned()
-        assert said[0].endswith("starting anew")
+        assert what in said[0] and said[0].endswith("starting anew")
 
 
 def test_functions_are_known_by_their_code(tmp_path: Path) -> None:

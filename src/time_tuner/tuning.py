@@ -26,11 +26,14 @@ def options_given(method: str, **asked: Any) -> dict[str, Any]:
     Raises:
         ValueError: an unknown method, or an option that it does not have.
     """
-    given = {name: value for name, value in asked.items() if value is not None}
-    for option in given:
-        if IN_PYTHON.get(option, option) not in options_of(method):
-            raise ValueError(f"--{option} is not for --method {method}")
-    return {IN_PYTHON.get(option, option): value for option, value in given.items()}
+    known, given = options_of(method), {}
+    for option, value in asked.items():
+        if value is not None:
+            name = IN_PYTHON.get(option, option)
+            if name not in known:
+                raise ValueError(f"--{option} is not for --method {method}")
+            given[name] = value
+    return given
 
 
 def costs(plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]]]:
