@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, data, drawing, plots, report, tuning
+from . import __version__, arguments, data, drawing, plots, report, tuning
+from .arguments import Calls_, Guidance_, Label_, Model_, Options_, Prompt_, Prompts_, Sampler_, Seed_, Spacing_
 from .plan import Plan, make_plan
 from .samplers import SAMPLERS
 from .spacings import SPACINGS, default_spacing
@@ -16,38 +17,6 @@ from .tuners import OBJECTIVES, TUNERS, Budget
 from .tuners.parameters import PARTS
 
 SAMPLES, PIPELINE_SAMPLES, PIPELINE_BATCH = 256, 32, 4  # to tune on
-
-Model_ = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
-        "the folder it was saved to, or its id on the Hub.",
-    ),
-]
-Sampler_ = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
-Options_ = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="An option of the sampler, as in eta=0.5; may be repeated."),
-]
-Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
-Spacing_ = Annotated[
-    str | None,
-    typer.Option(
-        "--spacing",
-        help=f"Where the steps are: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  "
-        "[default: quadratic, or what is best on the model's schedule]",
-    ),
-]
-Label_ = Annotated[
-    str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
-]
-Guidance_ = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance; needs --label.")]
-Prompt_ = Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.", show_default=False)]
-Prompts_ = Annotated[
-    Path | None, typer.Option("--prompts", help="A file with a prompt a line, dealt out in turn.", show_default=False)
-]
-Seed_ = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 
 
 class Commands(typer.core.TyperGroup):
@@ -109,7 +78,7 @@ def demo(
     """
     from .demo import run
 
-    _check_seed(seed)
+    arguments.check_seed(seed)
     run(out, seed)
 
 
@@ -173,21 +142,21 @@ def tune(
     Of several numbers of calls, the plans go into one file. What is found is kept beside the plan while it is being
     found: interrupted, the same command goes on from there.
     """
-    _check_suffix(out, (".json",))
-    _check_seed(seed)
+    arguments.check_suffix(out, (".json",))
+    arguments.check_seed(seed)
     labels = drawing.parse_labels(label)
     if data_path is not None and isinstance(labels, list):
         raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
     if samples is not None and samples < 2:
         raise ValueError(f"--samples must be at least 2, got {samples}")
     if teacher is not None:
-        _check_suffix(teacher, (".safetensors",), "--teacher")
+        arguments.check_suffix(teacher, (".safetensors",), "--teacher")
     limit = Budget.parse(budget)
     made_by = parse_sampler(sampler, option or [])
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
     options = tuning.options_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
     counts = sorted({calls, *(more_calls or [])})
-    if _is_pipeline(model, prompt, prompts):
+    if arguments.is_pipeline(model, prompt, prompts):
         if data_path is not None or dry_run or len(counts) > 1:
             raise ValueError(
                 "--data, --dry-run and several numbers of calls are not for pipelines, which are tuned on samples of "
@@ -195,7 +164,7 @@ def tune(
             )
         from .diffusers import command
 
-        given = command.conditions(prompts, prompt, labels) | _guidance(guidance_scale)
+        given = command.conditions(prompts, prompt, labels) | arguments.guidance(guidance_scale)
         how = {"samples": samples or PIPELINE_SAMPLES, "seed": seed, "batch": batch or PIPELINE_BATCH, "budget": limit}
         plan = command.tune(model, calls, method, made_by, spacing, options=options, **how, **given)
         plan.save(out)
@@ -240,16 +209,18 @@ def sample_command(
 
     A sample depends on its own seed alone, not on how many are drawn with it.
     """
-    _check_suffix(out, (".png", ".npz"))
-    _check_seed(seed)
+    arguments.check_suffix(out, (".png", ".npz"))
+    arguments.check_seed(seed)
     labels = drawing.parse_labels(label)
-    if _is_pipeline(model, prompt, prompts):
+    if arguments.is_pipeline(model, prompt, prompts):
         if plan_file is None:
             raise ValueError("a pipeline needs --plan: tune one, time-tuner tune --model ...")
         from .diffusers import command
 
         given = command.conditions(prompts, prompt, labels)
-        drawn = command.draw(model, Plan.load(plan_file, calls), count, seed, given, **_guidance(guidance_scale))
+        drawn = command.draw(
+            model, Plan.load(plan_file, calls), count, seed, given, **arguments.guidance(guidance_scale)
+        )
         command.save(drawn, out)
         report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
         return
@@ -285,7 +256,7 @@ def show(
 ) -> None:
     """Print a plan: what the network is told at each call, how it was made, and what it is worth."""
     if out is not None:
-        _check_suffix(out, (".png", ".svg", ".pdf"))
+        arguments.check_suffix(out, (".png", ".svg", ".pdf"))
     if (plan_file is None) == (model is None):
         raise ValueError("give either PLAN, a plan file, or --model")
     if model is not None:
@@ -338,40 +309,13 @@ def compare_command(
     """
     from .compare import compare
 
-    _check_suffix(out, (".png", ".svg", ".pdf"))
-    _check_seed(seed)
+    arguments.check_suffix(out, (".png", ".svg", ".pdf"))
+    arguments.check_seed(seed)
     labels = drawing.parse_labels(label)
     shape = drawing.load(model, None, 1.0).shape
     count = (100 if data.is_picture(shape) else 10_000) if count is None else count
     spacing = spacing or ("seed" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
     compare(drawing.load(model, drawing.dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
-
-
-def _is_pipeline(name: str, prompt: str | None, prompts: Path | None) -> bool:
-    """Whether the model is a diffusers pipeline: a folder, or an id on the Hub."""
-    is_one = Path(name).is_dir() or ("/" in name and ":" not in name)
-    if not is_one and (prompt is not None or prompts is not None):
-        raise ValueError(f"--prompt and --prompts are for pipelines, got --model {name}: use --label")
-    if prompt is not None and prompts is not None:
-        raise ValueError("give either --prompt or --prompts")
-    return is_one
-
-
-def _guidance(scale: float) -> dict[str, Any]:
-    """For a pipeline, which has a guidance scale of its own where none is given."""
-    return {} if scale == 1 else {"guidance_scale": scale}
-
-
-def _check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
-    """Raise a ValueError before any work is done if the file could not be written, or is of another kind."""
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
-    data.check_writable(path)
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < drawing.STEP_NOISE:
-        raise ValueError(f"--seed must be a whole number from 0 to {drawing.STEP_NOISE - 1}, got {seed}")
 
 
 def _complain(line: str) -> None:
