@@ -1,12 +1,9 @@
 """Tuners, one file a strategy: each takes a plan to a better one. `tune` calibrates, tunes and judges."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
-from zlib import crc32
 
 import torch
 
@@ -19,6 +16,7 @@ from .conditioning import Conditioning
 from .guard import Judge, guarded, reference_plan
 from .job import Job, Progress, tqdm_bar
 from .joint import Joint
+from .made import plain, versions
 from .objectives import OBJECTIVES, Objective, Step
 
 __all__ = [
@@ -129,12 +127,12 @@ def tune(
     made: dict[str, Any] = {
         "plan": plan.to_dict(),
         "method": method,
-        "options": {name: _plain(value) for name, value in options.items()},
+        "options": {name: plain(value) for name, value in options.items()},
         "data": calibration.fingerprint,
         "seed": seed,
         "samples": samples,
         "guard": guard if isinstance(guard, bool) else "given",
-        "versions": _versions(),
+        "versions": versions(),
     }
     if checkpoint is not None:
         made["model"] = calibration.answer(Batched(eps, network.batch))  # a call that is no part of the work
@@ -147,7 +145,7 @@ def tune(
         seed=seed,
         samples=samples,
         data="own samples" if calibration.own else "given",
-        versions=_versions(),
+        versions=versions(),
         **({"stopped": job.stopped} if job.stopped else {}),
     )
     if guard is not False:
@@ -225,32 +223,3 @@ def _batch(batch: int | None, samples: int, device: torch.device | str, options:
     if batch is not None or options.get("optimizer") == "adam" or torch.device(device).type != "cpu":
         return batch
     return samples
-
-
-def _plain(value: Any) -> Any:
-    """An option of a method as JSON holds it; a function by its name and its code."""
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    if isinstance(value, Plan):
-        return value.to_dict()
-    if isinstance(value, Sequence):
-        return [_plain(one) for one in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return str(value) if isinstance(value, Path) else f"a {type(value).__qualname__}"
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
-    simple = [one for one in (*code.co_consts, *held) if isinstance(one, str | int | float)]
-    return f"{value.__qualname__} {crc32(code.co_code + repr((code.co_names, simple)).encode()):08x}"
-
-
-def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in ("time-tuner", "torch")}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"

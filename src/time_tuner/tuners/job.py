@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from math import dist, hypot
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from tqdm import tqdm
 
 from ..files import read_json, write_json
 from .budget import Budget, Cost, Ledger, Meter
+from .made import same
 
 FORMAT = "time-tuner partial plan"
-CLOSE = 1e-2  # what a model says twice may differ by so much of itself, in low precision or on other threads
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Job:
             return {}
         made = values.get("made")
         made = made if isinstance(made, dict) else {}
-        other = [name for name in self.made if not _same(name, made.get(name), self.made[name])]
+        other = [name for name in self.made if not same(name, made.get(name), self.made[name])]
         if other or made.keys() != self.made.keys():
             differs = f"other {', other '.join(other)}" if other else "another version"
             say(f"{self.path} was made with {differs}: starting anew")
@@ -146,10 +145,3 @@ class Job:
         if self.path is not None:
             values = {"seconds": self.meter.seconds, "spent": asdict(self.ledger.of("tuning")), "state": self.state}
             write_json(self.path, {"format": FORMAT, "made": self.made, **values, **more})
-
-
-def _same(name: str, kept: Any, value: Any) -> bool:
-    """Whether a kept value is that of this run; of what the model says, nearly."""
-    if name != "model" or not isinstance(kept, list) or len(kept) != len(value):
-        return bool(kept == value)
-    return dist(kept, value) <= CLOSE * hypot(*value)
