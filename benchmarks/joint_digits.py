@@ -117,15 +117,13 @@ def main(
     samples: int,
     calls: list[int],
     budget: str,
-    start: str,
-    spacing: str,
-    starts: int,
+    starts: list[str],
     parts: bool,
     tuned_only: bool,
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
-    table = Table(title=f"Digits network: joint tuning within {budget} from {start}@{spacing}, {samples} samples")
+    table = Table(title=f"Digits network: joint tuning within {budget} from {' or '.join(starts)}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
 
@@ -149,12 +147,13 @@ def main(
         bench = Bench(scale, samples)
         calibrations = [bench.calibration(seed) for seed in range(seeds)]
         for k in calls:
-            plan = make_plan(start, bench.schedule, k, spacing)
+            made = (start.partition("@") for start in starts)
+            plan, *others = (make_plan(name, bench.schedule, k, spacing) for name, _, spacing in made)
             for names in SUBSETS if parts else [PARTS]:
                 name = "joint" if names == PARTS else " + ".join(names)
                 for calibration in calibrations:
                     tuned, seconds = bench.tuned(
-                        plan, calibration, budget, tune=names, **({"starts": 1} if parts else {})
+                        plan, calibration, budget, tune=names, starts=1, others=[] if parts else others
                     )
                     add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
                 summed_up(scale, k, name)
@@ -180,10 +179,8 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--budget", default="180s")
-    parser.add_argument("--start", default="ddim")
-    parser.add_argument("--spacing", default="leading")
-    parser.add_argument("--starts", type=int, default=1, help="how many are tried; 1: that one alone")
-    parser.add_argument("--parts", action="store_true", help="each part alone and together, from one start")
+    parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
+    parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

@@ -1,7 +1,9 @@
 """Joint tuning: its parameters, its teacher, what it may spend, and that it helps."""
 
 import json
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,20 @@ from time_tuner import (
 )
 from time_tuner.exact import Mixture
 from time_tuner.resample import resample
-from time_tuner.sampling import trajectory
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners import joint
+from time_tuner.tuners.batches import Batched
 from time_tuner.tuners.budget import Budget, Ledger
 from time_tuner.tuners.descent import Descent
 from time_tuner.tuners.guard import reference_plan
 from time_tuner.tuners.job import Job
 from time_tuner.tuners.joint import robust
+from time_tuner.tuners.lesson import Lesson, Slopes, run_each
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import PARTS, Parameters
 from time_tuner.tuners.several import tune_several
 from time_tuner.tuners.starts import starting_plans
-from time_tuner.tuners.teacher import teach
+from time_tuner.tuners.teacher import Pairs, teach
 
 SMOOTH = NoiseScheduleVP("linear")
 POINTS = seeded(12, 4, seed=3)
@@ -117,6 +120,67 @@ def test_unknown_parts_are_refused() -> None:
 # --- that it helps ---
 
 
+def lesson_of(eps: Any, count: int = 64) -> Lesson:
+    """Pairs in float64, for derivatives that differences can tell."""
+    x = seeded(count, 4).double()
+    return Lesson(Batched(eps), Pairs(x, sample(EPS, reference_plan(SMOOTH, SMOOTH.t_min, 60), x)), robust, count)
+
+
+def x0_network(x: Tensor, t: Tensor) -> Tensor:
+    """What says x0 of a state, told the label of t: the noise that follows from it depends on the solver's time too."""
+    p = SMOOTH.at(tau := SMOOTH.time_of(t.double()))
+    shape = (-1, *(1,) * (x.dim() - 1))
+    return (x - p.sigma.view(shape) * EPS(x, tau, tau)) / p.alpha.view(shape)
+
+
+MODELS = {
+    "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), ("own",), 1e-5),
+    "one time": (lambda x, t, tau: one_time(x, t, tau), ("tau",), 0.15),
+    "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), ("own",), 0.02),  # it is told float32
+    "x0, one time": (lambda x, t, tau: x0_of_one_time(x, t, tau), ("tau", "t"), 0.15),
+}
+
+
+def x0_of_one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+    assert not tau.dim() and not t.dim()
+    return model_wrapper(x0_network, SMOOTH, model_type="x_start").bind()(x, t, tau)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "parts"), [("ddim", PARTS), ("unipc", PARTS), ("heun", PARTS), ("dpmpp", ("times",))])
+def test_the_gradient_is_that_of_the_mean_distance(model: str, name: str, parts: tuple[str, ...]) -> None:
+    eps, by, within = MODELS[model]
+    lesson, rows, parameters = lesson_of(eps), torch.arange(64), Parameters(make_plan(name, SMOOTH, 4), parts)
+    v = 0.05 * seeded(len(parameters)).double()
+    assert lesson.slopes_by(parameters.start, parts) == by
+    slopes = lesson.slopes(parameters, v, rows, by)
+    assert slopes.loss == pytest.approx(lesson.of(parameters.plan(v), rows), rel=1e-6) and slopes.curvature is None
+    steps = 1e-5 * torch.eye(len(v), dtype=torch.float64)
+    ends = [[lesson.of(parameters.plan(v + sign * step), rows) for sign in (1, -1)] for step in steps]
+    expected = torch.tensor([(above - below) / 2e-5 for above, below in ends], dtype=torch.float64)
+    assert (slopes.gradient - expected).norm() < within * expected.norm()
+
+
+def test_the_curvature_is_that_of_gauss_and_newton() -> None:
+    """In one dimension, where u is a number: the mean of J^2 / d, by the number of pairs."""
+    eps, count = Mixture(seeded(5, 1, seed=3), 0.15).eps(SMOOTH), 2000
+    x = seeded(count, 1).double()
+    lesson = Lesson(Batched(eps), Pairs(x, x + 3.0), robust, count)
+    parameters, rows = Parameters(make_plan("ddim", SMOOTH, 2, "quadratic"), ("corrections",)), torch.arange(count)
+    v = torch.tensor([0.1], dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    found = [lesson.slopes(parameters, v, rows, (), draw).curvature for _ in range(20)]
+    above, below, here = (sample(eps, parameters.plan(v + by), x) for by in (1e-4, -1e-4, 0.0))
+    expected = ((above - below) / 2e-4).square() / robust(here, x + 3.0)[:, None]
+    assert float(sum(found)) / 20 == pytest.approx(float(expected.mean()), rel=0.05)  # type: ignore[arg-type]
+
+
+def one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+    """A model that takes one time for all samples, not one for each."""
+    assert not tau.dim()
+    return EPS(x, t, tau)
+
+
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
     calls = 5
@@ -125,9 +189,9 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune(EPS, plan, "joint", **QUICK)
         return
-    tuned = tune(EPS, plan, "joint", **QUICK)
+    tuned = tune(EPS, plan, "joint", **{**QUICK, "iterations": 120})
     assert len(tuned) == len(plan)
-    assert distance_to_teacher(tuned) < 0.75 * distance_to_teacher(plan)
+    assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
 
 
@@ -198,7 +262,7 @@ def test_a_network_without_gradient_is_refused() -> None:
         return EPS(x, t, tau) / 0
 
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    with pytest.raises(ValueError, match=r"has no gradient in tau.*method='sequential'"):
+    with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*method='sequential'"):
         tune(still, plan, "joint", tune=("tau",), **QUICK)
     # The arithmetic around it has a gradient, which is not enough.
     for wrapped in (still, torch.inference_mode()(lambda x, t, tau: EPS(x, t, tau))):
@@ -223,11 +287,11 @@ class Wide(torch.nn.Module):
 
 def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     """What a run keeps for its backward pass."""
-    plan, x = make_plan("ddim", SMOOTH, calls, "quadratic"), seeded(32, 4).float()
-    parameters = Parameters(plan)
-    v = torch.zeros(len(parameters), dtype=torch.float64, requires_grad=True)
+    parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
+    plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
+    own = numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     eps = Checkpointed(network) if checkpointed else network
-    return kept_bytes(lambda: list(trajectory(eps, parameters.plan(v), x)))
+    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), own, ("tau",)))
 
 
 def test_checkpoints_keep_one_call_at_a_time() -> None:
@@ -357,7 +421,10 @@ def test_corrections_are_not_lost_by_tuning_what_the_network_is_told() -> None:
     [
         ({"teacher": 5}, "teacher must be a Plan, got 5"),
         ({"distance": 3}, "distance must be a function"),
-        ({"distance": lambda x, y: (x - y).norm(dim=1).detach()}, "distance one in its first argument"),
+        (
+            {"distance": lambda x, y: (x - y).norm(dim=1).detach()},
+            "distance must have a gradient in its first argument",
+        ),
         ({"distance": lambda x, y: (x - y).norm(dim=1) / 0}, "eps or distance returned such values"),
         ({"tune": None}, "tune must name some of times, tau, corrections, got None"),
         ({"teacher": make_plan("ddim", NoiseScheduleFlow(), 9, "quadratic")}, "teacher must be on the plan's schedule"),
@@ -414,19 +481,23 @@ def test_it_never_hands_over_less_than_it_was_given() -> None:
 def test_a_step_into_nowhere_is_taken_back() -> None:
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     descent = Descent(Parameters(plan))
+    downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
     descent.look(1.0, 0.0)
-    descent.step((descent.v**2 + descent.v).sum(), 0.0)
+    descent.step(downhill, 0.0)
     descent.look(0.5, 0.1)
-    best = descent.v.detach().clone()
-    descent.step(descent.v.sum() * torch.nan, 0.2)
-    assert torch.equal(descent.v.detach(), best) and best.any()
+    best = descent.v.clone()
+    descent.step(downhill, 0.1)
+    assert not torch.equal(descent.v, best)
+    descent.step(replace(downhill, loss=math.nan), 0.2)
+    assert torch.equal(descent.v, best) and best.any()
 
 
 def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
     descent, again = (Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
+    downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
     descent.look(1.0, 0.0)
     for share in (0.1, 0.2):
-        descent.step(descent.v.sum(), 0.0)
+        descent.step(downhill, 0.0)
         descent.look(2.0, share)
     assert descent.v.any() and descent.setbacks == 0
     descent.look(2.0, 0.3)
@@ -434,8 +505,8 @@ def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
     assert descent.best == 1.0 and not descent.best_v.any()
     again.restore({**descent.to_dict(), "setbacks": 0})
     for one in (descent, again):
-        one.step(one.v.sum(), 0.0)
-    torch.testing.assert_close(2 * descent.v.detach(), again.v.detach())
+        one.step(downhill, 0.0)
+    torch.testing.assert_close(2 * descent.v, again.v)
 
 
 # --- where it starts from ---

@@ -53,10 +53,9 @@ class Combination:
         return [[*term, number] for term, number in zip(self.terms, self.numbers, strict=True)]
 
     @cached_property
-    def _parts(self) -> tuple[tuple[int, int, Any], ...]:
-        """Of each term: which of the calls, from the last, which entry of it, and the weight, a number if it may be."""
-        weights = self.weights.unbind() if self.weights.requires_grad else self.numbers
-        return tuple((-1 - ago, ENTRIES[what], w) for (what, ago), w in zip(self.terms, weights, strict=True))
+    def _parts(self) -> tuple[tuple[int, int, float], ...]:
+        """Of each term: which of the calls, from the last, which entry of it, and the weight."""
+        return tuple((-1 - ago, ENTRIES[what], w) for (what, ago), w in zip(self.terms, self.numbers, strict=True))
 
     def __call__(self, calls: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
         """The sum in `dtype`; for half precision it is accumulated in float32.
@@ -64,15 +63,13 @@ class Combination:
         Args:
             calls: the entries of each call, see `ENTRIES`; the newest last.
         """
-        (i, j, weight), *rest = self._parts
         half = dtype in HALF
         total: Tensor
-        if self.weights.requires_grad:
-            wide = torch.float32 if half else dtype
-            total = weight * calls[i][j].to(wide)
-            for i, j, weight in rest:
-                total = total + weight * calls[i][j].to(wide)
+        if self.weights.requires_grad:  # one operation, through which the gradient passes quickly
+            terms = torch.stack([calls[i][j] for i, j, _ in self._parts]).to(torch.float32 if half else dtype)
+            total = torch.tensordot(self.weights.to(terms.dtype), terms, 1)
         else:  # where a run spends its time
+            (i, j, weight), *rest = self._parts
             total = torch.mul(calls[i][j].float() if half else calls[i][j], weight)
             for i, j, weight in rest:
                 total.add_(calls[i][j].float() if half else calls[i][j], alpha=weight)
@@ -165,10 +162,8 @@ def _compile_row(plan: "Plan", k: int, starts: list[int], look_back: int, before
     if plan.corrections is not None and k:
         b = plan.point(starts[k])
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
-        said = [noise_said(j) for j in range(k + 1)]
-        following = following + gamma * sum(
-            (plan.corrections[k, j] * (said[j] - said[k]) for j in range(k)), torch.zeros_like(following)
-        )
+        said = torch.stack([noise_said(j) for j in range(k + 1)])
+        following = following + gamma * (plan.corrections[k, :k] @ (said[:k] - said[k]))
     combined = None if correction is None else _combination(terms, correction)
     return Row(combined, _combination(terms, following), draws, reach, says[0])
 

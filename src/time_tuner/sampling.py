@@ -79,8 +79,9 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
         return self._ahead[:, self._next - 1].to(x)
 
 
-def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -> Tensor:
-    """What the network says of x at call k, told `tau` (by default the plan's): eps, or x0 where the row has that.
+def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    """What the network says of x at call k, told `tau`, at the solver's `t` (by default the plan's): eps, or x0 where
+    the row has that.
 
     Raises:
         ValueError: it answers with another shape than that of x, or is asked for x0 at alpha = 0 and has none.
@@ -92,7 +93,7 @@ def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None) -
             f"eps has no .x0, which is needed at call {k}: at t = {float(p.t):.4g} alpha is 0 and the noise tells "
             "nothing of the data; give a model from model_wrapper, or start the run a little later (times=)"
         )
-    said = (eps if say is None else say)(x, p.t, plan.told[k] if tau is None else tau)
+    said = (eps if say is None else say)(x, p.t if t is None else t, plan.told[k] if tau is None else tau)
     if not isinstance(said, Tensor) or said.shape != x.shape:
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(

@@ -15,11 +15,12 @@ from .teacher import BATCH as TEACHER_BATCH
 TEACHER_CALLS = 60
 BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
-LOOK, LOOKS = 10, 25  # at least so many iterations between two looks at the validation pairs, so many looks at most
+RUNS, MOST_RUNS = 5, 7  # an iteration costs as many: one, one for the slope in tau, a backward or two, a slope in t
+LOOK, LOOKS = 5, 15  # at least so many iterations between two looks at the validation pairs, so many looks at most
 STARTS = 60  # about as many are ranked: spacings times orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
-LEAST_ITERATIONS, MOST_ITERATIONS = 100, 1500  # by default
+LEAST_ITERATIONS, MOST_ITERATIONS = 40, 400  # by default
 LEAST_CALL = 1e-3  # seconds
 NO_BUDGET = Budget()
 
@@ -46,7 +47,7 @@ def usual_pairs(teacher: int, call: float, budget: Budget) -> int:
 
 def usual_iterations(plan: Plan, call: float, budget: Budget) -> int:
     """The iterations that the rest of the time, or a budget in calls, is enough for."""
-    each = 3 * len(plan)
+    each = RUNS * len(plan)
     if budget.calls is not None:
         return max(1, budget.calls // each)
     count = int(0.75 * (budget.seconds or SECONDS) / (call * each))
@@ -86,9 +87,9 @@ def costs(
         taught[0] = Cost(runs, runs)
     held = max(1, min(MOST_HELD, (pairs or MOST_PAIRS) // 4))
 
-    def tuning(count: int) -> Cost:
+    def tuning(count: int, runs: int) -> Cost:
         looks = forward(held) * calls * min(LOOKS, count // LOOK) + forward(min(held, BATCH)) * calls * STARTS
-        return Cost(3 * calls * count, 3 * calls * BATCH * count) + looks
+        return Cost(runs * calls * count, runs * calls * BATCH * count) + looks
 
     usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
-    return {"teacher": (taught[0], taught[1]), "tuning": (tuning(usual), tuning(most))}
+    return {"teacher": (taught[0], taught[1]), "tuning": (tuning(usual, RUNS), tuning(most, MOST_RUNS))}

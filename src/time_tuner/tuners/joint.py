@@ -7,85 +7,35 @@ from the same noise. LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) t
 (Oganov et al., 2025, https://arxiv.org/abs/2510.17699) the coefficients too.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..plan import Plan
-from ..sampling import Eps, Observed, trajectory
 from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
-from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, TEACHER_CALLS, costs, seconds_a_call, sizes
+from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
-from .memory import Checkpointed, crowded
-from .objectives import mean_of
+from .lesson import Distance, Lesson
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
 
-Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`distance(x, y)` of two batches (B, ...): (B,), or their mean."""
-
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 DELTA = 1e-3
-TRIAL = 0.05  # the share of the budget for which each start is tried
+TRIAL = 0.08  # the share of the budget for which each start is tried
 SETBACKS = 5  # after so many there is nothing to be found any more
 
 
 def robust(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(|x - y|^2 + delta) of every sample, (B,)."""
     return ((x - y).double().square().flatten(1).sum(1) + DELTA).sqrt()
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """How far plans end from where the teacher ends.
-
-    Attributes:
-        eps: the model.
-        pairs: the teacher's.
-        distance: of two ends.
-        samples: how many samples the conditions of the model are for; pair i has those of sample i % samples.
-    """
-
-    eps: Batched
-    pairs: Pairs
-    distance: Distance
-    samples: int
-
-    def __call__(self, plan: Plan, rows: Tensor, through: Callable[[Eps], Eps] | None = None) -> Tensor:
-        """The mean distance over some of the pairs; `through` may change how the model is called."""
-        taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
-        eps = taken if through is None else through(taken)
-        for end in trajectory(Observed(eps, _with_gradient), plan, plan.start(pairs.x)):  # noqa: B007 - the last is wanted
-            pass
-        return mean_of("distance", self.distance(end, pairs.y))
-
-    def crowded(self, plan: Plan, rows: Tensor) -> bool:
-        """Whether the activations of a run of these pairs are more than memory should hold."""
-        with self.eps.ledger.during("sizing"):  # not of the tuning: it is asked again when a run is continued
-            return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
-
-    @torch.no_grad()
-    def of(self, plan: Plan, rows: Tensor) -> float:
-        """The same, for looking only."""
-        return float(self(plan, rows))
-
-
-def _with_gradient(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
-    """Raise a ValueError if the model was asked with a gradient and has said something without."""
-    if said.is_inference() or (x.requires_grad and not said.requires_grad):
-        raise ValueError(
-            "method='joint' needs a network with a gradient in its input, this one has none: call it without "
-            "torch.no_grad or inference_mode, or take method='sequential', which works with forward calls only"
-        )
 
 
 class Joint:
@@ -212,11 +162,15 @@ class _Search:
         held = min(MOST_HELD, count // 4)
         self.train, self.held = count - held, torch.arange(count - held, count)
         self.checkpoint_steps = checkpoint_steps
+        self.moved: tuple[str, ...] = ()
 
     def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how."""
         job = self.job
-        look, iteration = self._calls(plans[0], len(self.held)), 3 * self._calls(plans[0], min(BATCH, self.train))
+        self.moved = self.lesson.slopes_by(plans[0], self.parts)
+        look = self._calls(plans[0], len(self.held))
+        runs = MOST_RUNS - 2 + len(self.moved) - ("own" in self.moved)
+        iteration = runs * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans)
         if not job.state and not job.affords(ranking + look * starts + iteration):
             plans, starts = plans[:1], 1
@@ -292,11 +246,6 @@ class _Search:
         rows = torch.randperm(self.train, generator=draw)[:BATCH]
         if self.checkpoint_steps is None:
             self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
-        with torch.enable_grad():
-            loss = self.lesson(descent.plan(), rows, Checkpointed if self.checkpoint_steps else None)
-            if not loss.requires_grad:
-                raise ValueError(
-                    f"what is minimised has no gradient in {' and '.join(self.parts)}: the network needs one in the "
-                    "time it is told, and distance one in its first argument; method='sequential' works without"
-                )
-            descent.step(loss, left)
+        told = draw if descent.curious else None
+        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.moved, told, self.checkpoint_steps)
+        descent.step(slopes, left)

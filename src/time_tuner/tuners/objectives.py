@@ -62,15 +62,15 @@ def squared(seen: Tensor, target: Tensor) -> Tensor:
     return (target - seen).double().square().flatten(1).sum(1)
 
 
-def mean_of(name: str, values: Any) -> Tensor:
-    """The mean, in float64, of what a function of the user's gave for a batch.
+def numbers_of(name: str, values: Any) -> Tensor:
+    """What a function of the user's gave for a batch, in float64.
 
     Raises:
         ValueError: it gave no tensor.
     """
     if not isinstance(values, Tensor):
         raise ValueError(f"{name} must return a tensor, a number for each sample, got {type(values).__name__}")
-    return values.double().mean()
+    return values.double()
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Objective:
 
     def mean(self, seen: Tensor, target: Any) -> Tensor:
         """The mean loss, in float64."""
-        return mean_of("objective", self.loss(seen, target))
+        return numbers_of("objective", self.loss(seen, target)).mean()
 
 
 def noise_before(step: Step) -> Tensor:

@@ -65,6 +65,20 @@ class Parameters:
                 made = made.with_corrections(c if made.corrections is None else made.corrections + c)
         return made
 
+    def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
+        """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).
+
+        The numbers are, call after call, the weights that the state after it gives to the first state and to what the
+        network has said so far, see `Plan.coefficients`; then log tau of each call, and log t.
+        """
+        v = v.detach().requires_grad_()
+        with torch.enable_grad():
+            plan = self.plan(v)
+            weights = [row[: k + 2] for k, row in enumerate(plan.coefficients())]
+            numbers = torch.cat([*weights, plan.tau.log(), plan.t[:-1].log()])
+        (derivative,) = torch.autograd.grad(numbers, v, torch.eye(len(numbers), dtype=v.dtype), is_grads_batched=True)
+        return self.plan(v.detach()), numbers.detach(), derivative
+
     @torch.no_grad()
     def keep_inside(self, v: Tensor) -> None:
         """Move v, in place, to where every number of it still has an effect: increments do not vanish, and tau lies
