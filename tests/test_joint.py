@@ -647,3 +647,10 @@ def test_on_every_kind_of_schedule(schedule: NoiseSchedule) -> None:
     before, after = (float((sample(eps, p, p.start(x)) - end).norm(dim=1).mean()) for p in (plan, tuned))
     assert after < 0.7 * before
     assert tuned.t[0] == plan.t[0] and abs(float(tuned.t[-1] - plan.t[-1])) < 1e-9
+
+
+def test_a_plan_that_is_the_teacher_stays_as_it_is() -> None:
+    plan = reference_plan(SMOOTH, SMOOTH.t_min, 6)
+    tuned = tune(EPS, plan, "joint", teacher=plan, **{**QUICK, "iterations": 8})
+    assert tuned.provenance["loss_after"] == tuned.provenance["loss_before"]
+    torch.testing.assert_close(tuned.t, plan.t)

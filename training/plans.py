@@ -1,10 +1,11 @@
 """Tune the plans that come with the bundled models: `Plan.load("digits/joint-5")` and the like.
 
-    python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 300] [--bfloat16]
+    python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 100] [--bfloat16]
 
 ddim-5 and ddim-10: DDIM on the published "leading" grid, what the network is told, by the sequential strategy. joint-5
 and joint-10: where the steps are, what the network is told and how its predictions are combined, from DDIM on the same
-grid. Tuned on samples of every label in turn, and judged on held-out noise. The plans for digits were made in bfloat16.
+grid or UniPC on "quadratic". Tuned on samples of every label in turn, and judged on held-out noise. The plans for
+digits were made in bfloat16.
 """
 
 import argparse
@@ -29,9 +30,10 @@ def main(models: list[str], plans: list[str], iterations: int) -> None:
         judges: dict[float, Judge] = {}
         for kind in plans:
             how: dict[str, Any] = {}
-            if kind == "joint":
-                how = {"iterations": iterations, "pairs": PAIRS, "starts": 1}
             for calls in CALLS:
+                if kind == "joint":
+                    other = make_plan("unipc", model.schedule, calls, "quadratic")
+                    how = {"iterations": iterations, "pairs": PAIRS, "starts": 1, "others": [other]}
                 plan = make_plan("ddim", model.schedule, calls=calls, spacing="leading")
                 plan = plan.with_provenance(model=name, label="each in turn", guidance_scale=1.0, spacing="leading")
                 end = round(float(plan.t[-1]), 9)
@@ -47,7 +49,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["digits", "latent-digits"])
     parser.add_argument("--plans", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--iterations", type=int, default=300, help="of joint tuning")
+    parser.add_argument("--iterations", type=int, default=100, help="of joint tuning")
     parser.add_argument("--bfloat16", action="store_true", help="run the network under autocast")
     args = parser.parse_args()
     with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):

@@ -131,7 +131,7 @@ class Lesson:
         gradient, curvature = along(pull, draw is not None).mean(0), None
         if draw is not None:
             felt = pull.square().mean(0)
-            u = torch.randn(end.shape, generator=draw).to(end) * (felt / felt.mean()) ** 0.25
+            u = torch.randn(end.shape, generator=draw).to(end) * (felt / felt.mean().clamp(min=1e-30)) ** 0.25
             thrown = along(u, False)
             curvature = thrown.T @ (weights[:, None] * thrown) / len(rows)
         return Slopes(float(distances.mean()), gradient, curvature)
