@@ -34,7 +34,7 @@ EPS = DATA.eps(SCHEDULE)
 FRESH = [DATA.sample(4000, 10**7 + i) for i in range(8)]
 NOISE = [seeded_noise(3 * 10**9 + i * 10**5)(torch.empty(4000, 64)) for i in range(8)]
 TUNING: dict[str, Any] = {"shape": (64,), "guard": False}
-ITERATIONS, PAIRS = 200, 1024
+ITERATIONS, PAIRS = 400, 1024
 UNTUNED = (("ddim", "quadratic"), ("dpmpp", "quadratic"), ("unipc", "quadratic"))
 
 
@@ -79,7 +79,7 @@ def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("iterations", "evaluations", "seconds", "FD"):
         table.add_column(name, justify="right")
-    for iterations in (10, 30, 100, 200, 600):
+    for iterations in (10, 30, 100, 400, 1200):
         found = [tuned(make_plan("ddim", SCHEDULE, 5, "quadratic"), seed, iterations) for seed in range(seeds)]
         distances = [frechet(plan) for plan, _, _ in found]
         rows.append({"iterations": iterations, "evaluations": found[0][2], "joint": distances})

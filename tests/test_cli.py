@@ -220,8 +220,7 @@ def test_the_demo_compares_and_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(demo, "MORE_CALLS", (3,))
     monkeypatch.setattr(demo, "SAMPLES", 4)
     monkeypatch.setattr(demo, "REFERENCE_CALLS", 4)
-    sampler, how = demo.TUNED["joint"]
-    monkeypatch.setitem(demo.TUNED, "joint", (sampler, how | {"iterations": 2, "pairs": 8}))
+    monkeypatch.setitem(demo.TUNED, "joint", demo.TUNED["joint"] | {"iterations": 2, "pairs": 8})
     result = done("demo", "--out", tmp_path / "shown")
     names = {"comparison.png", "tau.png", "timetuner-2.json", "joint-2.json"}
     assert {path.name for path in (tmp_path / "shown").iterdir()} == names
