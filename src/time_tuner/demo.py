@@ -59,7 +59,7 @@ def run(out: Path, seed: int = 0) -> None:
     began = time.perf_counter()
     report.say.print(
         f"[bold]Tuning {CALLS} calls of the bundled digits network[/bold]: what it is told (TimeTuner), and all that a "
-        "plan holds (joint). This takes about two minutes."
+        "plan holds (joint). This takes about three minutes."
     )
     bench = Bench(seed)
     untuned = [make_plan(sampler_from_dict(one), bench.meter.schedule, CALLS, SPACING) for one in UNTUNED]
