@@ -133,17 +133,23 @@ def x0_network(x: Tensor, t: Tensor) -> Tensor:
     return (x - p.sigma.view(shape) * EPS(x, tau, tau)) / p.alpha.view(shape)
 
 
-MODELS = {
-    "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), ("own",), 1e-5),
-    "one time": (lambda x, t, tau: one_time(x, t, tau), ("tau",), 0.15),
-    "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), ("own",), 0.02),  # it is told float32
-    "x0, one time": (lambda x, t, tau: x0_of_one_time(x, t, tau), ("tau", "t"), 0.15),
-}
+def one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+    """A model that takes one time for all samples, not one for each."""
+    assert not tau.dim()
+    return EPS(x, t, tau)
 
 
 def x0_of_one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
     assert not tau.dim() and not t.dim()
     return model_wrapper(x0_network, SMOOTH, model_type="x_start").bind()(x, t, tau)
+
+
+MODELS = {
+    "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), ("own",), 1e-5),
+    "one time": (one_time, ("tau",), 0.15),
+    "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), ("own",), 0.02),  # it is told float32
+    "x0, one time": (x0_of_one_time, ("tau", "t"), 0.15),
+}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -175,12 +181,6 @@ def test_the_curvature_is_that_of_gauss_and_newton() -> None:
     assert float(sum(found)) / 20 == pytest.approx(float(expected.mean()), rel=0.05)  # type: ignore[arg-type]
 
 
-def one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-    """A model that takes one time for all samples, not one for each."""
-    assert not tau.dim()
-    return EPS(x, t, tau)
-
-
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
     calls = 5
@@ -189,6 +189,8 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune(EPS, plan, "joint", **QUICK)
         return
+    if name != "dpm":  # whose landscape is steep: it needs more
+        assert distance_to_teacher(tune(EPS, plan, "joint", **QUICK)) < 0.75 * distance_to_teacher(plan)
     tuned = tune(EPS, plan, "joint", **{**QUICK, "iterations": 120})
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
