@@ -42,6 +42,7 @@ from time_tuner.tuners.parameters import PARTS, Parameters
 from time_tuner.tuners.several import tune_several
 from time_tuner.tuners.starts import starting_plans
 from time_tuner.tuners.teacher import Pairs, teach
+from time_tuner.tuners.tournament import TRIALS, Tournament, entries
 
 SMOOTH = NoiseScheduleVP("linear")
 POINTS = seeded(12, 4, seed=3)
@@ -291,9 +292,8 @@ def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     """What a run keeps for its backward pass."""
     parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    own = numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     eps = Checkpointed(network) if checkpointed else network
-    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), own, ("tau",)))
+    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, ("tau",))[0])
 
 
 def test_checkpoints_keep_one_call_at_a_time() -> None:
@@ -512,6 +512,63 @@ def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
 
 
 # --- where it starts from ---
+
+
+def descents(*losses: float) -> list[Descent]:
+    """As many, the validation losses of which are known."""
+    made = [Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in losses]
+    for one, loss in zip(made, losses, strict=True):
+        one.look(loss, 0.0)
+    return made
+
+
+def test_the_worse_half_is_out_after_every_round() -> None:
+    tried = descents(4.0, 1.0, 3.0, 2.0, 5.0)
+    tournament, share, order = Tournament(tried, {}), 0.0, []
+    while not tournament.decided:
+        order.append(tried.index(tournament.descent))
+        while not tournament.over(share):
+            share += 0.001
+            assert tournament.annealed(share) == 0
+        tournament = Tournament(tried, json.loads(json.dumps(tournament.to_dict())))  # as if interrupted
+        tournament.next(share)
+    assert order == [0, 1, 2, 3, 4, 1, 3, 2, 1, 3]
+    assert tournament.descent is tried[1]
+    assert share == pytest.approx(TRIALS, abs=0.02)
+    assert not tournament.over(1.0)
+    assert tournament.annealed(share) == 0 < tournament.annealed(0.7) < tournament.annealed(1.0) == 1
+
+
+def test_a_tournament_is_as_large_as_there_is_time_for() -> None:
+    sizes = [entries(iterations) for iterations in range(1, 500)]
+    assert sizes[:20] == [1] * 20 and sizes == sorted(sizes) and sizes[-1] > 6
+    for count, iterations in ((2, 60), (4, 170)):
+        assert entries(iterations) == count
+
+
+def test_one_start_needs_no_tournament() -> None:
+    tournament = Tournament(descents(1.0), {})
+    assert tournament.decided and not tournament.over(0.9) and tournament.annealed(0.25) == 0.25
+
+
+def test_the_last_start_may_win() -> None:
+    """What counts is where a start gets to, not where it begins."""
+    tried = descents(1.0, 2.0, 3.0)
+    tournament, share = Tournament(tried, {}), 0.0
+    while not tournament.decided:
+        share += TRIALS / 5
+        tournament.descent.look(0.1 if tournament.descent is tried[2] else 0.9, share)
+        tournament.next(share)
+    assert tournament.descent is tried[2]
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp"])
+def test_a_late_beginning_wins_where_few_calls_must_do(name: str) -> None:
+    """Of two calls one that is made where there is only noise is wasted."""
+    plan = make_plan(name, SMOOTH, 2, "quadratic")
+    late, given = (tune(EPS, plan, "joint", **{**QUICK, "starts": starts}) for starts in (4, 1))
+    assert late.t[0] < 0.8 < given.t[0] and late.t[-1] == given.t[-1]
+    assert distance_to_teacher(late) < 0.8 * distance_to_teacher(given)
 
 
 def test_starts_end_where_the_plan_does() -> None:

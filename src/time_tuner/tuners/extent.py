@@ -16,8 +16,8 @@ TEACHER_CALLS = 60
 BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
 RUNS, MOST_RUNS = 5, 7  # an iteration costs as many: one, one for the slope in tau, a backward or two, a slope in t
-LOOK, LOOKS = 5, 15  # at least so many iterations between two looks at the validation pairs, so many looks at most
-STARTS = 60  # about as many are ranked: spacings times orders
+LOOK, LOOKS = 5, 10  # at least so many iterations between two looks at the validation pairs, so many looks at most
+STARTS = 45  # about as many are ranked: spacings, each with late beginnings, and orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 40, 400  # by default
@@ -57,11 +57,14 @@ def usual_iterations(plan: Plan, call: float, budget: Budget) -> int:
 def sizes(
     plan: Plan, teacher: int, call: float, budget: Budget, pairs: int | None = None, iterations: int | None = None
 ) -> dict[str, int]:
-    """The pairs of a teacher of so many calls, and the iterations, as many as come where a budget ends them; `call` is
-    the seconds that the model takes for 32 samples."""
-    if iterations is None:
-        iterations = 10**9 if budget else usual_iterations(plan, call, budget)
-    return {"pairs": usual_pairs(teacher, call, budget) if pairs is None else pairs, "iterations": iterations}
+    """The pairs of a teacher of so many calls; the iterations, as many as come where a budget ends them; and how many
+    of them are expected. `call` is the seconds that the model takes for 32 samples."""
+    expected = usual_iterations(plan, call, budget) if iterations is None else iterations
+    return {
+        "pairs": usual_pairs(teacher, call, budget) if pairs is None else pairs,
+        "iterations": 10**9 if iterations is None and budget else expected,
+        "expected": expected,
+    }
 
 
 def costs(

@@ -26,10 +26,10 @@ from .lesson import Distance, Lesson
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
+from .tournament import Tournament, entries
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 DELTA = 1e-3
-TRIAL = 0.08  # the share of the budget for which each start is tried
 SETBACKS = 5  # after so many there is nothing to be found any more
 
 
@@ -53,7 +53,7 @@ class Joint:
         pairs: int | None = None,
         iterations: int | None = None,
         distance: Distance = robust,
-        starts: int = 3,
+        starts: int = 4,
         others: Sequence[Plan] = (),
         checkpoint_steps: bool | None = None,
     ) -> Plan:
@@ -68,8 +68,9 @@ class Joint:
                 is enough for, or, where the budget is in calls, a third of it, 16 to 1024.
             iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
-            starts: how many starts are tried, the best of the plan itself, other spacings and other orders of its
-                sampler; 1: the plan and the others alone.
+            starts: how many starts enter a tournament at most, fewer where there is little to spend: the plan, and
+                those that end nearest untuned, of others, other spacings, which may begin later, and other orders of
+                its sampler; 1: the plan and others alone.
             others: more starts, such as tuned plans for other numbers of calls, which are resampled.
             checkpoint_steps: keep the activations of one call of the network at a time, for a third more work; by
                 default where memory asks for it.
@@ -94,7 +95,8 @@ class Joint:
         taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
-        found, notes = search(starting_plans(plan, starts, others, parts), starts if starts > 1 else 1 + len(others))
+        plans = starting_plans(plan, starts, others, parts)
+        found, notes = search(plans, min(starts, entries(size["expected"])) if starts > 1 else len(plans))
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
@@ -144,7 +146,7 @@ def _size(
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     call, budget = 0.0, job.meter.budget
-    if budget.calls is None and (pairs is None or (iterations is None and not budget)):
+    if budget.calls is None and (pairs is None or iterations is None):
         model = eps.take(torch.arange(BATCH) % calibration.samples)
         with job.ledger.during("sizing"):
             call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
@@ -152,7 +154,7 @@ def _size(
 
 
 class _Search:
-    """Trials of several starts, then the best of them to the end of the budget."""
+    """A tournament of several starts, whose winner is tuned to the end of the budget."""
 
     def __init__(
         self, lesson: Lesson, parts: Sequence[str], size: dict[str, int], job: Job, checkpoint_steps: bool | None
@@ -177,21 +179,23 @@ class _Search:
             if not job.affords(2 * look + iteration):
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
-        order, tried, done = self._begin(plans, starts)
+        order, tournament, done = self._begin(plans, starts)
+        tried = tournament.tried
         seen = job.state.get("seen", int(self._share(done) * LOOKS))
         while (share := self._share(done)) < 1 and job.affords(iteration + look):
-            trial = int(share / TRIAL)
-            descent = tried[trial] if trial < len(tried) else min(tried, key=lambda one: one.best)
-            if descent.setbacks > SETBACKS:
+            descent = tournament.descent
+            if descent.setbacks > SETBACKS and tournament.decided:
                 break
-            self._iterate(descent, done, max(0.0, (share - TRIAL * len(tried)) / (1 - TRIAL * len(tried))))
+            self._iterate(descent, done, tournament.annealed(share))
             done += 1
             share = self._share(done)
-            due = int(share * LOOKS) > seen and done % LOOK == 0
-            if due or (trial < len(tried) and int(share / TRIAL) > trial):
+            over = tournament.over(share)
+            if over or (int(share * LOOKS) > seen and done % LOOK == 0):
                 seen = int(share * LOOKS)
                 descent.look(self.lesson.of(descent.plan(), self.held), share)
-                kept = {"size": self.size, "order": order, "done": done, "seen": seen}
+                if over:
+                    tournament.next(share)
+                kept = {"size": self.size, "order": order, "done": done, "seen": seen, **tournament.to_dict()}
                 kept["tried"] = [one.to_dict() for one in tried]
                 total = done if share >= 1 else round(done / share)
                 job.done(done, max(done, total), descent.first, descent.best, kept)
@@ -202,10 +206,10 @@ class _Search:
         notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
         return best.best_plan(), notes
 
-    def _begin(self, plans: Sequence[Plan], starts: int) -> tuple[list[int], list[Descent], int]:
-        """Which plans are tried, their descents, and the iterations that an earlier run has made of them."""
+    def _begin(self, plans: Sequence[Plan], starts: int) -> tuple[list[int], Tournament, int]:
+        """Which plans are tried, their tournament, and the iterations that an earlier run has made of them."""
         state = self.job.state
-        order = state.get("order") or (self._ranked(plans)[:starts] if len(plans) > 1 else [0])
+        order = state.get("order") or (self._ranked(plans, starts) if len(plans) > 1 else [0])
         tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
         for descent, kept in zip(tried, state.get("tried", []), strict=False):
             descent.restore(kept)
@@ -213,7 +217,7 @@ class _Search:
         self.job.go_on(done)
         if not done:
             self._look_at_new(tried, 0.0)
-        return order, tried, done
+        return order, Tournament(tried, state or {"since": self._share(0)}), done
 
     def _look_at_new(self, tried: Sequence[Descent], share: float) -> None:
         """Look at the validation pairs where the descent has moved since."""
@@ -229,16 +233,21 @@ class _Search:
         """How much of the budget is used up after so many iterations."""
         return max(done / self.size["iterations"], self.job.meter.share)
 
-    def _ranked(self, plans: Sequence[Plan]) -> list[int]:
-        """The plans by how far they end untuned, the given one before its equals; of each grid the best one, for
-        where corrections are tuned the orders of a sampler come to the same."""
-        rows, grids = self.held[:BATCH], list[Tensor]()
-        order = []
-        for _, i in sorted((self.lesson.of(plan, rows), i) for i, plan in enumerate(plans)):
-            if not any(torch.equal(plans[i].ends, ends) for ends in grids):
-                grids.append(plans[i].ends)
-                order.append(i)
-        return order
+    def _ranked(self, plans: Sequence[Plan], starts: int) -> list[int]:
+        """So many of the plans: the given one, and those that end nearest untuned, of each grid the best one, for where
+        corrections are tuned the orders of a sampler come to the same."""
+        losses: dict[int, float] = {}
+
+        def loss(i: int) -> tuple[float, int]:
+            losses[i] = losses.get(i) or self.lesson.of(plans[i], self.held[:BATCH])
+            return losses[i], i
+
+        grids: dict[bytes, list[int]] = {}
+        for i, plan in enumerate(plans[1:], 1):
+            grids.setdefault(plan.ends.numpy().tobytes(), []).append(i)
+        # The other orders are asked about on the best grids alone.
+        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: starts - 1]
+        return [0, *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
     def _iterate(self, descent: Descent, done: int, left: float) -> None:
         """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""

@@ -110,9 +110,8 @@ class Lesson:
         taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
         with torch.enable_grad():
             plan, numbers, derivative = parameters.linear(v)
-            own = numbers.to(pairs.x).expand(len(rows), -1).clone().requires_grad_()
             eps = Observed(Checkpointed(taken) if checkpoint else taken, _with_gradient)
-            end = run_each(eps, plan, plan.start(pairs.x), own, moved)
+            end, own = run_each(eps, plan, plan.start(pairs.x), numbers, moved)
             at = end.detach().requires_grad_()
             distances = numbers_of("distance", self.distance(at, pairs.y))
             if not distances.requires_grad:
@@ -137,9 +136,10 @@ class Lesson:
         return Slopes(float(distances.mean()), gradient, curvature)
 
 
-def run_each(eps: Eps, plan: Plan, x: Tensor, own: Tensor, moved: Sequence[str]) -> Tensor:
-    """The end of a run in which each sample has numbers of its own: those of `Parameters.linear`, (B, M)."""
-    calls = len(plan)
+def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, moved: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The end of a run in which each sample has the numbers of `Parameters.linear` for its own, and these, (B, M), by
+    which the end has a gradient; of the times among them as `moved` says, see `Lesson.slopes_by`."""
+    calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
     tau, t = wide[-2 * calls : -calls], wide[-calls:]
     seen, state, first = [x], x, 0
@@ -159,7 +159,7 @@ def run_each(eps: Eps, plan: Plan, x: Tensor, own: Tensor, moved: Sequence[str])
         seen.append(said)
         state = sum((w * one for w, one in zip(wide[first:], seen, strict=False)), torch.zeros_like(x))
         first += len(seen)
-    return state
+    return state, own
 
 
 def _with_gradient(unit: str, x: Tensor, t: Any, said: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Where joint tuning may start from: the plan itself, and others of its sampler to the same end."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,14 +13,16 @@ from ..spacings import SPACINGS
 from .parameters import PARTS
 
 ORDERS = (1, 2, 3, 4)
+APART = 0.02  # of the angles of two grids, for them to count as two
+LATE = (0, 1, 2)  # so many steps of a grid for as many more are left out
 
 
 def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
     """The plans that may be tried, the given one first.
 
     A start differs from the plan in what is tuned, and in nothing else: other spacings are for where times are tuned,
-    other orders of the sampler for where corrections are. A run may begin later than that of the plan, as on
-    "leading", which of few calls wastes none where there is only noise; it ends where the plan does.
+    other orders of the sampler for where corrections are. A run may begin later than that of the plan, on the grid of a
+    longer run without its first steps, for few calls are wasted where there is only noise; it ends where the plan does.
 
     Args:
         plan: the plan to tune.
@@ -70,17 +73,18 @@ def _orders(plan: Plan, parts: Sequence[str]) -> list[Sampler]:
 
 
 def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
-    """The step ends of the plan, and those of every spacing, as far as the end of the plan."""
-    made = [plan.ends]
+    """The step ends of the plan, and those of every spacing, from its beginning or later, to the end of the plan."""
     steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
-    for spacing in SPACINGS.values() if "times" in parts else ():
+    made = [plan.ends] if len(plan.steps) == steps else []
+    for spacing, late in product(SPACINGS.values(), LATE) if "times" in parts else ():
         try:
-            ends = spacing(plan.schedule, steps)
+            ends = spacing(plan.schedule, steps + late)[late:]
         except ValueError:  # not on this schedule
             continue
         if ends[-2] > plan.ends[-1]:
             made.append(torch.cat([ends[:-1], plan.ends[-1:]]))
-    return made
+    angles = [plan.schedule.at(ends).angle for ends in made]
+    return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
 
 
 def _fits(other: Plan, plan: Plan) -> bool:
