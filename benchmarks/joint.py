@@ -25,7 +25,7 @@ from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, 
 from time_tuner.metrics import frechet_between
 from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
-from time_tuner.tuners.lesson import run_each
+from time_tuner.tuners.lesson import TimeSlopes, run_each
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import Parameters
 
@@ -163,7 +163,7 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
 def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
     """The bytes that a run keeps until its backward pass."""
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, ("own",))[0])
+    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, TimeSlopes(by_gradient=True))[0])
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {

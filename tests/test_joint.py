@@ -36,7 +36,7 @@ from time_tuner.tuners.descent import Descent
 from time_tuner.tuners.guard import reference_plan
 from time_tuner.tuners.job import Job
 from time_tuner.tuners.joint import robust
-from time_tuner.tuners.lesson import Lesson, Slopes, run_each
+from time_tuner.tuners.lesson import Lesson, Slopes, TimeSlopes, run_each
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import PARTS, Parameters
 from time_tuner.tuners.several import tune_several
@@ -145,11 +145,12 @@ def x0_of_one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
     return model_wrapper(x0_network, SMOOTH, model_type="x_start").bind()(x, t, tau)
 
 
+OWN = TimeSlopes(by_gradient=True, by_asking=("tau",))
 MODELS = {
-    "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), ("own",), 1e-5),
-    "one time": (one_time, ("tau",), 0.15),
-    "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), ("own",), 0.02),  # it is told float32
-    "x0, one time": (x0_of_one_time, ("tau", "t"), 0.15),
+    "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), OWN, 1e-5),
+    "one time": (one_time, TimeSlopes(by_asking=("tau",)), 0.15),
+    "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), OWN, 0.02),  # it is told float32
+    "x0, one time": (x0_of_one_time, TimeSlopes(by_asking=("tau", "t")), 0.15),
 }
 
 
@@ -159,7 +160,7 @@ def test_the_gradient_is_that_of_the_mean_distance(model: str, name: str, parts:
     eps, by, within = MODELS[model]
     lesson, rows, parameters = lesson_of(eps), torch.arange(64), Parameters(make_plan(name, SMOOTH, 4), parts)
     v = 0.05 * seeded(len(parameters)).double()
-    assert lesson.slopes_by(parameters.start, parts) == by
+    assert lesson.time_slopes(parameters.start, parts) == by
     slopes = lesson.slopes(parameters, v, rows, by)
     assert slopes.loss == pytest.approx(lesson.of(parameters.plan(v), rows), rel=1e-6) and slopes.curvature is None
     steps = 1e-5 * torch.eye(len(v), dtype=torch.float64)
@@ -176,7 +177,7 @@ def test_the_curvature_is_that_of_gauss_and_newton() -> None:
     parameters, rows = Parameters(make_plan("ddim", SMOOTH, 2, "quadratic"), ("corrections",)), torch.arange(count)
     v = torch.tensor([0.1], dtype=torch.float64)
     draw = torch.Generator().manual_seed(0)
-    found = [lesson.slopes(parameters, v, rows, (), draw).curvature for _ in range(20)]
+    found = [lesson.slopes(parameters, v, rows, TimeSlopes(), draw).curvature for _ in range(20)]
     above, below, here = (sample(eps, parameters.plan(v + by), x) for by in (1e-4, -1e-4, 0.0))
     expected = ((above - below) / 2e-4).square() / robust(here, x + 3.0)[:, None]
     assert float(sum(found)) / 20 == pytest.approx(float(expected.mean()), rel=0.05)  # type: ignore[arg-type]
@@ -293,7 +294,7 @@ def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
     eps = Checkpointed(network) if checkpointed else network
-    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, ("tau",))[0])
+    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, TimeSlopes())[0])
 
 
 def test_checkpoints_keep_one_call_at_a_time() -> None:

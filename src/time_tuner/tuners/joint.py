@@ -22,7 +22,7 @@ from .descent import Descent
 from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
-from .lesson import Distance, Lesson
+from .lesson import Distance, Lesson, TimeSlopes
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
@@ -164,14 +164,14 @@ class _Search:
         held = min(MOST_HELD, count // 4)
         self.train, self.held = count - held, torch.arange(count - held, count)
         self.checkpoint_steps = checkpoint_steps
-        self.moved: tuple[str, ...] = ()
+        self.times = TimeSlopes()
 
     def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how."""
         job = self.job
-        self.moved = self.lesson.slopes_by(plans[0], self.parts)
+        self.times = self.lesson.time_slopes(plans[0], self.parts)
         look = self._calls(plans[0], len(self.held))
-        runs = MOST_RUNS - 2 + len(self.moved) - ("own" in self.moved)
+        runs = MOST_RUNS - 2 + (0 if self.times.by_gradient else len(self.times.by_asking))
         iteration = runs * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans)
         if not job.state and not job.affords(ranking + look * starts + iteration):
@@ -256,5 +256,5 @@ class _Search:
         if self.checkpoint_steps is None:
             self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
         told = draw if descent.curious else None
-        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.moved, told, self.checkpoint_steps)
+        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, self.checkpoint_steps)
         descent.step(slopes, left)

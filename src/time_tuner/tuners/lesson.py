@@ -37,6 +37,19 @@ class Slopes:
 
 
 @dataclass(frozen=True)
+class TimeSlopes:
+    """How it is told what a change of a model's times does to what it says.
+
+    Attributes:
+        by_gradient: the model takes times for each sample and has a gradient by them, where it is asked for the noise.
+        by_asking: "tau", "t": elsewhere it is asked again with another one of these.
+    """
+
+    by_gradient: bool = False
+    by_asking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Lesson:
     """How far plans end from where the teacher ends.
 
@@ -52,11 +65,10 @@ class Lesson:
     distance: Distance
     samples: int
 
-    def slopes_by(self, plan: Plan, parts: Sequence[str]) -> tuple[str, ...]:
-        """How it is told what a change of the model's times does: by the gradient, in "own" times of each sample, or
-        by asking again with another "tau", or "t"; () where no times change."""
+    def time_slopes(self, plan: Plan, parts: Sequence[str]) -> TimeSlopes:
+        """How the slopes in the times are told of this model, where any of them change."""
         if not {"times", "tau"} & set(parts):
-            return ()
+            return TimeSlopes()
         two = torch.arange(min(2, len(self.pairs.x)))
         eps, x = self.eps.take(two % self.samples), self.pairs.x[two]
         with self.eps.ledger.during("sizing"):
@@ -65,11 +77,12 @@ class Lesson:
                     tau = plan.told[-1].detach().expand(len(x)).clone().requires_grad_()
                     said = eps(x, tau.detach(), tau)
                     if said.requires_grad and (torch.autograd.grad(said.sum(), tau, allow_unused=True)[0] is not None):
-                        return ("own",)
+                        return TimeSlopes(by_gradient=True, by_asking=("tau",))
             with torch.no_grad():
                 first, last = (eps(x, plan.t[k], plan.told[-1]) for k in (0, -2))
         # Where steps move, tau moves with them; t matters to what a network for x0 or v says of the noise.
-        return ("tau",) if torch.equal(first, last) or "times" not in parts else ("tau", "t")
+        alike = torch.equal(first, last) or "times" not in parts
+        return TimeSlopes(by_asking=("tau",) if alike else ("tau", "t"))
 
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
@@ -87,7 +100,7 @@ class Lesson:
         parameters: Parameters,
         v: Tensor,
         rows: Tensor,
-        moved: Sequence[str],
+        times: TimeSlopes,
         draw: torch.Generator | None = None,
         checkpoint: bool = False,
     ) -> Slopes:
@@ -103,7 +116,7 @@ class Lesson:
         Args:
             parameters, v: the plan is `parameters.plan(v)`.
             rows: the pairs.
-            moved: see `slopes_by`.
+            times: see `time_slopes`.
             draw: where u comes from; None for the gradient alone.
             checkpoint: keep the activations of one call at a time.
         """
@@ -111,7 +124,7 @@ class Lesson:
         with torch.enable_grad():
             plan, numbers, derivative = parameters.linear(v)
             eps = Observed(Checkpointed(taken) if checkpoint else taken, _with_gradient)
-            end, own = run_each(eps, plan, plan.start(pairs.x), numbers, moved)
+            end, own = run_each(eps, plan, plan.start(pairs.x), numbers, times)
             at = end.detach().requires_grad_()
             distances = numbers_of("distance", self.distance(at, pairs.y))
             if not distances.requires_grad:
@@ -136,30 +149,33 @@ class Lesson:
         return Slopes(float(distances.mean()), gradient, curvature)
 
 
-def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, moved: Sequence[str]) -> tuple[Tensor, Tensor]:
+def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeSlopes) -> tuple[Tensor, Tensor]:
     """The end of a run in which each sample has the numbers of `Parameters.linear` for its own, and these, (B, M), by
-    which the end has a gradient; of the times among them as `moved` says, see `Lesson.slopes_by`."""
+    which the end has a gradient."""
     calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
-    tau, t = wide[-2 * calls : -calls], wide[-calls:]
+    log_tau, log_t = wide[-2 * calls : -calls], wide[-calls:]
     seen, state, first = [x], x, 0
     for k in range(calls):
-        # A model is only known to take times for each sample where it is asked for the noise.
-        alone = "own" in moved and plan.rows[k].unit == "eps"
-        times = {"tau": tau[k].flatten().double().exp(), "t": t[k].flatten().double().exp()} if alone else {}
-        said = answer = told(eps, plan, k, state, **times).to(x.dtype)
-        asked = () if alone else ("tau",) if "own" in moved else moved
-        for name, shift in (("tau", tau[k]), ("t", t[k])):
-            if name in asked:
-                with torch.no_grad():
-                    now = getattr(plan, name)[k]
-                    by = NUDGE if now * (1 + NUDGE) <= plan.schedule.T else -NUDGE
-                    slope = (told(eps, plan, k, state, **{name: now * (1 + by)}).to(x.dtype) - answer) / by
-                said = said + (shift - shift.detach()) * slope
-        seen.append(said)
+        seen.append(_said(eps, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times))
         state = sum((w * one for w, one in zip(wide[first:], seen, strict=False)), torch.zeros_like(x))
         first += len(seen)
     return state, own
+
+
+def _said(eps: Eps, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeSlopes) -> Tensor:
+    """What the network says of x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
+    if times.by_gradient and plan.rows[k].unit == "eps":
+        own = {name: log.flatten().double().exp() for name, log in logs.items()}
+        return told(eps, plan, k, x, **own).to(x.dtype)
+    said = answer = told(eps, plan, k, x).to(x.dtype)
+    for name in times.by_asking:
+        with torch.no_grad():
+            now = getattr(plan, name)[k]
+            by = NUDGE if now * (1 + NUDGE) <= plan.schedule.T else -NUDGE
+            slope = (told(eps, plan, k, x, **{name: now * (1 + by)}).to(x.dtype) - answer) / by
+        said = said + (logs[name] - logs[name].detach()) * slope
+    return said
 
 
 def _with_gradient(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
