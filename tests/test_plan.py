@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, exact, make_plan, sample, seeded_noise
+from time_tuner.options import whole
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,19 @@ def tuned(discrete: NoiseScheduleVP) -> Plan:
 def test_bad_arguments_are_named(arguments: dict[str, Any], says: str, discrete: NoiseScheduleVP) -> None:
     with pytest.raises(ValueError, match=says):
         make_plan(**{"sampler": "ddim", "schedule": discrete} | arguments)
+
+
+@pytest.mark.parametrize("wrong", [0, 2.0, True, "5", None, np.float64(3)])
+def test_whole_numbers_are_those_of_python_and_numpy(wrong: object) -> None:
+    assert whole("calls", np.int64(5), 1) == whole("calls", 5, 5) == 5 and type(whole("seed", np.int32(-3))) is int
+    with pytest.raises(ValueError, match=re.escape(f"calls must be a whole number of at least 1, got {wrong!r}")):
+        whole("calls", wrong, 1)
+
+
+def test_a_plan_for_a_number_of_calls_of_numpy_is_the_same() -> None:
+    schedule = NoiseScheduleVP("linear")
+    plan = make_plan("ddim", schedule, np.int64(5))
+    assert plan == make_plan("ddim", schedule, 5) == Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
 
 
 def test_an_untuned_plan_tells_the_network_where_the_solver_is(discrete: NoiseScheduleVP) -> None:

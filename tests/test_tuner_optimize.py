@@ -335,7 +335,7 @@ def test_whole_numbers_are_taken_as_such() -> None:
     [
         ({"tune_type": "both"}, "tune_type must be 'sequential' or 'parallel', got 'both'"),
         ({"samples": 0}, "samples must be a whole number of at least 2, got 0"),
-        ({"total_iters": 0}, "iterations must be positive, got 0"),
+        ({"total_iters": 0}, "iterations must be a whole number of at least 1, got 0"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
         ({"data_loader": []}, "data_loader is empty: give at least one batch of images"),
         ({"data_loader": [torch.zeros(4, 2)]}, "data_loader must yield dicts with 'image' .* got Tensor"),

@@ -1,7 +1,21 @@
-"""Options written in a few characters, as the command line takes them: `eta=0.5, variance=small`."""
+"""Options as people give them: checked, or written in a few characters as in `eta=0.5, variance=small`."""
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, which may be one of numpy's.
+
+    Raises:
+        ValueError: names what it is for, if it is none or less than the least.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and int(value) < least):
+        raise ValueError(
+            f"{name} must be a whole number{'' if least is None else f' of at least {least}'}, got {value!r}"
+        )
+    return int(value)
 
 
 def parse_value(text: str) -> Any:

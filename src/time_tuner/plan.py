@@ -289,7 +289,7 @@ def make_plan(
     if isinstance(sampler, str):
         sampler = sampler_from_dict({"name": sampler})
     if calls is not None:
-        check_calls(calls, schedule)
+        calls = check_calls(calls, schedule)
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -54,8 +55,10 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
     """
 
     def __init__(self, seeds: int | Sequence[int] = 0) -> None:
-        self._first = seeds if isinstance(seeds, int) else None
-        self._generators = [] if isinstance(seeds, int) else [torch.Generator().manual_seed(int(s)) for s in seeds]
+        self._first = int(seeds) if isinstance(seeds, int | Integral) else None
+        self._generators = (
+            [] if isinstance(seeds, int | Integral) else [torch.Generator().manual_seed(int(s)) for s in seeds]
+        )
         self._ahead = torch.empty(0, 0)  # draws not handed out yet, (B, draws, ...)
         self._next = 0
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .options import whole
 from .plan import Plan, make_plan
 from .samplers import Noise, Sampler, sampler_from_dict
 from .sampling import Eps, Observed, check_schedule, sample
@@ -198,8 +199,7 @@ class TimeTuner:
         """
         if tune_type not in ("sequential", "parallel"):
             raise ValueError(f"tune_type must be 'sequential' or 'parallel', got {tune_type!r}")
-        if not isinstance(samples, int) or samples < 2:
-            raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+        samples = whole("samples", samples, 2)
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run
         if isinstance(step, SamplerStep):

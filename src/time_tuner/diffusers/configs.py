@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from ..models import to_data, to_noise
+from ..options import whole
 from ..plan import Plan, make_plan
 from ..samplers import Sampler, sampler_from_dict
 from ..sampling import check_schedule
@@ -183,8 +184,7 @@ def untuned(
     if spacing is not None:
         plan = make_plan(sampler, schedule, calls, spacing)
     else:
-        if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
-            raise ValueError(f"calls must be a whole number of network calls, at least 1, got {calls!r}")
+        calls = whole("calls", calls, 1)
         to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
         steps = len(sampler.steps(calls, to_zero))
         plan = make_plan(sampler, schedule, calls, times=own_times(config, schedule, steps))

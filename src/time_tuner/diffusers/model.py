@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..schedules import as_times
 from .configs import config_of, prediction_of, schedule_of
 from .held import Held, Probe
@@ -51,9 +52,7 @@ class PipelineModel:
         batch: int = 4,
         **inputs: Any,
     ) -> None:
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
-        self.pipe, self.batch = pipe, batch
+        self.pipe, self.batch = pipe, whole("batch", batch, 1)
         self._takes = _parameters(pipe)
         given = {"prompt": _listed("prompts", prompts), "class_labels": _listed("class_labels", class_labels)}
         self._inputs = inputs | {name: value for name, value in given.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
                 "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(config, calls=8)"
             )
         schedule = schedule_of(config, tokens)
-        counts = [calls] if isinstance(calls, int) else list(calls)
+        counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
         plans = [untuned(config, schedule, sampler or "dpmpp", n, spacing, **options) for n in counts]
         return cls._made(plans, prediction_of(config).kind, config)
 

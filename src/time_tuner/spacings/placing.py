@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, Point, as_times
 
@@ -39,11 +40,12 @@ def calls_for(sampler: Sampler, ends: Tensor) -> int:
     raise ValueError(f"times has {steps} steps, which {type(sampler).__name__} cannot make: give calls= too")
 
 
-def check_calls(calls: int, schedule: NoiseSchedule) -> None:
-    if not isinstance(calls, int) or isinstance(calls, bool) or calls < 1:
-        raise ValueError(f"calls must be a whole number of network calls, at least 1, got {calls!r}")
+def check_calls(calls: int, schedule: NoiseSchedule) -> int:
+    """The number of network calls, which the schedule has levels for."""
+    calls = whole("calls", calls, 1)
     if calls > schedule.total_N:
         raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
+    return calls
 
 
 def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..options import whole
 from ..plan import Plan
 from ..sampling import Eps, check_model, check_schedule
 from .batches import Batched
@@ -109,13 +110,13 @@ def tune(
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
             noise schedule than the plan.
     """
-    _check(method, options, samples)
+    samples = whole("samples", samples, 2)
+    _check(method, options)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     if not isinstance(guard, bool | Judge):
         raise ValueError(f"guard must be True, False or a Judge, got {guard!r}")
-    if not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    seed = whole("seed", seed)
     check_model(eps)
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
@@ -182,7 +183,8 @@ def estimate(
     Raises:
         ValueError: an unknown method or option.
     """
-    _check(method, options, samples)
+    samples = whole("samples", samples, 2)
+    _check(method, options)
     batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
     run = forward(samples, batch)
     least, most = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))  # untuned, tuned, a row or all put back
@@ -209,9 +211,7 @@ def options_of(method: str) -> list[str]:
     return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
 
 
-def _check(method: str, options: Mapping[str, Any], samples: int) -> None:
-    if not isinstance(samples, int) or samples < 2:
-        raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+def _check(method: str, options: Mapping[str, Any]) -> None:
     takes = options_of(method)
     unknown = [name for name in options if name not in takes]
     if unknown:

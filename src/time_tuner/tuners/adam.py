@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..options import whole
 from .calibration import Draws
 from .job import Job
 from .objectives import OBJECTIVES, Objective, Step, loss, where
@@ -23,11 +24,9 @@ def adam(
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
     states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
-    if not isinstance(iterations, int):
-        raise ValueError(f"iterations must be a whole number, got {iterations!r}")
-    for name, number in (("lr", lr), ("iterations", iterations)):
-        if not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}")
+    iterations = whole("iterations", iterations, 1)
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}")
     job = Job() if job is None else job
     ratios = torch.ones(len(run), dtype=torch.float64)
     steps = len(run) - (not last)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..sampling import Eps
 from ..schedules import as_times
 from .budget import Ledger
@@ -29,9 +30,7 @@ class Batched:
     """
 
     def __init__(self, eps: Eps, batch: int | None = None, ledger: Ledger | None = None) -> None:
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
-        self.eps, self.batch = eps, batch
+        self.eps, self.batch = eps, None if batch is None else whole("batch", batch, 1)
         self.ledger = Ledger() if ledger is None else ledger
 
     def __getattr__(self, name: str) -> Any:

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..sampling import Eps, sample, seeded_noise
 from ..schedules import NoiseSchedule, Point
 from .batches import Batched, take
@@ -74,10 +76,9 @@ class Calibration:
         shape: tuple[int, ...] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not isinstance(samples, int) or samples < 2:
-            raise ValueError(f"samples must be a whole number of at least 2, got {samples!r}")
+        samples, seed = whole("samples", samples, 2), whole("seed", seed)
         sizes = shape if isinstance(shape, Sequence) else ()
-        if shape is not None and not (sizes and all(isinstance(size, int) and size > 0 for size in sizes)):
+        if shape is not None and not (sizes and all(isinstance(size, Integral) and size > 0 for size in sizes)):
             raise ValueError(f"shape must be that of one sample, as in (3, 32, 32), got {shape!r}")
         self.eps = eps if isinstance(eps, Batched) else Batched(eps, samples)
         self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..plan import Plan
 from .batches import Batched
 from .budget import Cost, forward
@@ -142,9 +143,8 @@ def _size(
     iterations: int | None,
 ) -> dict[str, int]:
     """How many pairs and iterations: as asked for, or what the time is enough for, by how fast the network is."""
-    for name, value, least in (("pairs", pairs, FEWEST), ("iterations", iterations, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    pairs = None if pairs is None else whole("pairs", pairs, FEWEST)
+    iterations = None if iterations is None else whole("iterations", iterations, 1)
     call, budget = 0.0, job.meter.budget
     if budget.calls is None and (pairs is None or iterations is None):
         model = eps.take(torch.arange(BATCH) % calibration.samples)

@@ -6,6 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from ..options import whole
 from ..plan import Plan, make_plan
 from ..resample import resample
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
@@ -33,9 +34,7 @@ def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: 
     Raises:
         ValueError: not a positive number, or plans that do not fit.
     """
-    if not isinstance(starts, int) or starts < 1:
-        raise ValueError(f"starts must be a whole number of at least 1, got {starts!r}")
-    found = [plan]
+    starts, found = whole("starts", starts, 1), [plan]
     for other in others:
         fitting = resample(other, len(plan))
         if not _fits(fitting, plan):
