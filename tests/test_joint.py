@@ -29,7 +29,7 @@ from time_tuner import (
 from time_tuner.exact import Mixture
 from time_tuner.resample import resample
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners import joint
+from time_tuner.tuners import extent
 from time_tuner.tuners.batches import Batched
 from time_tuner.tuners.budget import Budget, Ledger
 from time_tuner.tuners.descent import Descent
@@ -449,7 +449,7 @@ def test_a_budget_of_time_is_kept() -> None:
 
 
 def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "LOOKS", 3)  # fewer than one every ten iterations, where it must know the last one
+    monkeypatch.setattr(extent, "LOOK", 13)  # looks are rare, and it must know the last one
     plan, file = make_plan("dpmpp", SMOOTH, 4, "quadratic"), tmp_path / "partial.json"
     options = {**QUICK, "starts": 3, "seed": 5, "checkpoint_steps": False}
     whole = tune(EPS, plan, "joint", **options)
@@ -481,17 +481,38 @@ def test_it_never_hands_over_less_than_it_was_given() -> None:
     assert tuned.provenance["loss_after"] <= tuned.provenance["loss_before"]
 
 
+def better(plan: Plan) -> float:
+    """The loss after a step."""
+    return 0.0
+
+
+def test_a_step_that_gains_nothing_is_taken_back_and_the_next_is_half_as_long() -> None:
+    taken, refused = (Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
+    downhill = Slopes(1.0, 0.01 * torch.ones(len(taken.v), dtype=torch.float64), torch.eye(len(taken.v)).double())
+    for after in (1.0, 2.0, math.nan):
+        refused.step(downhill, 0.0, lambda plan, after=after: after)
+        assert not refused.v.any()
+    assert refused.trust == 1 / 8
+    taken.step(downhill, 0.0, lambda plan: 0.99999)  # less than was promised
+    assert taken.v.any() and taken.trust == 1
+    taken.step(downhill, 0.0, better)
+    assert taken.trust == 1.5
+    for _ in range(5):
+        taken.step(downhill, 0.0, better)
+    assert taken.trust == 3
+
+
 def test_a_step_into_nowhere_is_taken_back() -> None:
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     descent = Descent(Parameters(plan))
     downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
     descent.look(1.0, 0.0)
-    descent.step(downhill, 0.0)
+    descent.step(downhill, 0.0, better)
     descent.look(0.5, 0.1)
     best = descent.v.clone()
-    descent.step(downhill, 0.1)
+    descent.step(downhill, 0.1, better)
     assert not torch.equal(descent.v, best)
-    descent.step(replace(downhill, loss=math.nan), 0.2)
+    descent.step(replace(downhill, loss=math.nan), 0.2, better)
     assert torch.equal(descent.v, best) and best.any()
 
 
@@ -500,7 +521,7 @@ def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
     downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
     descent.look(1.0, 0.0)
     for share in (0.1, 0.2):
-        descent.step(downhill, 0.0)
+        descent.step(downhill, 0.0, better)
         descent.look(2.0, share)
     assert descent.v.any() and descent.setbacks == 0
     descent.look(2.0, 0.3)
@@ -508,7 +529,7 @@ def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
     assert descent.best == 1.0 and not descent.best_v.any()
     again.restore({**descent.to_dict(), "setbacks": 0})
     for one in (descent, again):
-        one.step(downhill, 0.0)
+        one.step(downhill, 0.0, better)
     torch.testing.assert_close(2 * descent.v, again.v)
 
 
@@ -538,8 +559,9 @@ def test_the_worse_half_is_out_after_every_round() -> None:
     assert share == pytest.approx(TRIALS, abs=0.02)
     assert not tournament.over(1.0)
     assert tournament.annealed(share) == 0 < tournament.annealed(0.7) < tournament.annealed(0.999) < 1
-    tournament.since = 1.0  # goes on with a larger budget
-    assert tournament.annealed(0.5) == 0
+    tournament.stretch(0.5)  # it goes on in a budget of twice as much
+    assert tournament.annealed(share / 2) == 0 < tournament.annealed(0.7)
+    assert all(one.moved_at < 0.2 for one in tried)
 
 
 def test_a_tournament_is_as_large_as_there_is_time_for() -> None:

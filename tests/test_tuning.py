@@ -396,14 +396,19 @@ def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
         plan = tuned(checkpoint=partial, say=said.append, **other)
         assert said == [f"{partial} was made with other {what}: starting anew"]
         assert plan == tuned(**other)
-    for nonsense, what in (
-        ("nonsense", "is no partial plan"),
-        ('{"format": "time-tuner partial plan", "made": [1]}', "was made with other plan, other method"),
-    ):
-        partial.write_text(nonsense)
-        said = []
-        assert tuned(checkpoint=partial, say=said.append) == tuned()
-        assert what in said[0] and said[0].endswith("starting anew")
+    partial.write_text('{"format": "time-tuner partial plan", "made": [1]}')
+    said = []
+    assert tuned(checkpoint=partial, say=said.append) == tuned()
+    assert "was made with other plan, other method" in said[0] and said[0].endswith("starting anew")
+
+
+@pytest.mark.parametrize("content", [b"nonsense", b"PK\x03\x04\xff weights", b"[1]", b'{"format": "time-tuner plan"}'])
+def test_a_file_that_is_something_else_is_not_written_over(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint '.*weights\.pt' is no partial plan .*: name another file"):
+        tuned(checkpoint=file)
+    assert file.read_bytes() == content
 
 
 def test_functions_are_known_by_their_code(tmp_path: Path) -> None:

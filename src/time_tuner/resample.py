@@ -5,6 +5,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from .options import whole
 from .plan import Plan, make_plan
 from .schedules import as_times
 from .schedules.base import time_at_angle
@@ -20,6 +21,7 @@ def resample(plan: Plan, calls: int) -> Plan:
     Raises:
         ValueError: a number of calls that the sampler cannot make.
     """
+    calls = whole("calls", calls, 1)
     if calls == len(plan):
         return plan
     schedule, ends = plan.schedule, plan.ends.detach()

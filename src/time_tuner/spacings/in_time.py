@@ -34,7 +34,7 @@ def uniform(schedule: NoiseSchedule, steps: int) -> Tensor:
 def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Even steps in sqrt(t), from T to the least trained time."""
     times = torch.linspace(schedule.T**0.5, schedule.t_min**0.5, steps + 1, dtype=torch.float64) ** 2
-    times[0] = schedule.T  # exactly, whatever the square rounds to
+    times[0], times[-1] = schedule.T, schedule.t_min  # exactly, whatever the square rounds to
     return times
 
 

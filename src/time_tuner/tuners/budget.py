@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -46,12 +47,14 @@ class Budget:
         """A budget as people write it: "20000calls", "60s", "2m", "1.5h", a number of calls, or None for no limit."""
         if isinstance(text, Budget):
             return text
-        if text is None or (isinstance(text, int) and not isinstance(text, bool)):
-            return cls(calls=text)
+        if text is None or (isinstance(text, int | Integral) and not isinstance(text, bool)):
+            return cls(calls=None if text is None else int(text))
         found = _FORMS.fullmatch(text.strip()) if isinstance(text, str) else None
         number, unit = (float(found["number"]), found["unit"]) if found else (0.0, "")
         if not found or not number or (unit.startswith("call") and number % 1):
-            raise ValueError(f"budget must be written as in 20000calls, 60s or 2m, and more than 0, got {text!r}")
+            raise ValueError(
+                f"budget must be written as in 20000calls, 60s or 2m, or be a whole number of calls, got {text!r}"
+            )
         return cls(calls=int(number)) if unit.startswith("call") else cls(seconds=number * _SECONDS[unit])
 
     def __bool__(self) -> bool:

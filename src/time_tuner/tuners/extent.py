@@ -15,14 +15,19 @@ from .teacher import BATCH as TEACHER_BATCH
 TEACHER_CALLS = 60
 BATCH = 32
 SECONDS = 120.0  # what tuning is to take where no budget is given
-RUNS, MOST_RUNS = 5, 7  # an iteration costs as many: one, one for the slope in tau, a backward or two, a slope in t
-LOOK, LOOKS = 5, 10  # at least so many iterations between two looks at the validation pairs, so many looks at most
+RUNS, MOST_RUNS = 6, 8  # an iteration costs as many: one, slopes in the times, a backward or two, one to judge it
+LOOK = 5  # iterations until the first look at the validation pairs
 STARTS = 45  # about as many are ranked: spacings, each with late beginnings, and orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
 LEAST_ITERATIONS, MOST_ITERATIONS = 40, 400  # by default
 LEAST_CALL = 1e-3  # seconds
 NO_BUDGET = Budget()
+
+
+def next_look(done: int) -> int:
+    """The number of iterations at which to look at the validation pairs again: progress is fastest at first."""
+    return done + LOOK + done // 4
 
 
 def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
@@ -91,8 +96,11 @@ def costs(
     held = max(1, min(MOST_HELD, (pairs or MOST_PAIRS) // 4))
 
     def tuning(count: int, runs: int) -> Cost:
-        looks = forward(held) * calls * min(LOOKS, count // LOOK) + forward(min(held, BATCH)) * calls * STARTS
-        return Cost(runs * calls * count, runs * calls * BATCH * count) + looks
+        looks, at = 1, next_look(0)
+        while at <= count:
+            looks, at = looks + 1, next_look(at)
+        ranking = forward(min(held, BATCH)) * calls * STARTS
+        return Cost(runs * calls * count, runs * calls * BATCH * count) + forward(held) * calls * looks + ranking
 
     usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
     return {"teacher": (taught[0], taught[1]), "tuning": (tuning(usual, RUNS), tuning(most, MOST_RUNS))}

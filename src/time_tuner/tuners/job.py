@@ -58,7 +58,8 @@ class Job:
 
     A tuner that saves its state after each step with `done` and starts from `state` can be interrupted and continued:
     the state is plain JSON values, and it must come to the same plan from it. In the end the plan is kept beside it:
-    started again with the same budget, there is nothing left to do.
+    started again with the same budget, there is nothing left to do. `same_budget` is whether the state was kept under
+    the same.
 
     Args:
         budget: what may be spent on tuning.
@@ -67,6 +68,9 @@ class Job:
         made: what the plan is tuned from, in plain values: a state that was made from anything else is not continued.
         tell: called with the `Progress` after each step.
         say: called with a sentence that people should read.
+
+    Raises:
+        ValueError: the file is there, and is not one that keeps such a state.
     """
 
     def __init__(
@@ -84,7 +88,8 @@ class Job:
         kept = self._kept(say or (lambda sentence: None))
         self.meter = Meter(budget or Budget(), self.ledger, kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
-        self.plan: dict[str, Any] | None = kept.get("plan") if kept.get("budget") == str(self.meter.budget) else None
+        self.same_budget = kept.get("budget") == str(self.meter.budget)
+        self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
         self._spent = Cost(**kept["spent"]) if kept else None
         self._base = (0, self.meter.seconds)
 
@@ -96,8 +101,9 @@ class Job:
             if not isinstance(values, dict) or values.get("format") != FORMAT:
                 raise ValueError(f"its 'format' is not {FORMAT!r}")
         except ValueError as error:
-            say(f"{self.path} is no partial plan ({error}): starting anew")
-            return {}
+            raise ValueError(
+                f"checkpoint {str(self.path)!r} is no partial plan ({error}): name another file, or remove it"
+            ) from None
         made = values.get("made")
         made = made if isinstance(made, dict) else {}
         other = [name for name in self.made if not same(name, made.get(name), self.made[name])]
@@ -139,9 +145,10 @@ class Job:
 
     def finish(self, plan: Mapping[str, Any]) -> None:
         """Keep the plan that came of it, in plain values."""
-        self._keep(plan=dict(plan), budget=str(self.meter.budget))
+        self._keep(plan=dict(plan))
 
     def _keep(self, **more: Any) -> None:
         if self.path is not None:
             values = {"seconds": self.meter.seconds, "spent": asdict(self.ledger.of("tuning")), "state": self.state}
-            write_json(self.path, {"format": FORMAT, "made": self.made, **values, **more})
+            budget = str(self.meter.budget)
+            write_json(self.path, {"format": FORMAT, "made": self.made, "budget": budget, **values, **more})

@@ -20,7 +20,7 @@ from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
-from .extent import BATCH, FEWEST, LOOK, LOOKS, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, seconds_a_call, sizes
+from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, next_look, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
 from .lesson import Distance, Lesson, TimeSlopes
@@ -92,12 +92,16 @@ class Joint:
                 f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
                 f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
             )
-        size = job.state.get("size") or _size(eps, plan, len(teacher), calibration, job, pairs, iterations)
+        starts = whole("starts", starts, 1)
+        size = job.state.get("size", {})
+        if not size or not job.same_budget:
+            size = _size(eps, plan, len(teacher), calibration, job, size.get("pairs", pairs), iterations)
         taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
-        plans = starting_plans(plan, starts, others, parts)
-        found, notes = search(plans, min(starts, entries(size["expected"])) if starts > 1 else len(plans))
+        sure = 1 + len(others)  # what was given takes part in any case
+        count = max(sure, min(starts, entries(size["expected"])))
+        found, notes = search(starting_plans(plan, count if count > sure else 1, others, parts), sure, count)
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
@@ -166,22 +170,22 @@ class _Search:
         self.checkpoint_steps = checkpoint_steps
         self.times = TimeSlopes()
 
-    def __call__(self, plans: Sequence[Plan], starts: int) -> tuple[Plan, dict[str, Any]]:
-        """The best plan found, and how."""
+    def __call__(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[Plan, dict[str, Any]]:
+        """The best plan found, and how. So many of the plans take part, the first few for sure."""
         job = self.job
         self.times = self.lesson.time_slopes(plans[0], self.parts)
         look = self._calls(plans[0], len(self.held))
         runs = MOST_RUNS - 2 + (0 if self.times.by_gradient else len(self.times.by_asking))
         iteration = runs * self._calls(plans[0], min(BATCH, self.train))
-        ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans)
-        if not job.state and not job.affords(ranking + look * starts + iteration):
-            plans, starts = plans[:1], 1
+        ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans[sure:])
+        if not job.state and not job.affords(ranking + look * count + iteration):
+            plans, sure, count = plans[:1], 1, 1
             if not job.affords(2 * look + iteration):
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
-        order, tournament, done = self._begin(plans, starts)
+        order, tournament, done = self._begin(plans, sure, count)
         tried = tournament.tried
-        seen = job.state.get("seen", int(self._share(done) * LOOKS))
+        seen: int = job.state.get("seen", done)
         while (share := self._share(done)) < 1 and job.affords(iteration + look):
             descent = tournament.descent
             if descent.setbacks > SETBACKS and tournament.decided:
@@ -190,26 +194,33 @@ class _Search:
             done += 1
             share = self._share(done)
             over = tournament.over(share)
-            if over or (int(share * LOOKS) > seen and done % LOOK == 0):
-                seen = int(share * LOOKS)
+            if over or done >= next_look(seen):
+                seen = done
                 descent.look(self.lesson.of(descent.plan(), self.held), share)
                 if over:
                     tournament.next(share)
-                kept = {"size": self.size, "order": order, "done": done, "seen": seen, **tournament.to_dict()}
-                kept["tried"] = [one.to_dict() for one in tried]
                 total = done if share >= 1 else round(done / share)
-                job.done(done, max(done, total), descent.first, descent.best, kept)
+                job.done(done, max(done, total), descent.first, descent.best, self._kept(order, tournament, done, seen))
         self._look_at_new(tried, 1.0)
         best = min(tried, key=lambda one: one.best)
+        if done:
+            job.done(done, done, tried[0].first, best.best, self._kept(order, tournament, done, seen))
         if not job.affords(iteration + look):
             job.stop(f"iteration {done}")
         notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
-        return best.best_plan(), notes
+        start = [round(float(t), 6) for t in best.parameters.start.ends]
+        return best.best_plan(), {**notes, "start": start}
 
-    def _begin(self, plans: Sequence[Plan], starts: int) -> tuple[list[int], Tournament, int]:
+    def _kept(self, order: list[int], tournament: Tournament, done: int, seen: int) -> dict[str, Any]:
+        """All that it takes to go on from here, as JSON holds it."""
+        tried = [one.to_dict() for one in tournament.tried]
+        how_far = {"done": done, "seen": seen, "share": self._share(done)}
+        return {"size": self.size, "order": order, **how_far, **tournament.to_dict(), "tried": tried}
+
+    def _begin(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[list[int], Tournament, int]:
         """Which plans are tried, their tournament, and the iterations that an earlier run has made of them."""
         state = self.job.state
-        order = state.get("order") or (self._ranked(plans, starts) if len(plans) > 1 else [0])
+        order = state.get("order") or self._ranked(plans, sure, count)
         tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
         for descent, kept in zip(tried, state.get("tried", []), strict=False):
             descent.restore(kept)
@@ -217,7 +228,10 @@ class _Search:
         self.job.go_on(done)
         if not done:
             self._look_at_new(tried, 0.0)
-        return order, Tournament(tried, state or {"since": self._share(0)}), done
+        tournament = Tournament(tried, state or {"since": self._share(0)})
+        if state and not self.job.same_budget:
+            tournament.stretch(self._share(done) / state["share"])
+        return order, tournament, done
 
     def _look_at_new(self, tried: Sequence[Descent], share: float) -> None:
         """Look at the validation pairs where the descent has moved since."""
@@ -233,8 +247,8 @@ class _Search:
         """How much of the budget is used up after so many iterations."""
         return max(done / self.size["iterations"], self.job.meter.share)
 
-    def _ranked(self, plans: Sequence[Plan], starts: int) -> list[int]:
-        """So many of the plans: the given one, and those that end nearest untuned, of each grid the best one, for where
+    def _ranked(self, plans: Sequence[Plan], sure: int, count: int) -> list[int]:
+        """So many of the plans: the first few, and those that end nearest untuned, of each grid the best one, for where
         corrections are tuned the orders of a sampler come to the same."""
         losses: dict[int, float] = {}
 
@@ -243,11 +257,11 @@ class _Search:
             return losses[i], i
 
         grids: dict[bytes, list[int]] = {}
-        for i, plan in enumerate(plans[1:], 1):
+        for i, plan in enumerate(plans[sure:], sure):
             grids.setdefault(plan.ends.numpy().tobytes(), []).append(i)
         # The other orders are asked about on the best grids alone.
-        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: starts - 1]
-        return [0, *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
+        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - sure]
+        return [*range(sure), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
     def _iterate(self, descent: Descent, done: int, left: float) -> None:
         """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""
@@ -257,4 +271,4 @@ class _Search:
             self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
         told = draw if descent.curious else None
         slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, self.checkpoint_steps)
-        descent.step(slopes, left)
+        descent.step(slopes, left, lambda plan: self.lesson.of(plan, rows))

@@ -35,6 +35,8 @@ def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: 
         ValueError: not a positive number, or plans that do not fit.
     """
     starts, found = whole("starts", starts, 1), [plan]
+    if isinstance(others, Plan) or not all(isinstance(other, Plan) for other in others):
+        raise ValueError(f"others must be a list of plans, got {others!r}")
     for other in others:
         fitting = resample(other, len(plan))
         if not _fits(fitting, plan):
@@ -50,10 +52,10 @@ def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: 
             except ValueError:  # not for so many steps
                 continue
             if "tau" not in parts:
-                other = other.with_tau(other.tau * plan.tau / plan.t[:-1])
+                other = other.with_tau((other.tau * plan.tau / plan.t[:-1]).clamp(max=plan.schedule.T))
             if "corrections" not in parts:
                 other = other.with_corrections(plan.corrections)
-            if all(other != one for one in found):
+            if not any(_same(other, one) for one in found):
                 found.append(other)
     return found
 
@@ -80,10 +82,21 @@ def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
             ends = spacing(plan.schedule, steps + late)[late:]
         except ValueError:  # not on this schedule
             continue
-        if ends[-2] > plan.ends[-1]:
+        if not plan.schedule.at(ends[0]).alpha and plan.point(0).alpha:
+            continue  # there the model may have nothing to say
+        if ends[-2] > plan.ends[-1] * (1 + APART):
             made.append(torch.cat([ends[:-1], plan.ends[-1:]]))
     angles = [plan.schedule.at(ends).angle for ends in made]
     return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two plans make the same run."""
+    if one.sampler != other.sampler or len(one.ends) != len(other.ends):
+        return False
+    none = torch.zeros(len(one), len(one), dtype=torch.float64)
+    numbers = [(plan.ends, plan.tau, none if plan.corrections is None else plan.corrections) for plan in (one, other)]
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*numbers, strict=True))
 
 
 def _fits(other: Plan, plan: Plan) -> bool:

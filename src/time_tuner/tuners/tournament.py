@@ -51,9 +51,14 @@ class Tournament:
         self.descent.moved_at = share  # it had no chance of progress since
 
     def annealed(self, share: float) -> float:
-        """How far the rate has fallen at this share: from 0 to 1 once it is decided. Of a larger budget than it was
-        decided in, the share may be less than it was then."""
-        return max(0.0, share - self.since) / (1 - min(self.since, share)) if self.decided else 0.0
+        """How far the rate has fallen at this share: from 0 to 1 once it is decided."""
+        return (share - self.since) / (1 - self.since) if self.decided else 0.0
+
+    def stretch(self, factor: float) -> None:
+        """Go on in another budget, in which all shares are larger by this factor."""
+        self.since *= factor
+        for descent in self.tried:
+            descent.moved_at *= factor
 
     def to_dict(self) -> dict[str, Any]:
         """How it stands, in plain values, but for the descents."""
