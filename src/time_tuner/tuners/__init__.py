@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,6 +118,11 @@ def tune(
     if not isinstance(guard, bool | Judge):
         raise ValueError(f"guard must be True, False or a Judge, got {guard!r}")
     seed = whole("seed", seed)
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise ValueError(f"progress must be True, False or a function, got {progress!r}")
+    for name, path in (("checkpoint", checkpoint), ("cache", options.get("cache"))):
+        if not isinstance(path, str | PathLike | None):
+            raise ValueError(f"{name} must be a path, got {path!r}")
     check_model(eps)
     check_schedule(eps, plan)
     if isinstance(data, Calibration):

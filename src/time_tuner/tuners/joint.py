@@ -82,6 +82,8 @@ class Joint:
         parts = _checked(plan, tune)
         if not callable(distance):
             raise ValueError(f"distance must be a function (x, y), got {distance!r}")
+        if not isinstance(others, Sequence) or not all(isinstance(other, Plan) for other in others):
+            raise ValueError(f"others must be a list of plans, got {others!r}")
         if not (teacher is None or isinstance(teacher, Plan)):
             raise ValueError(f"teacher must be a Plan, got {teacher!r}")
         if teacher is not None and teacher.schedule != plan.schedule:

@@ -35,8 +35,6 @@ def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: 
         ValueError: not a positive number, or plans that do not fit.
     """
     starts, found = whole("starts", starts, 1), [plan]
-    if isinstance(others, Plan) or not all(isinstance(other, Plan) for other in others):
-        raise ValueError(f"others must be a list of plans, got {others!r}")
     for other in others:
         fitting = resample(other, len(plan))
         if not _fits(fitting, plan):
