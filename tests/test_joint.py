@@ -231,8 +231,12 @@ def test_a_distance_that_looks_at_one_coordinate() -> None:
     def of(tuned: Plan) -> float:
         return float(first(sample(EPS, tuned, x), end).mean())
 
-    options = {**QUICK, "iterations": 400, "pairs": 512}
-    assert of(tune(EPS, plan, "joint", distance=first, **options)) < of(tune(EPS, plan, "joint", **options))
+    def mean(**distance: Any) -> float:
+        """Over seeds, for which valley a run ends in is a matter of chance."""
+        how = {**QUICK, "iterations": 200, "pairs": 512, **distance}
+        return sum(of(tune(EPS, plan, "joint", seed=seed, **how)) for seed in range(3))
+
+    assert mean(distance=first) < 0.98 * mean()
 
 
 def test_the_plan_holds_over_conditions() -> None:
