@@ -52,9 +52,7 @@ class Budget:
         found = _FORMS.fullmatch(text.strip()) if isinstance(text, str) else None
         number, unit = (float(found["number"]), found["unit"]) if found else (0.0, "")
         if not found or not number or (unit.startswith("call") and number % 1):
-            raise ValueError(
-                f"budget must be written as in 20000calls, 60s or 2m, or be a whole number of calls, got {text!r}"
-            )
+            raise ValueError(f"budget must be written as in 20000calls, 60s or 2m, and more than 0, got {text!r}")
         return cls(calls=int(number)) if unit.startswith("call") else cls(seconds=number * _SECONDS[unit])
 
     def __bool__(self) -> bool:
