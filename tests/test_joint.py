@@ -478,6 +478,14 @@ def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, monkeypatch: 
     assert again.provenance["cost"]["tuning"] == whole.provenance["cost"]["tuning"]  # no look more, and none less
 
 
+def test_it_goes_on_under_a_smaller_budget(tmp_path: Path) -> None:
+    plan, file = make_plan("ddim", SMOOTH, 3, "quadratic"), tmp_path / "partial.json"
+    options = {**QUICK, "iterations": None, "starts": 4, "checkpoint": file, "say": lambda sentence: None}
+    found = [tune(EPS, plan, "joint", budget=budget, **options) for budget in (3000, 300)]
+    assert len(json.loads(file.read_text())["state"]["order"]) > 1
+    assert found[0].provenance["loss_after"] == found[1].provenance["loss_after"]
+
+
 @pytest.mark.parametrize("second", [np.int64(1500), None])
 def test_it_goes_on_under_another_budget(tmp_path: Path, second: Any) -> None:
     plan, file = make_plan("ddim", SMOOTH, 3, "quadratic"), tmp_path / "partial.json"

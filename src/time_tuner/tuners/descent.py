@@ -16,7 +16,8 @@ DAMPING = 1e-3  # the curvature's diagonal is raised by this share of it,
 ANCHOR = 0.1  # and by this share of the loss over the number of steps, for what is not known yet
 REACH = 1.5  # how far a whole step may go in the numbers, of which a tenth is much
 PATIENCE = 0.25  # the share of the budget without progress after which it goes back
-GOOD, MOST_TRUST = 0.5, 3.0  # the share of the promised gain at which steps may grow, and how far
+GOOD = 0.5  # the share of the promised gain at which steps may grow
+LEAST_TRUST, MOST_TRUST = 1 / 32, 3.0
 NUMBERS = ("trust", "first", "best", "setbacks", "moved_at", "stale", "steps", "curved")
 VECTORS = ("v", "best_v", "mean", "curvature")
 
@@ -95,7 +96,7 @@ class Descent:
         gained = slopes.loss - loss_of(self.plan())
         if not gained > 0:
             self.v.copy_(before)
-            self.trust /= 2
+            self.trust = max(self.trust / 2, LEAST_TRUST)
         elif gained > GOOD * promised:
             self.trust = min(1.5 * self.trust, MOST_TRUST)
         self.stale = True

@@ -103,7 +103,8 @@ class Joint:
         search = _Search(lesson, parts, size, job, checkpoint_steps)
         sure = 1 + len(others)  # what was given takes part in any case
         count = max(sure, min(starts, entries(size["expected"])))
-        found, notes = search(starting_plans(plan, count if count > sure else 1, others, parts), sure, count)
+        more = max(count, len(job.state.get("order", ()))) > sure  # also where a smaller budget goes on
+        found, notes = search(starting_plans(plan, starts if more else 1, others, parts), sure, count)
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
