@@ -55,10 +55,12 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
     """
 
     def __init__(self, seeds: int | Sequence[int] = 0) -> None:
-        self._first = int(seeds) if isinstance(seeds, int | Integral) else None
-        self._generators = (
-            [] if isinstance(seeds, int | Integral) else [torch.Generator().manual_seed(int(s)) for s in seeds]
-        )
+        self._first: int | None = None
+        self._generators: list[torch.Generator] = []
+        if isinstance(seeds, int | Integral):
+            self._first = int(seeds)
+        else:
+            self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self._ahead = torch.empty(0, 0)  # draws not handed out yet, (B, draws, ...)
         self._next = 0
 

@@ -97,9 +97,10 @@ class Descent:
         if not gained > 0:
             self.v.copy_(before)
             self.trust = max(self.trust / 2, LEAST_TRUST)
-        elif gained > GOOD * promised:
-            self.trust = min(1.5 * self.trust, MOST_TRUST)
+            return
         self.stale = True
+        if gained > GOOD * promised:
+            self.trust = min(1.5 * self.trust, MOST_TRUST)
 
     def look(self, loss: float, share: float) -> None:
         """Note the validation loss here; the first look is at the start itself."""

@@ -15,6 +15,7 @@ from .parameters import PARTS
 
 ORDERS = (1, 2, 3, 4)
 APART = 0.02  # of the angles of two grids, for them to count as two
+SHORTEST = 1.02  # times the end of the run, at least, where the last step begins: a shorter one is a call wasted
 LATE = (0, 1, 2)  # so many steps of a grid for as many more are left out
 
 
@@ -82,7 +83,7 @@ def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
             continue
         if not plan.schedule.at(ends[0]).alpha and plan.point(0).alpha:
             continue  # there the model may have nothing to say
-        if ends[-2] > plan.ends[-1] * (1 + APART):
+        if ends[-2] > plan.ends[-1] * SHORTEST:
             made.append(torch.cat([ends[:-1], plan.ends[-1:]]))
     angles = [plan.schedule.at(ends).angle for ends in made]
     return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]

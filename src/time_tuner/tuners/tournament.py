@@ -16,7 +16,7 @@ class Tournament:
     Talwalkar, 2016, https://arxiv.org/abs/1502.07943). All turns get the same share of the budget.
 
     Attributes:
-        tried: all descents, the most promising first.
+        tried: all descents.
         left: those that are not out, by their place in `tried`.
         turn: whose turn it is, by its place in `left`.
         since: the share of the budget at which the turn began.
