@@ -23,7 +23,7 @@ from .descent import Descent
 from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, next_look, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
-from .lesson import Distance, Lesson, TimeSlopes
+from .lesson import Distance, Lesson
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
@@ -161,7 +161,13 @@ def _size(
 
 
 class _Search:
-    """A tournament of several starts, whose winner is tuned to the end of the budget."""
+    """A tournament of several starts, whose winner is tuned to the end of the budget.
+
+    Attributes:
+        order: the places of those that take part, among the plans that might.
+        done: the iterations made.
+        seen: how many there were at the last look at the validation pairs.
+    """
 
     def __init__(
         self, lesson: Lesson, parts: Sequence[str], size: dict[str, int], job: Job, checkpoint_steps: bool | None
@@ -171,7 +177,9 @@ class _Search:
         held = min(MOST_HELD, count // 4)
         self.train, self.held = count - held, torch.arange(count - held, count)
         self.checkpoint_steps = checkpoint_steps
-        self.times = TimeSlopes()
+        self.order: list[int] = job.state.get("order", [])
+        self.done: int = job.state.get("done", 0)
+        self.seen: int = job.state.get("seen", self.done)
 
     def __call__(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how. So many of the plans take part, the first few for sure."""
@@ -186,55 +194,53 @@ class _Search:
             if not job.affords(2 * look + iteration):
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
-        order, tournament, done = self._begin(plans, sure, count)
-        tried = tournament.tried
-        seen: int = job.state.get("seen", done)
-        while (share := self._share(done)) < 1 and job.affords(iteration + look):
+        self.order = self.order or self._ranked(plans, sure, count)
+        tournament = self._tournament([Descent(Parameters(plans[i], self.parts)) for i in self.order])
+        while (share := self._share()) < 1 and job.affords(iteration + look):
             descent = tournament.descent
             if descent.setbacks > SETBACKS and tournament.decided:
                 break
-            self._iterate(descent, done, tournament.annealed(share))
-            done += 1
-            share = self._share(done)
-            over = tournament.over(share)
-            if over or done >= next_look(seen):
-                seen = done
-                descent.look(self.lesson.of(descent.plan(), self.held), share)
-                if over:
-                    tournament.next(share)
-                total = done if share >= 1 else round(done / share)
-                job.done(done, max(done, total), descent.first, descent.best, self._kept(order, tournament, done, seen))
-        self._look_at_new(tried, 1.0)
-        best = min(tried, key=lambda one: one.best)
-        if done:
-            job.done(done, done, tried[0].first, best.best, self._kept(order, tournament, done, seen))
+            self._iterate(descent, tournament.annealed(share))
+            over = tournament.over(self._share())
+            if over or self.done >= next_look(self.seen):
+                self._look(tournament, descent, over)
+        self._look_at_new(tournament.tried, 1.0)
+        best = min(tournament.tried, key=lambda one: one.best)
+        if self.done:
+            job.done(self.done, self.done, tournament.tried[0].first, best.best, self._kept(tournament))
         if not job.affords(iteration + look):
-            job.stop(f"iteration {done}")
-        notes = {"iterations": done, "loss_before": tried[0].first, "loss_after": best.best}
+            job.stop(f"iteration {self.done}")
+        notes = {"iterations": self.done, "loss_before": tournament.tried[0].first, "loss_after": best.best}
         start = [round(float(t), 6) for t in best.parameters.start.ends]
         return best.best_plan(), {**notes, "start": start}
 
-    def _kept(self, order: list[int], tournament: Tournament, done: int, seen: int) -> dict[str, Any]:
+    def _kept(self, tournament: Tournament) -> dict[str, Any]:
         """All that it takes to go on from here, as JSON holds it."""
         tried = [one.to_dict() for one in tournament.tried]
-        how_far = {"done": done, "seen": seen, "share": self._share(done)}
-        return {"size": self.size, "order": order, **how_far, **tournament.to_dict(), "tried": tried}
+        how_far = {"done": self.done, "seen": self.seen, "share": self._share()}
+        return {"size": self.size, "order": self.order, **how_far, **tournament.to_dict(), "tried": tried}
 
-    def _begin(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[list[int], Tournament, int]:
-        """Which plans are tried, their tournament, and the iterations that an earlier run has made of them."""
+    def _tournament(self, tried: Sequence[Descent]) -> Tournament:
+        """The tournament of these, as an earlier run has left it."""
         state = self.job.state
-        order = state.get("order") or self._ranked(plans, sure, count)
-        tried = [Descent(Parameters(plans[i], self.parts)) for i in order]
         for descent, kept in zip(tried, state.get("tried", []), strict=False):
             descent.restore(kept)
-        done = state.get("done", 0)
-        self.job.go_on(done)
-        if not done:
+        self.job.go_on(self.done)
+        if not self.done:
             self._look_at_new(tried, 0.0)
-        tournament = Tournament(tried, state or {"since": self._share(0)})
+        tournament = Tournament(tried, state or {"since": self._share()})
         if state and not self.job.same_budget:
-            tournament.stretch(self._share(done) / state["share"])
-        return order, tournament, done
+            tournament.stretch(self._share() / state["share"])
+        return tournament
+
+    def _look(self, tournament: Tournament, descent: Descent, over: bool) -> None:
+        """Look how far the descent has come on the validation pairs, and keep that; its turn may be over."""
+        self.seen, share = self.done, self._share()
+        descent.look(self.lesson.of(descent.plan(), self.held), share)
+        if over:
+            tournament.next(share)
+        total = self.done if share >= 1 else round(self.done / share)
+        self.job.done(self.done, max(self.done, total), descent.first, descent.best, self._kept(tournament))
 
     def _look_at_new(self, tried: Sequence[Descent], share: float) -> None:
         """Look at the validation pairs where the descent has moved since."""
@@ -246,9 +252,9 @@ class _Search:
         """The network calls of a run of so many pairs."""
         return len(plan) * forward(count, self.lesson.eps.batch).calls
 
-    def _share(self, done: int) -> float:
-        """How much of the budget is used up after so many iterations."""
-        return max(done / self.size["iterations"], self.job.meter.share)
+    def _share(self) -> float:
+        """How much of the budget is used up."""
+        return max(self.done / self.size["iterations"], self.job.meter.share)
 
     def _ranked(self, plans: Sequence[Plan], sure: int, count: int) -> list[int]:
         """So many of the plans: the first few, and those that end nearest untuned, of each grid the best one, for where
@@ -266,12 +272,13 @@ class _Search:
         nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - sure]
         return [*range(sure), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
-    def _iterate(self, descent: Descent, done: int, left: float) -> None:
+    def _iterate(self, descent: Descent, left: float) -> None:
         """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""
-        draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + done)
+        draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
         rows = torch.randperm(self.train, generator=draw)[:BATCH]
         if self.checkpoint_steps is None:
             self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
         told = draw if descent.curious else None
         slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, self.checkpoint_steps)
         descent.step(slopes, left, lambda plan: self.lesson.of(plan, rows))
+        self.done += 1
