@@ -8,7 +8,7 @@ noise, and the Frechet distance of the samples to the MNIST test digits, labels 
 plans of 5, 10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are
 measured), and DDIM in 100.
 The network runs in float32: the rounding of bfloat16 alone takes the ends of 100 calls 0.15 apart, and small steps of
-tuning are lost in it (`--bfloat16` tunes in it, for comparison); untuned plans are ranked in it, in half the time. Noise
+tuning are lost in it (`--bfloat16` tunes in it, to compare); untuned plans are ranked in it, in half the time. Noise
 and seeds of the measurement are not those of the tuning.
 """
 

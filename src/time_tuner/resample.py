@@ -15,8 +15,9 @@ def resample(plan: Plan, calls: int) -> Plan:
     """The plan for another number of calls: a start for tuning, or a tuned grid used without tuning.
 
     The step ends lie on the same curve, arctan(sigma / alpha) over the share of the steps done, and the ratios tau / t
-    on theirs over that angle; both curves are monotone cubics through the given points (Fritsch & Carlson, 1980).
-    Corrections belong to their own grid and are left out.
+    on theirs over that angle; both curves are monotone cubics through the given points (Fritsch & Carlson, 1980). A
+    ratio makes up for the error of a step, so that for more calls its logarithm shrinks as steps do; for fewer it
+    stays, for larger ones do harm. Corrections belong to their own grid and are left out.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.
@@ -41,11 +42,13 @@ def resample(plan: Plan, calls: int) -> Plan:
 
 
 def _ratios(plan: Plan, made: Plan) -> Tensor:
-    """The ratios of one plan, read at the calls of the other."""
+    """The ratios of one plan, read at the calls of the other, nearer to 1 where those are more."""
     known, ratios = plan.schedule.at(plan.t[:-1].detach()).angle.numpy(), (plan.tau / plan.t[:-1]).detach().numpy()
     known, first = np.unique(known, return_index=True)
     asked = np.clip(made.schedule.at(made.t[:-1]).angle.numpy(), known[0], known[-1])
     read = PchipInterpolator(known, ratios[first])(asked) if len(known) > 1 else np.full(len(asked), ratios[0])
     low, high = made.schedule.t_min, made.schedule.T
     t = made.t[:-1]
-    return as_times(read).clamp(torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0))
+    return as_times(read ** min(1.0, len(plan) / len(made))).clamp(
+        torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0)
+    )
