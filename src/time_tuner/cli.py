@@ -28,12 +28,20 @@ class Commands(typer.core.TyperGroup):
         try:
             code = super().main(*args, **kwargs)
         except (typer.TyperException, ValueError, OSError) as error:
-            message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-            _complain(f"error: {' '.join(message.split())}")
+            _complain(f"error: {' '.join(_said(error).split())}")
             sys.exit(2)
         if code == 130:
             _complain("interrupted: nothing was written by the step that was running")
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, without an error number."""
+    if isinstance(error, typer.TyperException):
+        return str(error.format_message())
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 app = typer.Typer(

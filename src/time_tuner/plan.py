@@ -258,9 +258,12 @@ def _found(path: str | os.PathLike[str]) -> Path:
     """The file itself, or the plan of that name that comes with a bundled model."""
     folder = Path(__file__).parent / "assets" / "plans"
     bundled = folder / f"{os.fspath(path)}.json"
-    return (
-        bundled if not Path(path).exists() and bundled.is_file() and folder in bundled.resolve().parents else Path(path)
-    )
+    if Path(path).exists():
+        return Path(path)
+    if bundled.is_file() and folder in bundled.resolve().parents:
+        return bundled
+    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.json"))
+    raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; plans that come with a model: {', '.join(names)}")
 
 
 def make_plan(
