@@ -597,8 +597,8 @@ def test_the_worse_half_is_out_after_every_round() -> None:
 
 def test_a_tournament_is_as_large_as_there_is_time_for() -> None:
     sizes = [entries(iterations) for iterations in range(1, 500)]
-    assert sizes[:20] == [1] * 20 and sizes == sorted(sizes) and sizes[-1] > 4
-    for count, iterations in ((2, 100), (4, 300)):
+    assert sizes[:20] == [1] * 20 and sizes == sorted(sizes) and sizes[-1] > 6
+    for count, iterations in ((2, 60), (4, 175)):
         assert entries(iterations) == count
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from .descent import Descent
 
 TRIALS = 0.35  # the share of the budget that the tournament takes
-TURN = 16  # iterations, at least: after half as many a start that is soon at its best leads
+TURN = 10  # iterations, at least, or a start that is soon at its best looks better than it is
 
 
 class Tournament:
