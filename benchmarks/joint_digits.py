@@ -85,10 +85,8 @@ class Bench:
 
     def measured(self, plan: Plan) -> tuple[float, float]:
         """Distance and Frechet distance."""
-        end = float(plan.t[-1])
-        reference = self.reference(end)
-        drawn = reference if plan == reference_plan(self.schedule, end, REFERENCE_CALLS) else self.drawn(plan)
-        return float(distance(drawn, reference).mean()), digit_frechet(drawn)
+        drawn = self.drawn(plan)
+        return float(distance(drawn, self.reference(float(plan.t[-1]))).mean()), digit_frechet(drawn)
 
     def ranked(self, calls: int, most: int) -> list[tuple[str, Plan]]:
         """The untuned plans that end nearest, on a little other noise."""
@@ -128,14 +126,15 @@ def main(
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
-    table = Table(title=f"Digits network: joint tuning within {budget} from {' or '.join(starts)}, {samples} samples")
+    how = f"within {budget}{' in bfloat16' if bfloat16 else ''} from {' or '.join(starts)}"
+    table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
 
     def add(scale: float, name: str, plan: Plan, bench: Bench, seconds: float = 0.0, spent: int = 0) -> None:
         apart, frechet = bench.measured(plan)
         rows.append({"guidance": scale, "calls": len(plan), "plan": name, "distance": apart, "frechet": frechet})
-        rows[-1] |= {"seconds": seconds, "evaluations": spent}
+        rows[-1] |= {"seconds": seconds, "evaluations": spent, "bfloat16": bfloat16}
         print(rows[-1], flush=True)
         cost = (f"{seconds:.0f}", f"{spent:,}") if spent else ("", "")
         table.add_row(f"{scale:g}", str(len(plan)), name, f"{apart:.3f}", f"{frechet:.3f}", *cost)

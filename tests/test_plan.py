@@ -388,7 +388,7 @@ def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     plan = Plan.load(f"{name}-{calls}")
-    assert len(plan) == calls and plan.tuned
+    assert len(plan) == calls and plan.tuned and Plan.load(f"{name}-{calls}.json") == plan
     assert (plan.corrections is not None) == name.endswith("joint")
     assert plan.provenance["after"] <= plan.provenance["before"]
     with pytest.raises(OSError, match=r"digits/nothing.*come with a model: .*digits/joint-5"):

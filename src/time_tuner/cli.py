@@ -39,8 +39,9 @@ def _said(error: Exception) -> str:
     """What is wrong, without an error number."""
     if isinstance(error, typer.TyperException):
         return str(error.format_message())
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        file = error.filename2 or error.filename  # of a move, the one that was asked for
+        return f"{file}: {error.strerror}" if file else error.strerror
     return str(error)
 
 
@@ -82,7 +83,7 @@ def demo(
 ) -> None:
     """See what tuning does: the bundled digits in 5 and 10 calls, untuned and tuned side by side.
 
-    Takes about two minutes; pictures and plans are written into one folder.
+    Takes about three minutes; pictures and plans are written into one folder.
     """
     from .demo import run
 

@@ -255,9 +255,9 @@ class Plan:
 
 
 def _found(path: str | os.PathLike[str]) -> Path:
-    """The file itself, or the plan of that name that comes with a bundled model."""
+    """The file itself, or the plan of that name, with ".json" or without, that comes with a bundled model."""
     folder = Path(__file__).parent / "assets" / "plans"
-    bundled = folder / f"{os.fspath(path)}.json"
+    bundled = folder / f"{os.fspath(path).removesuffix('.json')}.json"
     if Path(path).exists():
         return Path(path)
     if bundled.is_file() and folder in bundled.resolve().parents:

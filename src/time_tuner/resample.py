@@ -12,12 +12,12 @@ from .schedules.base import time_at_angle
 
 
 def resample(plan: Plan, calls: int) -> Plan:
-    """The plan for another number of calls: a start for tuning, or a tuned grid used without tuning.
+    """The plan for another number of calls: a start for tuning; without that little of what tuning gained is left.
 
     The step ends lie on the same curve, arctan(sigma / alpha) over the share of the steps done, and the ratios tau / t
     on theirs over that angle; both curves are monotone cubics through the given points (Fritsch & Carlson, 1980). A
-    ratio makes up for the error of a step, so that for more calls its logarithm shrinks as steps do; for fewer it
-    stays, for larger ones do harm. Corrections belong to their own grid and are left out.
+    ratio makes up for the error of a step, so that for more calls its logarithm shrinks as steps do; for fewer calls
+    the ratios are kept as they are, for stronger ones did harm. Corrections belong to their own grid and are left out.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.

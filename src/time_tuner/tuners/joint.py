@@ -23,7 +23,7 @@ from .descent import Descent
 from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, next_look, seconds_a_call, sizes
 from .guard import reference_plan
 from .job import Job
-from .lesson import Distance, Lesson
+from .lesson import Distance, Lesson, TimeSlopes
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
 from .teacher import Pairs, described, teach
@@ -165,9 +165,13 @@ class _Search:
 
     Attributes:
         order: the places of those that take part, among the plans that might.
+        tournament: of these.
         done: the iterations made.
         seen: how many there were at the last look at the validation pairs.
+        times: how slopes in the times are told.
     """
+
+    tournament: Tournament
 
     def __init__(
         self, lesson: Lesson, parts: Sequence[str], size: dict[str, int], job: Job, checkpoint_steps: bool | None
@@ -180,6 +184,7 @@ class _Search:
         self.order: list[int] = job.state.get("order", [])
         self.done: int = job.state.get("done", 0)
         self.seen: int = job.state.get("seen", self.done)
+        self.times = TimeSlopes()
 
     def __call__(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how. So many of the plans take part, the first few for sure."""
@@ -194,59 +199,62 @@ class _Search:
             if not job.affords(2 * look + iteration):
                 job.stop("the beginning")
                 return plans[0], {"iterations": 0}
-        self.order = self.order or self._ranked(plans, sure, count)
-        tournament = self._tournament([Descent(Parameters(plans[i], self.parts)) for i in self.order])
+        self._begin(plans, sure, count)
+        tournament, given = self.tournament, self.tournament.tried[0]
         while (share := self._share()) < 1 and job.affords(iteration + look):
-            descent = tournament.descent
-            if descent.setbacks > SETBACKS and tournament.decided:
+            if tournament.descent.setbacks > SETBACKS and tournament.decided:
                 break
-            self._iterate(descent, tournament.annealed(share))
-            over = tournament.over(self._share())
-            if over or self.done >= next_look(self.seen):
-                self._look(tournament, descent, over)
-        self._look_at_new(tournament.tried, 1.0)
+            self._iterate(tournament.descent, tournament.annealed(share))
+            if tournament.over(self._share()) or self.done >= next_look(self.seen):
+                self._look()
+        self._look_at_new(1.0)
         best = min(tournament.tried, key=lambda one: one.best)
         if self.done:
-            job.done(self.done, self.done, tournament.tried[0].first, best.best, self._kept(tournament))
+            job.done(self.done, self.done, given.first, best.best, self._kept())
         if not job.affords(iteration + look):
             job.stop(f"iteration {self.done}")
-        notes = {"iterations": self.done, "loss_before": tournament.tried[0].first, "loss_after": best.best}
+        notes = {"iterations": self.done, "loss_before": given.first, "loss_after": best.best}
         start = [round(float(t), 6) for t in best.parameters.start.ends]
         return best.best_plan(), {**notes, "start": start}
 
-    def _kept(self, tournament: Tournament) -> dict[str, Any]:
-        """All that it takes to go on from here, as JSON holds it."""
-        tried = [one.to_dict() for one in tournament.tried]
-        how_far = {"done": self.done, "seen": self.seen, "share": self._share()}
-        return {"size": self.size, "order": self.order, **how_far, **tournament.to_dict(), "tried": tried}
-
-    def _tournament(self, tried: Sequence[Descent]) -> Tournament:
-        """The tournament of these, as an earlier run has left it."""
+    def _begin(self, plans: Sequence[Plan], sure: int, count: int) -> None:
+        """The tournament, begun, or as an earlier run has left it."""
         state = self.job.state
+        self.order = self.order or self._ranked(plans, sure, count)
+        tried = [Descent(Parameters(plans[i], self.parts)) for i in self.order]
         for descent, kept in zip(tried, state.get("tried", []), strict=False):
             descent.restore(kept)
         self.job.go_on(self.done)
+        self.tournament = Tournament(tried, state)
         if not self.done:
-            self._look_at_new(tried, 0.0)
-        tournament = Tournament(tried, state or {"since": self._share()})
-        if state and not self.job.same_budget:
-            tournament.stretch(self._share() / state["share"])
-        return tournament
+            self._look_at_new(0.0)
+        if not state:
+            self.tournament.since = self._share()
+        elif not self.job.same_budget:
+            self.tournament.stretch(self._share() / state["share"])
 
-    def _look(self, tournament: Tournament, descent: Descent, over: bool) -> None:
-        """Look how far the descent has come on the validation pairs, and keep that; its turn may be over."""
-        self.seen, share = self.done, self._share()
+    def _look(self) -> None:
+        """See how far the one whose turn it is has come on the validation pairs, whether its turn is over, and keep
+        that."""
+        self.seen, share, descent = self.done, self._share(), self.tournament.descent
+        over = self.tournament.over(share)
         descent.look(self.lesson.of(descent.plan(), self.held), share)
         if over:
-            tournament.next(share)
+            self.tournament.next(share)
         total = self.done if share >= 1 else round(self.done / share)
-        self.job.done(self.done, max(self.done, total), descent.first, descent.best, self._kept(tournament))
+        self.job.done(self.done, max(self.done, total), descent.first, descent.best, self._kept())
 
-    def _look_at_new(self, tried: Sequence[Descent], share: float) -> None:
-        """Look at the validation pairs where the descent has moved since."""
-        for descent in tried:
+    def _look_at_new(self, share: float) -> None:
+        """Look at the validation pairs where a descent has moved since."""
+        for descent in self.tournament.tried:
             if descent.stale:
                 descent.look(self.lesson.of(descent.plan(), self.held), share)
+
+    def _kept(self) -> dict[str, Any]:
+        """All that it takes to go on from here, as JSON holds it."""
+        tried = [one.to_dict() for one in self.tournament.tried]
+        how_far = {"done": self.done, "seen": self.seen, "share": self._share()}
+        return {"size": self.size, "order": self.order, **how_far, **self.tournament.to_dict(), "tried": tried}
 
     def _calls(self, plan: Plan, count: int) -> int:
         """The network calls of a run of so many pairs."""

@@ -6,7 +6,7 @@ from typing import Any
 from .descent import Descent
 
 TRIALS = 0.35  # the share of the budget that the tournament takes
-TURN = 10  # iterations, at least, or a start that is soon at its best looks better than it is
+TURN = 10  # iterations, at least, of starts that are looked for: after fewer one that is soon at its best leads
 
 
 class Tournament:
