@@ -8,7 +8,7 @@ noise, and the Frechet distance of the samples to the MNIST test digits, labels 
 plans of 5, 10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are
 measured), and DDIM in 100.
 The network runs in float32: the rounding of bfloat16 alone takes the ends of 100 calls 0.15 apart, and small steps of
-tuning are lost in it (`--bfloat16` tunes in it, to compare); untuned plans are ranked in it, in half the time. Noise
+tuning may be lost in it (`--bfloat16` tunes in it, to compare); untuned plans are ranked in it, in half the time. Noise
 and seeds of the measurement are not those of the tuning.
 """
 
@@ -185,6 +185,6 @@ if __name__ == "__main__":
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
-    parser.add_argument("--bfloat16", action="store_true", help="tune in bfloat16, in half the time and with less gain")
+    parser.add_argument("--bfloat16", action="store_true", help="tune in bfloat16, in half the time")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

@@ -725,7 +725,7 @@ def test_resampling_keeps_the_ratios() -> None:
 
 
 def test_ratios_are_nearer_to_one_in_more_calls() -> None:
-    """The time at which a step of DDIM asks best lies between its ends, the nearer the shorter it is."""
+    """What a ratio makes up for is the error of a step: of shorter steps it is less, but not nothing."""
     few, many = 4, 8
     plan = tune(EPS, make_plan("ddim", SMOOTH, few, "quadratic"), "joint", tune=("tau",), **QUICK)
     other = resample(plan, many)

@@ -165,7 +165,7 @@ class _Search:
 
     Attributes:
         order: the places of those that take part, among the plans that might.
-        tournament: of these.
+        tournament: theirs, from `_begin` on.
         done: the iterations made.
         seen: how many there were at the last look at the validation pairs.
         times: how slopes in the times are told.
