@@ -34,7 +34,7 @@ EPS = DATA.eps(SCHEDULE)
 FRESH = [DATA.sample(4000, 10**7 + i) for i in range(8)]
 NOISE = [seeded_noise(3 * 10**9 + i * 10**5)(torch.empty(4000, 64)) for i in range(8)]
 TUNING: dict[str, Any] = {"shape": (64,), "guard": False}
-ITERATIONS, PAIRS = 400, 1024
+ITERATIONS, PAIRS = 800, 1024
 UNTUNED = (("ddim", "quadratic"), ("dpmpp", "quadratic"), ("unipc", "quadratic"))
 
 
@@ -79,7 +79,7 @@ def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("iterations", "evaluations", "seconds", "FD"):
         table.add_column(name, justify="right")
-    for iterations in (10, 30, 100, 200, 600):
+    for iterations in (20, 60, 200, 400, 1200):
         found = [tuned(make_plan("ddim", SCHEDULE, 5, "quadratic"), seed, iterations) for seed in range(seeds)]
         distances = [frechet(plan) for plan, _, _ in found]
         rows.append({"iterations": iterations, "evaluations": found[0][2], "joint": distances})
@@ -88,7 +88,7 @@ def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """Each part of joint tuning alone and together, in 100 iterations, beside the two strategies of TimeTuner."""
+    """Each part of joint tuning alone and together, in 200 iterations, beside the two strategies of TimeTuner."""
     rows = []
     for name in ("tuned", "ddim, 5 calls", "dpmpp, 5 calls", "ddim, 10 calls"):
         table.add_column(name, justify="right")
@@ -104,7 +104,7 @@ def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
     for method in ("sequential", "parallel"):
         row(method, lambda plan, seed, method=method: tune(EPS, plan, method, seed=seed, shape=(64,)))  # type: ignore[misc]
     for names in SUBSETS:
-        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 100, tune=names, starts=1)[0])  # type: ignore[misc]
+        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 200, tune=names, starts=1)[0])  # type: ignore[misc]
     return rows
 
 

@@ -8,8 +8,7 @@ noise, and the Frechet distance of the samples to the MNIST test digits, labels 
 plans of 5, 10 and 20 calls by that distance (ranked on ten samples of other noise; of 20 calls the best three are
 measured), and DDIM in 100.
 The network runs in float32: the rounding of bfloat16 alone takes the ends of 100 calls 0.15 apart, and small steps of
-tuning may be lost in it (`--bfloat16` tunes in it, to compare); untuned plans are ranked in it, in half the time. Noise
-and seeds of the measurement are not those of the tuning.
+tuning may be lost in it. Noise and seeds of the measurement are not those of the tuning.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import SUBSETS, InBfloat16
+from problems import SUBSETS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -66,7 +65,7 @@ class Bench:
         self.guidance_scale, self.samples = guidance_scale, samples
         model = labelled(BATCH, guidance_scale)
         self.eps, self.schedule, self.shape = model.eps, model.schedule, model.shape
-        self.few = InBfloat16(labelled(RANKED, guidance_scale).eps)
+        self.few = labelled(RANKED, guidance_scale).eps
         self.ends: dict[float, Tensor] = {}
 
     def drawn(self, plan: Plan) -> Tensor:
@@ -100,11 +99,9 @@ class Bench:
             scores.append((float(distance(sample(self.few, plan, x), ends[end]).mean()), name, plan))
         return [(name, plan) for _, name, plan in sorted(scores, key=lambda score: score[0])[:most]]
 
-    def calibration(self, seed: int, bfloat16: bool) -> Calibration:
+    def calibration(self, seed: int) -> Calibration:
         """The teacher's noise of a seed, under all labels; its runs serve all plans that are tuned on it."""
-        eps = labelled(40, self.guidance_scale).eps
-        model = Batched(InBfloat16(eps) if bfloat16 else eps)
-        return Calibration(model, self.schedule, None, 40, seed, self.shape)
+        return Calibration(Batched(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape)
 
     def tuned(self, plan: Plan, calibration: Calibration, budget: str, **options: Any) -> tuple[Plan, float]:
         """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""
@@ -122,11 +119,10 @@ def main(
     starts: list[str],
     parts: bool,
     tuned_only: bool,
-    bfloat16: bool,
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
-    how = f"within {budget}{' in bfloat16' if bfloat16 else ''} from {' or '.join(starts)}"
+    how = f"within {budget} from {' or '.join(starts)}"
     table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
@@ -134,7 +130,7 @@ def main(
     def add(scale: float, name: str, plan: Plan, bench: Bench, seconds: float = 0.0, spent: int = 0) -> None:
         apart, frechet = bench.measured(plan)
         rows.append({"guidance": scale, "calls": len(plan), "plan": name, "distance": apart, "frechet": frechet})
-        rows[-1] |= {"seconds": seconds, "evaluations": spent, "bfloat16": bfloat16}
+        rows[-1] |= {"seconds": seconds, "evaluations": spent}
         print(rows[-1], flush=True)
         cost = (f"{seconds:.0f}", f"{spent:,}") if spent else ("", "")
         table.add_row(f"{scale:g}", str(len(plan)), name, f"{apart:.3f}", f"{frechet:.3f}", *cost)
@@ -149,7 +145,7 @@ def main(
 
     for scale in scales:
         bench = Bench(scale, samples)
-        calibrations = [bench.calibration(seed, bfloat16) for seed in range(seeds)]
+        calibrations = [bench.calibration(seed) for seed in range(seeds)]
         for k in calls:
             made = (start.partition("@") for start in starts)
             plan, *others = (make_plan(name, bench.schedule, k, spacing) for name, _, spacing in made)
@@ -185,6 +181,5 @@ if __name__ == "__main__":
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
-    parser.add_argument("--bfloat16", action="store_true", help="tune in bfloat16, in half the time")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

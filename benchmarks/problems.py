@@ -57,26 +57,6 @@ class Problem:
     device: str = field(default="cpu")
 
 
-@dataclass
-class InBfloat16:
-    """A model whose network runs in bfloat16 autocast; it answers in the dtype of the state."""
-
-    eps: Any
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "eps":  # while it is being made
-            raise AttributeError(name)
-        return getattr(self.eps, name)
-
-    def take(self, rows: Tensor) -> "InBfloat16":
-        """The same for some samples of the batch."""
-        return InBfloat16(self.eps.take(rows))
-
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return self.eps(x, t, tau).to(x)
-
-
 def exact_problem(samples: int, held_out: int) -> Problem:
     data, schedule = exact_digits(), linear_schedule()
     eps, x0 = data.eps(schedule), data.sample(held_out, seed=10**6).float()

@@ -58,6 +58,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the MNIST npz")
     parser.add_argument("--out", type=Path, default=Path("src/time_tuner/assets/digits/figures.json"))
-    parser.add_argument("--bfloat16", action="store_true", help="run the network in bfloat16 autocast, twice as fast")
+    parser.add_argument("--bfloat16", action="store_true", help="run the network in bfloat16 autocast")
     parser.add_argument("--quick", type=int, default=1, help="a divisor of the sample counts, for a first look")
     main(**vars(parser.parse_args()))

@@ -183,7 +183,7 @@ def estimate(
     """What `tune` with these arguments will cost: for each purpose, as a rule and at most. "tuning" is left out where
     the method does not tell.
 
-    `call` is the seconds that the model takes for 32 samples, by which a method may choose how much it does; 0 where
+    `call` is the seconds that the model takes for 16 samples, by which a method may choose how much it does; 0 where
     that is not known.
 
     Raises:

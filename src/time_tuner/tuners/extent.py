@@ -13,14 +13,14 @@ from .budget import Budget, Cost, forward
 from .teacher import BATCH as TEACHER_BATCH
 
 TEACHER_CALLS = 60
-BATCH = 32
+BATCH = 16  # of twice as many half the steps are made, and each is hardly better
 SECONDS = 120.0  # what tuning is to take where no budget is given
 RUNS, MOST_RUNS = 6, 8  # an iteration costs as many: one, slopes in the times, a backward or two, one to judge it
-LOOK = 5  # iterations until the first look at the validation pairs
+LOOK = 10  # iterations until the first look at the validation pairs
 STARTS = 45  # about as many are ranked: spacings, each with late beginnings, and orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 1024  # by default
-LEAST_ITERATIONS, MOST_ITERATIONS = 40, 400  # by default
+LEAST_ITERATIONS, MOST_ITERATIONS = 80, 800  # by default
 LEAST_CALL = 1e-3  # seconds
 NO_BUDGET = Budget()
 
@@ -63,7 +63,7 @@ def sizes(
     plan: Plan, teacher: int, call: float, budget: Budget, pairs: int | None = None, iterations: int | None = None
 ) -> dict[str, int]:
     """The pairs of a teacher of so many calls; the iterations, as many as come where a budget ends them; and how many
-    of them are expected. `call` is the seconds that the model takes for 32 samples."""
+    of them are expected. `call` is the seconds that the model takes for 16 samples."""
     expected = usual_iterations(plan, call, budget) if iterations is None else iterations
     return {
         "pairs": usual_pairs(teacher, call, budget) if pairs is None else pairs,
@@ -83,7 +83,7 @@ def costs(
     **options: Any,
 ) -> dict[str, tuple[Cost, Cost]]:
     """What the teacher's runs and tuning cost as a rule, and at most: closer where `pairs` and `iterations` are given,
-    or `call`, the seconds that the model takes for 32 samples. Of runs in a `cache` one is made again, to see whether
+    or `call`, the seconds that the model takes for 16 samples. Of runs in a `cache` one is made again, to see whether
     they are this model's."""
     calls, runs = len(plan), TEACHER_CALLS if teacher is None else len(teacher)
     if pairs is None and (call or budget.calls):

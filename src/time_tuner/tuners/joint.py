@@ -67,7 +67,7 @@ class Joint:
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
                 is enough for, or, where the budget is in calls, a third of it, 16 to 1024.
-            iterations: each on 32 pairs; by default what the budget allows, or two minutes of this network.
+            iterations: each on 16 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
             starts: how many starts enter a tournament at most, fewer where there is little to spend: the plan, and
                 those that end nearest untuned, of others, other spacings, which may begin later, and other orders of
@@ -201,10 +201,10 @@ class _Search:
                 return plans[0], {"iterations": 0}
         self._begin(plans, sure, count)
         tournament, given = self.tournament, self.tournament.tried[0]
-        while (share := self._share()) < 1 and job.affords(iteration + look):
+        while self._share() < 1 and job.affords(iteration + look):
             if tournament.descent.setbacks > SETBACKS and tournament.decided:
                 break
-            self._iterate(tournament.descent, tournament.annealed(share))
+            self._iterate(tournament.descent)
             if tournament.over(self._share()) or self.done >= next_look(self.seen):
                 self._look()
         self._look_at_new(1.0)
@@ -280,13 +280,19 @@ class _Search:
         nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - sure]
         return [*range(sure), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
-    def _iterate(self, descent: Descent, left: float) -> None:
-        """One step downhill on 32 pairs; `left` is how far its learning rate has fallen, 0 to 1."""
-        draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        rows = torch.randperm(self.train, generator=draw)[:BATCH]
+    def _iterate(self, descent: Descent) -> None:
+        """One step downhill on a few pairs."""
+        rows, draw = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
         if self.checkpoint_steps is None:
             self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
         told = draw if descent.curious else None
         slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, self.checkpoint_steps)
-        descent.step(slopes, left, lambda plan: self.lesson.of(plan, rows))
+        descent.step(slopes, lambda plan: self.lesson.of(plan, rows))
         self.done += 1
+
+    def _rows(self) -> Tensor:
+        """The pairs whose turn it is: all of them in random order, then in another one, so that in the mean of the way
+        what each says against the others counts once."""
+        epoch, batch = divmod(self.done, max(1, self.train // BATCH))
+        order = torch.randperm(self.train, generator=torch.Generator().manual_seed(first_seed(0, TEACHER) + epoch))
+        return order[batch * BATCH :][:BATCH]

@@ -6,7 +6,7 @@ from typing import Any
 from .descent import Descent
 
 TRIALS = 0.35  # the share of the budget that the tournament takes
-TURN = 10  # iterations, at least, of starts that are looked for: after fewer one that is soon at its best leads
+TURN = 20  # iterations, at least, of starts that are looked for: after fewer one that is soon at its best leads
 
 
 class Tournament:
@@ -49,10 +49,6 @@ class Tournament:
             self.left = sorted(self.left, key=lambda i: self.tried[i].best)[: (self.turn + 1) // 2]
             self.turn = 0
         self.descent.moved_at = share  # it had no chance of progress since
-
-    def annealed(self, share: float) -> float:
-        """How far the rate has fallen at this share: from 0 to 1 once it is decided."""
-        return (share - self.since) / (1 - self.since) if self.decided else 0.0
 
     def stretch(self, factor: float) -> None:
         """Go on in another budget, in which all shares are larger by this factor."""
