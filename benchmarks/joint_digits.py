@@ -33,7 +33,6 @@ from time_tuner.tuners.batches import Batched
 from time_tuner.tuners.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
-PAIRS = 512  # of the teacher, in tuning
 ORDERS = (None, 1, 2, 3, 4)
 
 
@@ -103,11 +102,11 @@ class Bench:
         """The teacher's noise of a seed, under all labels; its runs serve all plans that are tuned on it."""
         return Calibration(Batched(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape)
 
-    def tuned(self, plan: Plan, calibration: Calibration, budget: str, **options: Any) -> tuple[Plan, float]:
+    def tuned(self, plan: Plan, calibration: Calibration, **options: Any) -> tuple[Plan, float]:
         """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""
         began = time.perf_counter()
-        how: dict[str, Any] = {"guard": False, "budget": budget, "pairs": PAIRS, "verbose": True, **options}
-        return tune(calibration.eps, plan, "joint", calibration, **how), time.perf_counter() - began
+        made = tune(calibration.eps, plan, "joint", calibration, guard=False, verbose=True, **options)
+        return made, time.perf_counter() - began
 
 
 def main(
@@ -116,13 +115,15 @@ def main(
     samples: int,
     calls: list[int],
     budget: str,
+    pairs: int,
     starts: list[str],
     parts: bool,
     tuned_only: bool,
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
-    how = f"within {budget} from {' or '.join(starts)}"
+    limits = {"budget": budget, "pairs": pairs}
+    how = f"within {budget} on {pairs} pairs from {' or '.join(starts)}"
     table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
@@ -153,7 +154,7 @@ def main(
                 name = "joint" if names == PARTS else " + ".join(names)
                 for calibration in calibrations:
                     alone: dict[str, Any] = {"starts": 1} if parts else {"others": others}
-                    tuned, seconds = bench.tuned(plan, calibration, budget, tune=names, **alone)
+                    tuned, seconds = bench.tuned(plan, calibration, **limits, tune=names, **alone)
                     add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
                 summed_up(scale, k, name)
             if parts:
@@ -178,6 +179,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--budget", default="180s")
+    parser.add_argument("--pairs", type=int, default=512, help="of the teacher, a quarter of them to validate on")
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")

@@ -1,11 +1,11 @@
 """Tune the plans that come with the bundled models: `Plan.load("digits/joint-5")` and the like.
 
-    python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 100] [--bfloat16]
+    python training/plans.py [digits latent-digits] [--plans ddim joint] [--iterations 300] [--bfloat16]
 
 ddim-5 and ddim-10: DDIM on the published "leading" grid, what the network is told, by the sequential strategy. joint-5
 and joint-10: where the steps are, what the network is told and how its predictions are combined, from the starts that
 lead farthest here: DDIM on that grid, and for 10 calls UniPC on "quadratic". Tuned on samples of every label in turn,
-and judged on held-out noise. All for digits but joint-5 were made in bfloat16.
+and judged on held-out noise. Those of DDIM for digits were made in bfloat16.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from time_tuner import load_model, make_plan, tune
 from time_tuner.tuners import Calibration, Judge
 from time_tuner.tuners.batches import Batched
 
-SAMPLES, CALLS, PAIRS = 120, (5, 10), 512
+SAMPLES, CALLS, PAIRS = 120, (5, 10), 1024
 OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "assets" / "plans"
 METHODS = {"ddim": "sequential", "joint": "joint"}
 
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["digits", "latent-digits"])
     parser.add_argument("--plans", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--iterations", type=int, default=100, help="of joint tuning")
+    parser.add_argument("--iterations", type=int, default=300, help="of joint tuning")
     parser.add_argument("--bfloat16", action="store_true", help="run the network under autocast")
     args = parser.parse_args()
     with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):

@@ -66,7 +66,7 @@ class Joint:
             teacher: the many-step plan to learn from; by default 60 calls of DPM-Solver++(2M) to the plan's end.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
-                is enough for, or, where the budget is in calls, a third of it, 16 to 1024.
+                is enough for, or, where the budget is in calls, a third of it, 16 to 2048.
             iterations: each on 16 pairs; by default what the budget allows, or two minutes of this network.
             distance: `distance(x, y)` between the ends of the plan and of the teacher.
             starts: how many starts enter a tournament at most, fewer where there is little to spend: the plan, and
