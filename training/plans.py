@@ -5,7 +5,8 @@
 ddim-5 and ddim-10: DDIM on the published "leading" grid, what the network is told, by the sequential strategy. joint-5
 and joint-10: where the steps are, what the network is told and how its predictions are combined, from the starts that
 lead farthest here: DDIM on that grid, and for 10 calls UniPC on "quadratic". Tuned on samples of every label in turn,
-and judged on held-out noise. Those of DDIM for digits were made in bfloat16.
+and judged on held-out noise. Those of DDIM for digits were made in bfloat16, the joint ones for latents in fewer
+iterations.
 """
 
 import argparse

@@ -228,6 +228,7 @@ class _Search:
         self.tournament = Tournament(tried, state)
         if not self.done:
             self._look_at_new(0.0)
+            self.lesson.check(tried[0].plan(), tried[0].first, self.held)
         if not state:
             self.tournament.since = self._share()
         elif not self.job.same_budget:
@@ -291,8 +292,12 @@ class _Search:
         self.done += 1
 
     def _rows(self) -> Tensor:
-        """The pairs whose turn it is: all of them in random order, then in another one, so that in the mean of the way
-        what each says against the others counts once."""
-        epoch, batch = divmod(self.done, max(1, self.train // BATCH))
-        order = torch.randperm(self.train, generator=torch.Generator().manual_seed(first_seed(0, TEACHER) + epoch))
-        return order[batch * BATCH :][:BATCH]
+        """The pairs whose turn it is: all of them in random order, then in another one, and so on; so each counts as
+        often as any other in the mean of the way."""
+        size = min(BATCH, self.train)
+        epoch, first = divmod(self.done * size, self.train)
+        orders = []
+        for seed in (epoch, epoch + 1):  # they may go over into the next one
+            draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + seed)
+            orders.append(torch.randperm(self.train, generator=draw))
+        return torch.cat(orders)[first : first + size]

@@ -1,5 +1,6 @@
 """How far plans end from where the teacher ends, and how that changes with their numbers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
-from ..sampling import Eps, Observed, sample, told
+from ..sampling import Eps, Observed, sample, told, trajectory
 from .batches import Batched
 from .memory import Checkpointed, crowded
 from .objectives import numbers_of
@@ -86,9 +87,17 @@ class Lesson:
 
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
-        """The mean distance over some of the pairs."""
+        """The mean distance over some of the pairs; infinite where the runs of the plan break."""
         taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
-        return float(numbers_of("distance", self.distance(sample(taken, plan, plan.start(pairs.x)), pairs.y)).mean())
+        *_, end = trajectory(taken, plan, plan.start(pairs.x))
+        if not end.isfinite().all():
+            return math.inf
+        return float(numbers_of("distance", self.distance(end, pairs.y)).mean())
+
+    def check(self, plan: Plan, loss: float, rows: Tensor) -> None:
+        """Raise a ValueError that says where the runs of the plan break, if its loss on these pairs is infinite."""
+        if math.isinf(loss):
+            sample(self.eps.take(rows % self.samples), plan, plan.start(self.pairs[rows].x))
 
     def crowded(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run of these pairs are more than memory should hold."""
