@@ -89,7 +89,9 @@ class Lesson:
     def of(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan break."""
         taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
-        *_, end = trajectory(taken, plan, plan.start(pairs.x))
+        end = plan.start(pairs.x)
+        for end in trajectory(taken, plan, end):  # noqa: B007, B020 - the last state is what is wanted
+            pass
         if not end.isfinite().all():
             return math.inf
         return float(numbers_of("distance", self.distance(end, pairs.y)).mean())
