@@ -24,10 +24,10 @@ from torch import Tensor
 from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, seeded_noise, tune
 from time_tuner.metrics import frechet_between
 from time_tuner.sampling import Eps
-from time_tuner.tuners import reference_plan
 from time_tuner.tuners.lesson import TimeSlopes, run_each
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import Parameters
+from time_tuner.tuners.teacher import usual_teacher
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
 EPS = DATA.eps(SCHEDULE)
@@ -68,9 +68,9 @@ def calls(table: Table, seeds: int) -> list[dict[str, Any]]:
         seconds, spent = max(s for _, s, _ in found), max(n for _, _, n in found)
         rows.append({"calls": k, "untuned": baselines, "joint": distances, "seconds": seconds, "evaluations": spent})
         table.add_row(str(k), *(f"{b:.3f}" for b in baselines), spread(distances), f"{seconds:.0f}", f"{spent:,}")
-    teacher = frechet(reference_plan(SCHEDULE, SCHEDULE.t_min, 60))
+    teacher = usual_teacher(make_plan("ddim", SCHEDULE, 5, "quadratic"))
     draws = statistics.mean(frechet_between(a, b) for a, b in zip(FRESH, [*FRESH[1:], FRESH[0]], strict=True))
-    table.caption = f"teacher (60 calls) {teacher:.4f}; two fresh draws of the data {draws:.4f}"
+    table.caption = f"teacher ({len(teacher)} calls) {frechet(teacher):.4f}; two fresh draws of the data {draws:.4f}"
     return rows
 
 
@@ -146,12 +146,12 @@ def transfer(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """What a run of the bundled network keeps for its backward pass, in MB, 32 samples; and computed again."""
+    """What a run of the bundled network keeps for its backward pass, in MB, 16 samples; and computed again."""
     rows = []
     for name in ("calls", "kept", "one call at a time"):
         table.add_column(name, justify="right")
     model = load_model("digits")
-    x = seeded_noise(0)(torch.empty(32, *model.shape))
+    x = seeded_noise(0)(torch.empty(16, *model.shape))
     for k in (2, 4, 8, 16):
         parameters = Parameters(make_plan("ddim", model.schedule, k, "quadratic"))
         sizes = [kept(through(model.eps), parameters, x) / 2**20 for through in (lambda eps: eps, Checkpointed)]

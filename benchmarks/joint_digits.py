@@ -1,6 +1,7 @@
 """Joint tuning on the bundled digits network, beside every untuned sampler and spacing there is.
 
     python benchmarks/joint_digits.py [--guidance-scale 1 2] [--seeds 3] [--budget 180s] [--json out.json]
+    python benchmarks/joint_digits.py --starts ddim@leading 'unipc(order=3)@quadratic' --known  # one a number of calls
     python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # what each part is worth
 
 For tuned plans of 5 and 10 calls, over seeds: the mean distance of a sample to the end of a 100-call run from the same
@@ -28,6 +29,7 @@ from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noi
 from time_tuner.metrics import digit_frechet, distance
 from time_tuner.samplers import sampler_from_dict
 from time_tuner.spacings import SPACINGS
+from time_tuner.specs import parse_run
 from time_tuner.tuners import Calibration, reference_plan
 from time_tuner.tuners.batches import Batched
 from time_tuner.tuners.parameters import PARTS
@@ -116,15 +118,17 @@ def main(
     samples: int,
     calls: list[int],
     budget: str,
-    pairs: int,
+    pairs: int | None,
     starts: list[str],
+    known: bool,
     parts: bool,
     tuned_only: bool,
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
     limits = {"budget": budget, "pairs": pairs}
-    how = f"within {budget} on {pairs} pairs from {' or '.join(starts)}"
+    on = "" if pairs is None else f" on {pairs} pairs"
+    how = f"within {budget}{on} from {(', ' if known else ' or ').join(starts)}"
     table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
@@ -148,14 +152,14 @@ def main(
     for scale in scales:
         bench = Bench(scale, samples)
         calibrations = [bench.calibration(seed) for seed in range(seeds)]
-        for k in calls:
-            made = (start.partition("@") for start in starts)
-            plan, *others = (make_plan(name, bench.schedule, k, spacing) for name, _, spacing in made)
+        for i, k in enumerate(calls):
+            made = (start.rpartition("@") for start in (starts[i : i + 1] if known else starts))
+            plan, *others = (parse_run(f"{name}:{k}@{spacing}", bench.schedule) for name, _, spacing in made)
             for names in SUBSETS if parts else [PARTS]:
                 name = "joint" if names == PARTS else " + ".join(names)
                 for calibration in calibrations:
-                    alone: dict[str, Any] = {"starts": 1} if parts else {"others": others}
-                    tuned, seconds = bench.tuned(plan, calibration, **limits, tune=names, **alone)
+                    which: dict[str, Any] = {"starts": 1} if parts or known else {"others": others}
+                    tuned, seconds = bench.tuned(plan, calibration, **limits, tune=names, **which)
                     add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
                 summed_up(scale, k, name)
             if parts:
@@ -183,8 +187,9 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--budget", default="180s")
-    parser.add_argument("--pairs", type=int, default=512, help="of the teacher, a quarter of them to validate on")
+    parser.add_argument("--pairs", type=int, default=None, help="of the teacher, a quarter of them to validate on")
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
+    parser.add_argument("--known", action="store_true", help="no tournament: one of --starts for each of --calls")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)

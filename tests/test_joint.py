@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from time_tuner import (
 from time_tuner.exact import Mixture
 from time_tuner.resample import resample
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners import extent
+from time_tuner.tuners import estimate, extent
 from time_tuner.tuners.batches import Batched
 from time_tuner.tuners.budget import Budget, Ledger
 from time_tuner.tuners.descent import Descent
@@ -221,23 +221,22 @@ def test_a_distance_of_the_users() -> None:
 
 
 def test_a_distance_that_looks_at_one_coordinate() -> None:
-    """It brings the first coordinate closer than the robust norm of all does."""
+    """It brings a small coordinate closer than the robust norm of all does, in which it counts for little."""
+    eps = Mixture(POINTS * torch.tensor([0.3, 2.0, 2.0, 2.0], dtype=POINTS.dtype), 0.15).eps(SMOOTH)
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     x = seeded_noise(123)(torch.empty(400, 4))
-    end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
+    end = sample(eps, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
 
     def first(x: Tensor, y: Tensor) -> Tensor:
         return (x - y)[:, 0].abs()
 
-    def of(tuned: Plan) -> float:
-        return float(first(sample(EPS, tuned, x), end).mean())
-
     def mean(**distance: Any) -> float:
         """Over seeds, for which valley a run ends in is a matter of chance."""
-        how = {**QUICK, "iterations": 200, "pairs": 512, **distance}
-        return sum(of(tune(EPS, plan, "joint", seed=seed, **how)) for seed in range(3))
+        how = {**QUICK, "iterations": 100, "pairs": 256, **distance}
+        tuned = [tune(eps, plan, "joint", seed=seed, **how) for seed in range(3)]
+        return sum(float(first(sample(eps, one, x), end).mean()) for one in tuned)
 
-    assert mean(distance=first) < 0.98 * mean()
+    assert mean(distance=first) < 0.9 * mean()
 
 
 def test_the_plan_holds_over_conditions() -> None:
@@ -437,11 +436,47 @@ def test_corrections_are_not_lost_by_tuning_what_the_network_is_told() -> None:
         ({"tune": None}, "tune must name some of times, tau, corrections, got None"),
         ({"teacher": make_plan("ddim", NoiseScheduleFlow(), 9, "quadratic")}, "teacher must be on the plan's schedule"),
         ({"distance": lambda x, y: 1.0}, "distance must return a tensor, a number for each sample, got float"),
+        ({"distance": lambda x: x.norm(dim=1)}, r"distance must be a function \(x, y\), got <function"),
+        ({"teacher": make_plan("ddim", SMOOTH, 2, "quadratic")}, "teacher must make no fewer calls than the plan"),
+        ({"checkpoint_steps": 1}, "checkpoint_steps must be True, False or None, got 1"),
     ],
 )
 def test_a_teacher_or_distance_that_is_none_is_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, **wrong)
+
+
+@pytest.mark.parametrize("broken", ["network", "distance"])
+def test_what_has_no_gradient_is_found_before_the_teacher_runs(broken: str) -> None:
+    asked: list[int] = []
+
+    def eps(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        asked.append(len(x))
+        said = EPS(x, t, tau)
+        return said.detach() if broken == "network" else said
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        apart = (x - y).norm(dim=1)
+        return apart.detach() if broken == "distance" else apart
+
+    with pytest.raises(ValueError, match="gradient"):
+        tune(eps, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, distance=distance)
+    assert sum(asked) <= 3 * 2
+
+
+@pytest.mark.parametrize("batch", [None, 4, 24])
+@pytest.mark.parametrize("size", [{"budget": 2000}, {"pairs": 40, "iterations": 20}])
+def test_the_cost_is_foretold(batch: int | None, size: dict[str, Any]) -> None:
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    options = {**QUICK, "iterations": None, "pairs": None, **size}
+    foretold = estimate(plan, "joint", batch=batch, **{name: options[name] for name in options if name != "shape"})
+    spent = tune(EPS, plan, "joint", batch=batch, **options).provenance["cost"]
+    usual, most = foretold["teacher"]
+    assert spent["teacher"] == asdict(usual) == asdict(most)
+    usual, most = foretold["tuning"]
+    assert most.calls >= usual.calls and most.evaluations >= usual.evaluations
+    for name, made in spent["tuning"].items():
+        assert 0.5 * getattr(usual, name) <= made <= getattr(most, name)
 
 
 def test_a_budget_of_time_is_kept() -> None:
@@ -593,6 +628,7 @@ def test_every_pair_has_its_turn_before_any_has_another() -> None:
 
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     tune(EPS, plan, "joint", distance=distance, **{**QUICK, "pairs": 40, "iterations": 15})
+    assert len(asked.pop(0)) == 2  # whether there is a gradient at all
     assert [len(rows) for rows in asked] == [16] * 15
     counts = Counter(row for rows in asked for row in rows)
     assert len(counts) == 30 and set(counts.values()) == {8}
@@ -801,7 +837,7 @@ def test_several_numbers_of_calls(tmp_path: Path) -> None:
     options = {**QUICK, "iterations": 20}
     tuned = tune_several(counted(calls), plans, done=lambda plans: finished.append(len(plans)), **options)
     assert [len(plan) for plan in tuned] == [3, 4, 5] and finished == [1, 2, 3]
-    assert [plan.provenance["cost"].get("teacher", {}).get("evaluations") for plan in tuned] == [60 * 128, None, None]
+    assert [plan.provenance["cost"].get("teacher", {}).get("evaluations") for plan in tuned] == [40 * 128, None, None]
     for plan in tuned:
         assert distance_to_teacher(plan) < distance_to_teacher(make_plan("ddim", SMOOTH, len(plan), "quadratic"))
     Plan.save_several(tuned[::-1], tmp_path / "plans.json")
@@ -837,7 +873,7 @@ def test_pairs_follow_a_budget_in_calls() -> None:
     """Not the clock: the same command comes to the same plan."""
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     found = [tune(EPS, plan, "joint", shape=(4,), guard=False, budget=600).provenance for _ in range(2)]
-    assert found[0] == found[1] and found[0]["pairs"] == 600 // 3 * 16 // 60
+    assert found[0] == found[1] and found[0]["pairs"] == 600 // 3 * 16 // 40
 
 
 def test_one_call_has_no_grid_and_no_past() -> None:

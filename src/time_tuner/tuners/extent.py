@@ -10,14 +10,15 @@ from torch import Tensor
 from ..plan import Plan
 from ..sampling import Eps
 from .budget import Budget, Cost, forward
-from .teacher import BATCH as TEACHER_BATCH
+from .teacher import at_once
+from .tournament import entries, turns
 
-TEACHER_CALLS = 60
 BATCH = 16  # of twice as many half the steps are made, and each is hardly better
 SECONDS = 120.0  # what tuning is to take where no budget is given
-RUNS, MOST_RUNS = 6, 8  # an iteration costs as many: one, slopes in the times, a backward or two, one to judge it
-LOOK = 10  # iterations until the first look at the validation pairs
-STARTS = 45  # about as many are ranked: spacings, each with late beginnings, and orders
+FEWEST_RUNS, RUNS, MOST_RUNS = 4, 6, 8  # an iteration costs: one, slopes in times, a backward or two, one to judge it
+LOOK = 20  # iterations until the first look at the validation pairs
+STARTS = 4  # enter a tournament,
+RANKED = 45  # chosen from about as many: spacings, each with late beginnings, and orders
 MOST_HELD, FEWEST = 256, 8  # of two plans, a few pairs that end elsewhere altogether make the difference
 FEWEST_PAIRS, MOST_PAIRS = 16, 2048  # by default; long tuning on few pairs learns them by heart
 LEAST_ITERATIONS, MOST_ITERATIONS = 80, 800  # by default
@@ -27,7 +28,7 @@ NO_BUDGET = Budget()
 
 def next_look(done: int) -> int:
     """The number of iterations at which to look at the validation pairs again: progress is fastest at first."""
-    return done + LOOK + done // 4
+    return done + LOOK + done // 3
 
 
 def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
@@ -43,30 +44,39 @@ def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
     return max(min(took), LEAST_CALL)
 
 
-def usual_pairs(teacher: int, call: float, budget: Budget) -> int:
+def usual_pairs(teacher: int, call: float, budget: Budget, batch: int | None = None) -> int:
     """The pairs of a teacher of so many calls that a quarter of the time is enough for; beside a budget in calls, as
-    many as take a third of it."""
-    calls = budget.calls / 3 if budget.calls is not None else 0.25 * (budget.seconds or SECONDS) / call
-    return int(min(MOST_PAIRS, max(FEWEST_PAIRS, calls * BATCH / teacher)))
+    many as take a third of its sample evaluations."""
+    if budget.calls is None:
+        evaluations = 0.25 * (budget.seconds or SECONDS) / call * BATCH
+    else:
+        evaluations = budget.calls / 3 * BATCH / forward(BATCH, batch).calls
+    return int(min(MOST_PAIRS, max(FEWEST_PAIRS, evaluations / teacher)))
 
 
-def usual_iterations(plan: Plan, call: float, budget: Budget) -> int:
+def usual_iterations(plan: Plan, call: float, budget: Budget, batch: int | None = None) -> int:
     """The iterations that the rest of the time, or a budget in calls, is enough for."""
-    each = RUNS * len(plan)
+    runs = RUNS * len(plan)
     if budget.calls is not None:
-        return max(1, budget.calls // each)
-    count = int(0.75 * (budget.seconds or SECONDS) / (call * each))
+        return max(1, budget.calls // (runs * forward(BATCH, batch).calls))
+    count = int(0.75 * (budget.seconds or SECONDS) / (call * runs))
     return max(1, count) if budget else min(MOST_ITERATIONS, max(LEAST_ITERATIONS, count))
 
 
 def sizes(
-    plan: Plan, teacher: int, call: float, budget: Budget, pairs: int | None = None, iterations: int | None = None
+    plan: Plan,
+    teacher: int,
+    call: float,
+    budget: Budget,
+    pairs: int | None = None,
+    iterations: int | None = None,
+    batch: int | None = None,
 ) -> dict[str, int]:
     """The pairs of a teacher of so many calls; the iterations, as many as come where a budget ends them; and how many
-    of them are expected. `call` is the seconds that the model takes for 16 samples."""
-    expected = usual_iterations(plan, call, budget) if iterations is None else iterations
+    of them are expected. `call` is the seconds that the model takes for 16 samples, `batch` the most in one call."""
+    expected = usual_iterations(plan, call, budget, batch) if iterations is None else iterations
     return {
-        "pairs": usual_pairs(teacher, call, budget) if pairs is None else pairs,
+        "pairs": usual_pairs(teacher, call, budget, batch) if pairs is None else pairs,
         "iterations": 10**9 if iterations is None and budget else expected,
         "expected": expected,
     }
@@ -74,33 +84,43 @@ def sizes(
 
 def costs(
     plan: Plan,
+    teacher: Plan,
+    batch: int | None = None,
     call: float = 0.0,
     budget: Budget = NO_BUDGET,
-    teacher: Plan | None = None,
     pairs: int | None = None,
     iterations: int | None = None,
     cache: str | Path | None = None,
+    starts: int = STARTS,
     **options: Any,
 ) -> dict[str, tuple[Cost, Cost]]:
     """What the teacher's runs and tuning cost as a rule, and at most: closer where `pairs` and `iterations` are given,
     or `call`, the seconds that the model takes for 16 samples. Of runs in a `cache` one is made again, to see whether
     they are this model's."""
-    calls, runs = len(plan), TEACHER_CALLS if teacher is None else len(teacher)
+    calls, runs = len(plan), len(teacher)
     if pairs is None and (call or budget.calls):
-        pairs = usual_pairs(runs, call, budget)
+        pairs = usual_pairs(runs, call, budget, batch)
     if iterations is None and (call or budget.calls):
-        iterations = usual_iterations(plan, call, budget)
-    taught = [forward(count, TEACHER_BATCH) * runs for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)]
-    if cache is not None and Path(cache).exists():
-        taught[0] = Cost(runs, runs)
+        iterations = usual_iterations(plan, call, budget, batch)
+    few, many = (forward(count, at_once(batch)) for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS))
+    taught = (few * runs if cache is None or not Path(cache).exists() else Cost(runs, runs), many * runs)
     held = max(1, min(MOST_HELD, (pairs or MOST_PAIRS) // 4))
 
-    def tuning(count: int, runs: int) -> Cost:
-        looks, at = 1, next_look(0)
+    def looking(count: int) -> Cost:
+        entered = min(starts, entries(count))
+        looks, at = 1 + entered + turns(entered), next_look(0)
         while at <= count:
             looks, at = looks + 1, next_look(at)
-        ranking = forward(min(held, BATCH)) * calls * STARTS
-        return Cost(runs * calls * count, runs * calls * BATCH * count) + forward(held) * calls * looks + ranking
+        ranking = forward(min(held, BATCH), batch) * (RANKED * (entered > 1))
+        return (forward(held, batch) * looks + ranking) * calls
+
+    def tuning(count: int, runs: int) -> Cost:
+        return forward(BATCH, batch) * (runs * calls * count) + looking(count)
 
     usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
-    return {"teacher": (taught[0], taught[1]), "tuning": (tuning(usual, RUNS), tuning(most, MOST_RUNS))}
+    if not budget.calls:
+        return {"teacher": taught, "tuning": (tuning(usual, RUNS), tuning(most, MOST_RUNS))}
+    # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
+    looked = looking(budget.calls // (FEWEST_RUNS * calls)).evaluations
+    full = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
+    return {"teacher": taught, "tuning": (budget.cut(tuning(usual, RUNS)), full)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan, make_plan
+from ..samplers import Sampler
 from ..samplers.dpmpp import DPMSolverPP
 from ..sampling import Eps, sample, seeded_noise
 from ..schedules import NoiseSchedule, NoiseScheduleVE
@@ -15,8 +16,8 @@ from .batches import Batched
 from .budget import Ledger
 
 
-def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100) -> Plan:
-    """Many calls of DPM-Solver++(2M) from T to the time `end`, even in sqrt(t); on a VE schedule in lam.
+def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
+    """Many calls, of DPM-Solver++(2M) by default, from T to the time `end`, even in sqrt(t); on a VE schedule in lam.
 
     It is what measures best, see `spacings.default_spacing`.
     """
@@ -29,7 +30,7 @@ def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100) -> Pla
     times[0], times[-1] = schedule.T, least  # exactly
     if not end:
         times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-    return make_plan(DPMSolverPP(2), schedule, calls=calls, times=times)
+    return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=times)
 
 
 class Judge:

@@ -8,6 +8,7 @@ from the same noise. LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) t
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,17 @@ from torch import Tensor
 
 from ..options import whole
 from ..plan import Plan
+from ..sampling import seeded_noise
 from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
-from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, TEACHER_CALLS, costs, next_look, seconds_a_call, sizes
-from .guard import reference_plan
+from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, STARTS, costs, next_look, seconds_a_call, sizes
 from .job import Job
 from .lesson import Distance, Lesson, TimeSlopes
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
-from .teacher import Pairs, described, teach
+from .teacher import Pairs, at_once, described, teach, usual_teacher
 from .tournament import Tournament, entries
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
@@ -54,7 +55,7 @@ class Joint:
         pairs: int | None = None,
         iterations: int | None = None,
         distance: Distance = robust,
-        starts: int = 4,
+        starts: int = STARTS,
         others: Sequence[Plan] = (),
         checkpoint_steps: bool | None = None,
     ) -> Plan:
@@ -63,7 +64,7 @@ class Joint:
         Args:
             eps, plan, calibration, job: the model, the plan to tune, the seeds, the budget and the kept state.
             tune: which of "times", "tau" and "corrections".
-            teacher: the many-step plan to learn from; by default 60 calls of DPM-Solver++(2M) to the plan's end.
+            teacher: the many-step plan to learn from; by default 40 calls of UniPC(3), or twice the plan's.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
                 is enough for, or, where the budget is in calls, a third of it, 16 to 2048.
@@ -80,24 +81,18 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
-        if not callable(distance):
-            raise ValueError(f"distance must be a function (x, y), got {distance!r}")
+        _check_distance(distance)
+        if not (checkpoint_steps is None or isinstance(checkpoint_steps, bool)):
+            raise ValueError(f"checkpoint_steps must be True, False or None, got {checkpoint_steps!r}")
         if not isinstance(others, Sequence) or not all(isinstance(other, Plan) for other in others):
             raise ValueError(f"others must be a list of plans, got {others!r}")
-        if not (teacher is None or isinstance(teacher, Plan)):
-            raise ValueError(f"teacher must be a Plan, got {teacher!r}")
-        if teacher is not None and teacher.schedule != plan.schedule:
-            raise ValueError(f"teacher must be on the plan's schedule, {plan.schedule!r}, got {teacher.schedule!r}")
-        teacher = teacher or reference_plan(plan.schedule, float(plan.t[-1]), TEACHER_CALLS)
-        if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
-            raise ValueError(
-                f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
-                f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
-            )
+        teacher = _teacher(plan, teacher)
         starts = whole("starts", starts, 1)
         size = job.state.get("size", {})
         if not size or not job.same_budget:
             size = _size(eps, plan, len(teacher), calibration, job, size.get("pairs", pairs), iterations)
+        if not job.state:
+            _try_out(eps, plan, distance, calibration, job)
         taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
         lesson = Lesson(eps, taught, distance, calibration.samples)
         search = _Search(lesson, parts, size, job, checkpoint_steps)
@@ -109,11 +104,17 @@ class Joint:
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
     def cost(
-        self, plan: Plan, samples: int, batch: int | None, tune: Sequence[str] = PARTS, **options: Any
+        self,
+        plan: Plan,
+        samples: int,
+        batch: int | None,
+        tune: Sequence[str] = PARTS,
+        teacher: Plan | None = None,
+        **options: Any,
     ) -> dict[str, tuple[Cost, Cost]]:
         """What the teacher's runs and tuning this plan cost as a rule, and at most."""
         _checked(plan, tune)
-        return costs(plan, **options)
+        return costs(plan, _teacher(plan, teacher), batch, **options)
 
 
 def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
@@ -129,13 +130,57 @@ def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
     return parameters.parts
 
 
+def _check_distance(distance: Distance) -> None:
+    """Raise a ValueError if this is no function of two batches."""
+    if callable(distance):
+        try:
+            signature(distance).bind(None, None)
+        except TypeError:
+            pass
+        except ValueError:  # a callable that does not tell what it takes
+            return
+        else:
+            return
+    raise ValueError(f"distance must be a function (x, y), got {distance!r}")
+
+
+def _teacher(plan: Plan, teacher: Plan | None) -> Plan:
+    """What the plan is to learn from, if it can."""
+    if teacher is None:
+        return usual_teacher(plan)
+    if not isinstance(teacher, Plan):
+        raise ValueError(f"teacher must be a Plan, got {teacher!r}")
+    if teacher.schedule != plan.schedule:
+        raise ValueError(f"teacher must be on the plan's schedule, {plan.schedule!r}, got {teacher.schedule!r}")
+    if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
+        raise ValueError(
+            f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
+            f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
+        )
+    if len(teacher) < len(plan):
+        raise ValueError(f"teacher must make no fewer calls than the plan, which makes {len(plan)}, got {teacher!r}")
+    return teacher
+
+
+def _try_out(eps: Batched, plan: Plan, distance: Distance, calibration: Calibration, job: Job) -> None:
+    """Raise a ValueError if the network or the distance has no gradient, before the teacher's runs are made."""
+    x = seeded_noise(first_seed(calibration.seed, TEACHER))(
+        torch.empty(2, *calibration.shape, device=calibration.device)
+    )
+    lesson, parameters = Lesson(eps, Pairs(x, x), distance, calibration.samples), Parameters(plan)
+    with job.ledger.during("sizing"):
+        v = torch.zeros(len(parameters), dtype=torch.float64)
+        lesson.slopes(parameters, v, torch.arange(2), TimeSlopes(), checkpoint=True)
+
+
 def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
     """The teacher's pairs, which a calibration that several plans are tuned on has already."""
     key = (described(teacher), pairs)
     if key not in calibration.taught:
         like = torch.empty(pairs, *calibration.shape, device=calibration.device)
         first = first_seed(calibration.seed, TEACHER)
-        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache)
+        batch = at_once(eps.batch)
+        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache, batch)
     taught: Pairs = calibration.taught[key]
     return taught
 
@@ -157,7 +202,7 @@ def _size(
         model = eps.take(torch.arange(BATCH) % calibration.samples)
         with job.ledger.during("sizing"):
             call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
-    return sizes(plan, teacher, call, budget, pairs, iterations)
+    return sizes(plan, teacher, call, budget, pairs, iterations, eps.batch)
 
 
 class _Search:
@@ -296,8 +341,8 @@ class _Search:
         often as any other in the mean of the way."""
         size = min(BATCH, self.train)
         epoch, first = divmod(self.done * size, self.train)
-        orders = []
-        for seed in (epoch, epoch + 1):  # they may go over into the next one
-            draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + seed)
-            orders.append(torch.randperm(self.train, generator=draw))
-        return torch.cat(orders)[first : first + size]
+        last, rows = first + size, torch.empty(0, dtype=torch.long)
+        while len(rows) < last:  # they may go over into the next order
+            draw = torch.Generator().manual_seed(first_seed(0, TEACHER) + epoch)
+            rows, epoch = torch.cat([rows, torch.randperm(self.train, generator=draw)]), epoch + 1
+        return rows[first:last]

@@ -11,11 +11,15 @@ from tqdm import tqdm
 
 from ..files import replacing
 from ..plan import Plan
+from ..samplers.unipc import UniPC
 from ..sampling import Eps, sample, seeded_noise
 from .batches import take
+from .guard import reference_plan
 from .job import Job
 
 BATCH = 64
+CALLS = 40
+ORDER = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class Pairs:
 
     def __getitem__(self, rows: Tensor) -> "Pairs":
         return Pairs(self.x[rows], self.y[rows])
+
+
+def usual_teacher(plan: Plan) -> Plan:
+    """The many-step plan that a plan learns from unless it is given another one."""
+    return reference_plan(plan.schedule, float(plan.t[-1]), max(CALLS, 2 * len(plan)), UniPC(ORDER))
+
+
+def at_once(batch: int | None) -> int:
+    """How many of the teacher's runs are made at a time where a network call holds so many samples at most."""
+    return min(BATCH, batch or BATCH)
 
 
 @torch.no_grad()

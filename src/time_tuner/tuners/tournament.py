@@ -40,7 +40,7 @@ class Tournament:
 
     def over(self, share: float) -> bool:
         """Whether the turn is over at this share of the budget; the last one's never is."""
-        return not self.decided and share - self.since >= TRIALS / _turns(len(self.tried))
+        return not self.decided and share - self.since >= TRIALS / turns(len(self.tried))
 
     def next(self, share: float) -> None:
         """The next turn, whose descent has looked where it is."""
@@ -64,11 +64,11 @@ class Tournament:
 def entries(iterations: int) -> int:
     """How many descents at most may take part where so many iterations are expected in all."""
     count = 1
-    while _turns(count + 1) * TURN <= TRIALS * iterations:
+    while turns(count + 1) * TURN <= TRIALS * iterations:
         count += 1
     return count
 
 
-def _turns(count: int) -> int:
-    """How many turns there are among so many."""
-    return 0 if count == 1 else count + _turns((count + 1) // 2)
+def turns(count: int) -> int:
+    """How many turns there are among so many descents."""
+    return 0 if count == 1 else count + turns((count + 1) // 2)
