@@ -1,6 +1,6 @@
-"""Joint tuning on exact digits: quality against calls, what it costs, its parts, its starts, and how plans carry over.
+"""Joint tuning on exact digits: quality against calls, what it costs, its parts, its starts, how plans carry over.
 
-    python benchmarks/joint.py [calls cost parts samplers transfer memory] [--seeds 3] [--json out.json]
+    python benchmarks/joint.py [calls cost parts samplers transfer teachers memory] [--seeds 3] [--json out.json]
 
 FD is the Frechet distance of 4000 samples to 4000 fresh draws of the data in raw pixels, the mean of eight such pairs
 (one alone deviates by 0.007). No noise of the measurement is used in tuning. Evaluations are batch x forward, a
@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from rich.table import Table
 from torch import Tensor
 
 from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, seeded_noise, tune
-from time_tuner.metrics import frechet_between
+from time_tuner.metrics import distance, frechet_between
+from time_tuner.samplers.dpmpp import DPMSolverPP
+from time_tuner.samplers.unipc import UniPC
 from time_tuner.sampling import Eps
+from time_tuner.tuners import reference_plan
 from time_tuner.tuners.lesson import TimeSlopes, run_each
 from time_tuner.tuners.memory import Checkpointed, kept_bytes
 from time_tuner.tuners.parameters import Parameters
@@ -57,13 +61,14 @@ def spread(values: list[float]) -> str:
 
 
 def calls(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """Tuned from DDIM on the quadratic grid, beside untuned samplers."""
+    """Tuned from DDIM on the quadratic grid, within 28 seconds each, beside untuned samplers."""
     rows = []
     for name in ("calls", *(f"{name} untuned" for name, _ in UNTUNED), "joint", "seconds", "evaluations"):
         table.add_column(name, justify="right")
     for k in (3, 4, 5, 6, 8, 10):
         baselines = [frechet(make_plan(name, SCHEDULE, k, spacing)) for name, spacing in UNTUNED]
-        found = [tuned(make_plan("ddim", SCHEDULE, k, "quadratic"), seed) for seed in range(seeds)]
+        plan = make_plan("ddim", SCHEDULE, k, "quadratic")
+        found = [tuned(plan, seed, budget="28s") for seed in range(seeds)]
         distances = [frechet(plan) for plan, _, _ in found]
         seconds, spent = max(s for _, s, _ in found), max(n for _, _, n in found)
         rows.append({"calls": k, "untuned": baselines, "joint": distances, "seconds": seconds, "evaluations": spent})
@@ -145,6 +150,26 @@ def transfer(table: Table, seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def teachers(table: Table, seeds: int) -> list[dict[str, Any]]:
+    """How far many calls end from 300: exact digits; 40 samples of the bundled network, also under guidance of 2."""
+    rows = []
+    for name in ("calls", "sampler", "exact digits", "network", "guidance 2"):
+        table.add_column(name, justify="right")
+    problems = [(EPS, SCHEDULE, NOISE[0])]
+    for scale in (1.0, 2.0):
+        model = load_model("digits", [i % 10 for i in range(40)], scale)
+        problems.append((model.eps, model.schedule, seeded_noise(99)(torch.empty(40, *model.shape))))
+    ends = [sample(eps, reference_plan(schedule, schedule.t_min, 300), x) for eps, schedule, x in problems]
+    for k, sampler in product((20, 30, 40, 60), (DPMSolverPP(2), DPMSolverPP(3), UniPC(2), UniPC(3))):
+        apart = [
+            float(distance(sample(eps, reference_plan(schedule, schedule.t_min, k, sampler), x), end).mean())
+            for (eps, schedule, x), end in zip(problems, ends, strict=True)
+        ]
+        rows.append({"calls": k, "sampler": repr(sampler), "distance": apart})
+        table.add_row(str(k), f"{type(sampler).__name__}({sampler.order})", *(f"{each:.4f}" for each in apart))
+    return rows
+
+
 def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
     """What a run of the bundled network keeps for its backward pass, in MB, 16 samples; and computed again."""
     rows = []
@@ -167,7 +192,7 @@ def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {
-    each.__name__: each for each in (calls, cost, parts, samplers, transfer, memory)
+    each.__name__: each for each in (calls, cost, parts, samplers, transfer, teachers, memory)
 }
 
 

@@ -102,7 +102,7 @@ class Bench:
         return [(name, plan) for _, name, plan in sorted(scores, key=lambda score: score[0])[:most]]
 
     def calibration(self, seed: int) -> Calibration:
-        """The teacher's noise of a seed, under all labels; its runs serve all plans that are tuned on it."""
+        """The teacher's noise of a seed, under all labels; its runs serve all plans that learn from as many pairs."""
         return Calibration(Batched(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape)
 
     def tuned(self, plan: Plan, calibration: Calibration, **options: Any) -> tuple[Plan, float]:
@@ -190,7 +190,10 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=None, help="of the teacher, a quarter of them to validate on")
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
     parser.add_argument("--known", action="store_true", help="no tournament: one of --starts for each of --calls")
-    parser.add_argument("--parts", action="store_true", help="each part alone and together, from the first start")
+    parser.add_argument("--parts", action="store_true", help="each part alone and together, without a tournament")
     parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
     parser.add_argument("--json", dest="out", type=Path, default=None)
-    main(**vars(parser.parse_args()))
+    args = parser.parse_args()
+    if args.known and len(args.starts) != len(args.calls):
+        parser.error(f"--known takes one of --starts for each of --calls, {len(args.calls)}, got {len(args.starts)}")
+    main(**vars(args))

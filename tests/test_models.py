@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import seeded
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample
 from time_tuner.exact import Gaussian, Mixture
@@ -241,6 +242,48 @@ def test_conditions_are_processed_once_for_each_bind(discrete: NoiseScheduleVP) 
     sample(wrapped.bind("seven", ""), make_plan("ddim", discrete, calls=5), torch.zeros(2, 1))
     assert seen == ["seven", ""]
     assert [args[2].tolist() for args, _ in net.calls] == [[0, 0, 5, 5]] * 5
+
+
+@pytest.mark.parametrize("kind", ["tensors", "dicts", "words"])
+def test_a_data_loader_of_conditions(kind: str, discrete: NoiseScheduleVP) -> None:
+    """It is read to its end, and the encoder sees a batch at a time."""
+    net, sizes = Recorder(), []
+    words = ["a", "bb", "ccc", "dddd", "eeeee"]
+
+    def embed(batch: Any) -> Tensor:
+        sizes.append(len(batch))
+        return torch.tensor([float(len(word)) for word in batch]) if kind == "words" else batch.double()
+
+    lengths = torch.tensor([1, 2, 3, 4, 5])
+    held: Any = {
+        "tensors": TensorDataset(lengths),
+        "dicts": [{"image": torch.zeros(2), "label": length} for length in lengths],
+        "words": words,
+    }[kind]
+    wrapped = model_wrapper(net, discrete, guidance_type="classifier-free", cond_process_fn=embed)
+    wrapped.bind(DataLoader(held, batch_size=2))(torch.zeros(5, 2), 0.5)
+    assert net.calls[0][0][2].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0] and sizes == [2, 2, 1]
+
+
+def test_a_data_loader_without_conditions_is_refused(discrete: NoiseScheduleVP) -> None:
+    wrapped = model_wrapper(Recorder(), discrete, guidance_type="classifier-free")
+    images, labels = torch.zeros(4, 2), torch.arange(4)
+    refused: list[tuple[Any, str]] = [
+        ([], "condition= must be a data loader of conditions, got one with nothing in it"),
+        ([{"image": image} for image in images], "or of dicts with 'label', got one of dicts with image"),
+        (TensorDataset(images, labels), "or of dicts with 'label', got one of 2 tensors each"),
+    ]
+    for held, message in refused:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            wrapped.bind(DataLoader(held))
+    with pytest.raises(ValueError, match=r"^uncond_condition="):
+        wrapped.bind(labels, DataLoader(refused[0][0]))
+
+
+def test_fewer_conditions_than_samples_are_named(discrete: NoiseScheduleVP) -> None:
+    eps = model_wrapper(Recorder(), discrete, guidance_type="classifier-free").bind(torch.arange(40))
+    with pytest.raises(ValueError, match="condition must be for every sample, or one for all, got 40 for more than 63"):
+        eps.take(torch.arange(64))
 
 
 def test_a_condition_given_again_is_not_processed_again(discrete: NoiseScheduleVP) -> None:

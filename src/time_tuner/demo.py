@@ -29,7 +29,7 @@ SPACING = "leading"  # that of the publication; on this network DDIM is nowhere 
 UNTUNED: tuple[dict[str, Any], ...] = ({"name": "ddim"}, {"name": "ipndm", "order": 2})  # the tuned one; the best here
 TUNED: dict[str, dict[str, Any]] = {
     "TimeTuner": {"method": "sequential", "objective": "published"},
-    "joint": {"method": "joint", "pairs": 256, "iterations": 60, "starts": 1},
+    "joint": {"method": "joint", "pairs": 384, "iterations": 60, "starts": 1},
 }
 SAMPLES = 100  # to tune on, and as many others to judge on: ten of each digit
 REFERENCE_CALLS = 50

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .schedules import NoiseSchedule, NoiseScheduleVE, Point, as_times
 
@@ -143,17 +144,26 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         return self.bind(condition, uncond_condition).x0(x, t, tau)
 
     def bind(self, condition: Any = None, uncond_condition: Any = None) -> "BoundModel":
-        """`eps(x, t, tau=None)` under these conditions, each (B, ...) or (1, ...) for one that all samples share."""
+        """`eps(x, t, tau=None)` under these conditions, each (B, ...) or (1, ...) for one that all samples share; or a
+        `DataLoader` of them, or of dicts that hold them as `label`, which is read to its end, in its order."""
         if self.guidance_type == "uncond":
             return BoundModel(self, None, None)
         if condition is None:
             raise ValueError(f"guidance_type={self.guidance_type!r} needs condition=, of shape (B, ...) or (1, ...)")
         if self.guidance_type == "classifier-free" and self.guidance_scale != 1 and uncond_condition is None:
             raise ValueError("guidance_type='classifier-free' needs uncond_condition= unless guidance_scale is 1")
-        return BoundModel(self, self._embedded(condition), self._embedded(uncond_condition))
+        return BoundModel(
+            self, self._embedded("condition", condition), self._embedded("uncond_condition", uncond_condition)
+        )
 
-    def _embedded(self, raw: Any) -> Tensor | None:
+    def _embedded(self, name: str, raw: Any) -> Tensor | None:
         """A raw condition after `cond_process_fn`, which is not repeated for an object that was just given."""
+        if isinstance(raw, DataLoader):
+            parts = [self._embedded(name, _of_batch(name, batch)) for batch in raw]
+            held = [part for part in parts if part is not None]
+            if not held or len(held) < len(parts):
+                raise ValueError(f"{name}= must be a data loader of conditions, got one with nothing in it")
+            return torch.cat(held)
         if raw is None or self.cond_process_fn is None:
             return _condition(raw)
         if not isinstance(raw, Tensor | str | tuple | int | float):  # it may have been written to since
@@ -238,7 +248,18 @@ class BoundModel:
         return said
 
     def take(self, rows: Tensor) -> "BoundModel":
-        """The same for some samples of the batch: each with its own condition, where they have one each."""
+        """The same for some samples of the batch: each with its own condition, where they have one each.
+
+        Raises:
+            ValueError: there are fewer conditions than samples.
+        """
+        last = int(rows.max()) if len(rows) else 0
+        for name, c in (("condition", self.condition), ("uncond_condition", self.uncond_condition)):
+            if c is not None and 1 < len(c) <= last:
+                raise ValueError(
+                    f"{name} must be for every sample, or one for all, got {len(c)} for more than {last}: samples= is "
+                    "how many there are to be"
+                )
         parts = [
             c if c is None or len(c) == 1 else c[rows.to(c.device)] for c in (self.condition, self.uncond_condition)
         ]
@@ -282,6 +303,17 @@ def for_samples(p: Point, x: Tensor) -> Point:
     if p.t.shape != (len(x),):
         raise ValueError(f"t must be one time, or one for each sample of x, {len(x)}, got shape {tuple(p.t.shape)}")
     return Point(*(value.to(x).view(-1, *[1] * (x.dim() - 1)) for value in (p.t, p.alpha, p.sigma)))
+
+
+def _of_batch(name: str, batch: Any) -> Any:
+    """The conditions in what a data loader yields."""
+    several = isinstance(batch, list | tuple) and any(isinstance(part, Tensor) for part in batch)
+    if several and len(batch) == 1:  # of a data set of tensors
+        return batch[0]
+    if several or (isinstance(batch, Mapping) and "label" not in batch):
+        got = f"dicts with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"{len(batch)} tensors each"
+        raise ValueError(f"{name}= must be a data loader of conditions, or of dicts with 'label', got one of {got}")
+    return batch["label"] if isinstance(batch, Mapping) else batch
 
 
 def _condition(value: Any) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Options as people give them: checked, or written in a few characters as in `eta=0.5, variance=small`."""
 
 from collections.abc import Iterable
+from inspect import signature
 from numbers import Integral
 from typing import Any
 
@@ -16,6 +17,17 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
             f"{name} must be a whole number{'' if least is None else f' of at least {least}'}, got {value!r}"
         )
     return int(value)
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether this is a function of so many arguments, as far as it tells what it takes."""
+    try:
+        signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        return callable(function)
+    return True
 
 
 def parse_value(text: str) -> Any:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from inspect import signature
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .options import takes
 from .rows import HALF, Call, advance
 from .samplers import Noise
 
@@ -167,14 +167,10 @@ def _what_broke(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None) -> str:
 
 def check_model(eps: Eps) -> None:
     """Raise a ValueError if this is a function that does not take x, t and tau."""
-    try:
-        signature(eps).bind(None, None, None)
-    except TypeError:
+    if not takes(eps, 3):
         raise ValueError(
             f"eps must be a function eps(x, t, tau), got {eps!r}: wrap a network with model_wrapper(network, schedule)"
-        ) from None
-    except ValueError:  # a callable that does not tell what it takes
-        pass
+        )
 
 
 def check_schedule(eps: Eps, plan: "Plan") -> None:

@@ -1,6 +1,7 @@
 """How much joint tuning does, by the network's speed and the budget, and what that costs."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 from ..plan import Plan
 from ..sampling import Eps
 from .budget import Budget, Cost, forward
-from .teacher import at_once
+from .teacher import teaching
 from .tournament import entries, turns
 
 BATCH = 16  # of twice as many half the steps are made, and each is hardly better
 SECONDS = 120.0  # what tuning is to take where no budget is given
 FEWEST_RUNS, RUNS, MOST_RUNS = 4, 6, 8  # an iteration costs: one, slopes in times, a backward or two, one to judge it
+AGAIN = 2  # more, where activations are computed again for each backward
 LOOK = 20  # iterations until the first look at the validation pairs
 STARTS = 4  # enter a tournament,
 RANKED = 45  # chosen from about as many: spacings, each with late beginnings, and orders
@@ -92,6 +94,8 @@ def costs(
     iterations: int | None = None,
     cache: str | Path | None = None,
     starts: int = STARTS,
+    others: Sequence[Plan] = (),
+    checkpoint_steps: bool | None = None,
     **options: Any,
 ) -> dict[str, tuple[Cost, Cost]]:
     """What the teacher's runs and tuning cost as a rule, and at most: closer where `pairs` and `iterations` are given,
@@ -102,25 +106,28 @@ def costs(
         pairs = usual_pairs(runs, call, budget, batch)
     if iterations is None and (call or budget.calls):
         iterations = usual_iterations(plan, call, budget, batch)
-    few, many = (forward(count, at_once(batch)) for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS))
-    taught = (few * runs if cache is None or not Path(cache).exists() else Cost(runs, runs), many * runs)
+    taught = [teaching(count, runs, batch) for count in (pairs or 4 * FEWEST_PAIRS, pairs or MOST_PAIRS)]
+    if cache is not None and Path(cache).exists():
+        taught[0] = Cost(runs, runs)
     held = max(1, min(MOST_HELD, (pairs or MOST_PAIRS) // 4))
 
     def looking(count: int) -> Cost:
-        entered = min(starts, entries(count))
+        given = 1 + len(others)
+        entered = max(given, min(starts, entries(count)))
         looks, at = 1 + entered + turns(entered), next_look(0)
         while at <= count:
             looks, at = looks + 1, next_look(at)
-        ranking = forward(min(held, BATCH), batch) * (RANKED * (entered > 1))
+        ranking = forward(min(held, BATCH), batch) * (RANKED * (entered > given))
         return (forward(held, batch) * looks + ranking) * calls
 
     def tuning(count: int, runs: int) -> Cost:
         return forward(BATCH, batch) * (runs * calls * count) + looking(count)
 
-    usual, most = iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, iterations or MOST_ITERATIONS
-    if not budget.calls:
-        return {"teacher": taught, "tuning": (tuning(usual, RUNS), tuning(most, MOST_RUNS))}
-    # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
-    looked = looking(budget.calls // (FEWEST_RUNS * calls)).evaluations
-    full = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-    return {"teacher": taught, "tuning": (budget.cut(tuning(usual, RUNS)), full)}
+    again = 0 if checkpoint_steps is False else AGAIN
+    usual = tuning(iterations or (LEAST_ITERATIONS + MOST_ITERATIONS) // 4, RUNS)
+    most = tuning(iterations or MOST_ITERATIONS, MOST_RUNS + again)
+    if budget.calls and most.calls > budget.calls:
+        # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
+        looked = looking(budget.calls // (FEWEST_RUNS * calls)).evaluations
+        most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
+    return {"teacher": (taught[0], taught[1]), "tuning": (usual, most)}

@@ -8,26 +8,25 @@ from the same noise. LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) t
 """
 
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..options import whole
+from ..options import takes, whole
 from ..plan import Plan
 from ..sampling import seeded_noise
 from .batches import Batched
 from .budget import Cost, forward
 from .calibration import Calibration, first_seed
 from .descent import Descent
-from .extent import BATCH, FEWEST, MOST_HELD, MOST_RUNS, STARTS, costs, next_look, seconds_a_call, sizes
+from .extent import AGAIN, BATCH, FEWEST, MOST_HELD, MOST_RUNS, STARTS, costs, next_look, seconds_a_call, sizes
 from .job import Job
 from .lesson import Distance, Lesson, TimeSlopes
 from .parameters import PARTS, Parameters
 from .starts import starting_plans
-from .teacher import Pairs, at_once, described, teach, usual_teacher
+from .teacher import Pairs, described, teach, usual_teacher
 from .tournament import Tournament, entries
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
@@ -81,7 +80,8 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
-        _check_distance(distance)
+        if not takes(distance, 2):
+            raise ValueError(f"distance must be a function (x, y), got {distance!r}")
         if not (checkpoint_steps is None or isinstance(checkpoint_steps, bool)):
             raise ValueError(f"checkpoint_steps must be True, False or None, got {checkpoint_steps!r}")
         if not isinstance(others, Sequence) or not all(isinstance(other, Plan) for other in others):
@@ -91,15 +91,16 @@ class Joint:
         size = job.state.get("size", {})
         if not size or not job.same_budget:
             size = _size(eps, plan, len(teacher), calibration, job, size.get("pairs", pairs), iterations)
-        if not job.state:
-            _try_out(eps, plan, distance, calibration, job)
-        taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
-        lesson = Lesson(eps, taught, distance, calibration.samples)
-        search = _Search(lesson, parts, size, job, checkpoint_steps)
         sure = 1 + len(others)  # what was given takes part in any case
         count = max(sure, min(starts, entries(size["expected"])))
         more = max(count, len(job.state.get("order", ()))) > sure  # also where a smaller budget goes on
-        found, notes = search(starting_plans(plan, starts if more else 1, others, parts), sure, count)
+        plans = starting_plans(plan, starts if more else 1, others, parts)
+        if not job.state:
+            _try_out(eps, Parameters(plan, parts), distance, calibration, job, checkpoint_steps is not False)
+        taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
+        lesson = Lesson(eps, taught, distance, calibration.samples)
+        search = _Search(lesson, parts, size, job, checkpoint_steps)
+        found, notes = search(plans, sure, count)
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
 
@@ -110,11 +111,12 @@ class Joint:
         batch: int | None,
         tune: Sequence[str] = PARTS,
         teacher: Plan | None = None,
+        starts: int = STARTS,
         **options: Any,
     ) -> dict[str, tuple[Cost, Cost]]:
         """What the teacher's runs and tuning this plan cost as a rule, and at most."""
         _checked(plan, tune)
-        return costs(plan, _teacher(plan, teacher), batch, **options)
+        return costs(plan, _teacher(plan, teacher), batch, starts=whole("starts", starts, 1), **options)
 
 
 def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
@@ -130,24 +132,9 @@ def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
     return parameters.parts
 
 
-def _check_distance(distance: Distance) -> None:
-    """Raise a ValueError if this is no function of two batches."""
-    if callable(distance):
-        try:
-            signature(distance).bind(None, None)
-        except TypeError:
-            pass
-        except ValueError:  # a callable that does not tell what it takes
-            return
-        else:
-            return
-    raise ValueError(f"distance must be a function (x, y), got {distance!r}")
-
-
 def _teacher(plan: Plan, teacher: Plan | None) -> Plan:
     """What the plan is to learn from, if it can."""
-    if teacher is None:
-        return usual_teacher(plan)
+    teacher = usual_teacher(plan) if teacher is None else teacher
     if not isinstance(teacher, Plan):
         raise ValueError(f"teacher must be a Plan, got {teacher!r}")
     if teacher.schedule != plan.schedule:
@@ -158,19 +145,19 @@ def _teacher(plan: Plan, teacher: Plan | None) -> Plan:
             f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
         )
     if len(teacher) < len(plan):
-        raise ValueError(f"teacher must make no fewer calls than the plan, which makes {len(plan)}, got {teacher!r}")
+        raise ValueError(f"teacher must make no fewer calls than the plan, {len(plan)}, got {teacher!r}: give another")
     return teacher
 
 
-def _try_out(eps: Batched, plan: Plan, distance: Distance, calibration: Calibration, job: Job) -> None:
+def _try_out(
+    eps: Batched, parameters: Parameters, distance: Distance, calibration: Calibration, job: Job, checkpoint: bool
+) -> None:
     """Raise a ValueError if the network or the distance has no gradient, before the teacher's runs are made."""
-    x = seeded_noise(first_seed(calibration.seed, TEACHER))(
-        torch.empty(2, *calibration.shape, device=calibration.device)
-    )
-    lesson, parameters = Lesson(eps, Pairs(x, x), distance, calibration.samples), Parameters(plan)
+    two = torch.empty(2, *calibration.shape, device=calibration.device)
+    x = seeded_noise(first_seed(calibration.seed, TEACHER))(two)
+    lesson, v = Lesson(eps, Pairs(x, x), distance, calibration.samples), torch.zeros(len(parameters)).double()
     with job.ledger.during("sizing"):
-        v = torch.zeros(len(parameters), dtype=torch.float64)
-        lesson.slopes(parameters, v, torch.arange(2), TimeSlopes(), checkpoint=True)
+        lesson.slopes(parameters, v, torch.arange(2), TimeSlopes(), checkpoint=checkpoint)
 
 
 def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
@@ -179,8 +166,7 @@ def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, j
     if key not in calibration.taught:
         like = torch.empty(pairs, *calibration.shape, device=calibration.device)
         first = first_seed(calibration.seed, TEACHER)
-        batch = at_once(eps.batch)
-        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache, batch)
+        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache, eps.batch)
     taught: Pairs = calibration.taught[key]
     return taught
 
@@ -236,7 +222,10 @@ class _Search:
         job = self.job
         self.times = self.lesson.time_slopes(plans[0], self.parts)
         look = self._calls(plans[0], len(self.held))
-        runs = MOST_RUNS - 2 + (0 if self.times.by_gradient else len(self.times.by_asking))
+        if self.checkpoint_steps is None:
+            self.checkpoint_steps = self.lesson.crowded(plans[0], self._rows())
+        again = self.checkpoint_steps * AGAIN
+        runs = MOST_RUNS - 2 + (0 if self.times.by_gradient else len(self.times.by_asking)) + again
         iteration = runs * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans[sure:])
         if not job.state and not job.affords(ranking + look * count + iteration):
@@ -329,10 +318,8 @@ class _Search:
     def _iterate(self, descent: Descent) -> None:
         """One step downhill on a few pairs."""
         rows, draw = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        if self.checkpoint_steps is None:
-            self.checkpoint_steps = self.lesson.crowded(descent.parameters.start, rows)
-        told = draw if descent.curious else None
-        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, self.checkpoint_steps)
+        told, again = draw if descent.curious else None, bool(self.checkpoint_steps)
+        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, again)
         descent.step(slopes, lambda plan: self.lesson.of(plan, rows))
         self.done += 1
 
