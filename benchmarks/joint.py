@@ -136,15 +136,19 @@ def samplers(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def transfer(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """A grid and ratios tuned for 8 calls, used for other numbers of calls without tuning."""
+    """A grid tuned for 8 calls, alone and with its ratios, used for other numbers of calls without tuning."""
     rows = []
-    for name in ("calls", "untuned", "resampled from 8", "tuned"):
+    kinds = {"times": ("times",), "times + tau": ("times", "tau")}
+    for name in ("calls", "untuned", *(f"{kind}, {how}" for kind in kinds for how in ("from 8", "tuned"))):
         table.add_column(name, justify="right")
-    source = tuned(make_plan("dpmpp", SCHEDULE, 8, "quadratic"), tune=("times", "tau"))[0]
+    eight = make_plan("dpmpp", SCHEDULE, 8, "quadratic")
+    sources = {kind: tuned(eight, tune=parts)[0] for kind, parts in kinds.items()}
     for k in (4, 5, 6, 10, 12, 16):
         plan = make_plan("dpmpp", SCHEDULE, k, "quadratic")
-        own = tuned(plan, tune=("times", "tau"))[0]
-        row = {"untuned": frechet(plan), "resampled": frechet(resample(source, k)), "tuned": frechet(own)}
+        row = {"untuned": frechet(plan)}
+        for kind, parts in kinds.items():
+            row[f"{kind}, from 8"] = frechet(resample(sources[kind], k))
+            row[f"{kind}, tuned"] = frechet(tuned(plan, tune=parts)[0])
         rows.append({"calls": k, **row})
         table.add_row(str(k), *(f"{value:.4f}" for value in row.values()))
     return rows

@@ -36,6 +36,10 @@ from time_tuner.diffusers import (
     timesteps_of,
     tune_pipeline,
 )
+from time_tuner.diffusers.model import PipelineModel
+from time_tuner.tuners.lesson import TimeSlopes, run_each
+from time_tuner.tuners.memory import Checkpointed, kept_bytes
+from time_tuner.tuners.parameters import Parameters
 
 LABELS = [3, 8]
 
@@ -155,6 +159,35 @@ def test_tuning_needs_little_more_memory_than_drawing(digits: ClassConditionalPi
     tuning = peak(digits.unet, lambda: tune_pipeline(digits, 2, class_labels=labels, sampler="ddim", **options))
     assert more > 1.8 * drawing  # it is what is measured
     assert tuning <= 1.1 * drawing
+
+
+def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
+    """The network runs in another thread, whose activations are counted and computed again all the same."""
+
+    def kept(calls: int, through: Callable[[Any], Any]) -> int:
+        plan = make_plan("ddim", model.schedule, calls, "quadratic")
+        parameters, x = Parameters(plan), seeded_noise(3)(torch.empty(2, *model.shape))
+        _, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
+        times = TimeSlopes(by_asking=("tau",))
+        return kept_bytes(lambda: run_each(through(model), plan, plan.start(x), numbers, times)[0])
+
+    with PipelineModel(tiny()) as model:
+        few, many = (kept(calls, lambda eps: eps) for calls in (2, 6))
+        assert many > 2 * few > 10**5
+        assert kept(6, Checkpointed) < 0.2 * many
+
+
+def test_checkpoints_change_nothing_in_a_pipeline() -> None:
+    how: dict[str, Any] = {"pairs": 8, "iterations": 1, "starts": 1}
+    plans = [
+        tune_pipeline(tiny(), 3, "joint", samples=2, guard=False, options=how | {"checkpoint_steps": again})
+        for again in (False, True)
+    ]
+    assert plans[0].corrections is not None and plans[1].corrections is not None
+    torch.testing.assert_close(plans[0].t, plans[1].t, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(plans[0].corrections, plans[1].corrections, rtol=1e-3, atol=1e-5)
+    cost = [plan.provenance["cost"]["tuning"]["calls"] for plan in plans]
+    assert cost[1] > cost[0]  # what is computed again
 
 
 # --- the scheduler ---

@@ -6,6 +6,7 @@ questions. Gradients pass through.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -15,6 +16,7 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 ITERATIONS = 1000
 """Of one run of a pipeline's loop; then it is run anew."""
@@ -54,7 +56,7 @@ class Held:
             self._start()
         x = x.to(self.first)
         label = label.to(dtype=torch.float32, device=self._probe.device)
-        state, said = self._resume((x, label, torch.is_grad_enabled()))
+        state, said = self._resume((x, label, torch.is_grad_enabled(), _saving()))
         if state is not x and not torch.equal(state, x):
             raise ValueError(
                 f"{type(self._probe.pipe).__name__} changes the state between two calls of its network (inpainting "
@@ -99,7 +101,7 @@ class Held:
         return answer
 
     def _run(self) -> None:
-        pipe = self._probe.pipe
+        pipe, self._as_asked = self._probe.pipe, ExitStack()
         try:
             pipe(**self._inputs, num_inference_steps=self._iterations)
             answer: BaseException = ValueError(
@@ -114,13 +116,23 @@ class Held:
 
     def stand(self, said: Tensor, state: Tensor) -> Tensor:
         """Called in the pipeline's thread: hand over what was said of a state, wait, and come back with the next."""
+        self._as_asked.close()
         self._answers.put((state, said))
         question = self._questions.get()
         if question is None:
             raise _LetGo
-        x, self.label, grad = question
+        x, self.label, grad, saving = question
         torch.set_grad_enabled(grad)  # of this thread; the pipeline has turned it off
+        if saving is not None:
+            self._as_asked.enter_context(saved_tensors_hooks(*saving))
         return x
+
+
+def _saving() -> Any:
+    """How the thread that asks keeps tensors for its backward pass, if not as they are: checkpointing and the count of
+    what is kept work by that, and another thread would not know of it."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if hooks is None else hooks(False)
 
 
 class Probe(SchedulerMixin, ConfigMixin):
