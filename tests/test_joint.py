@@ -344,27 +344,29 @@ def counted(calls: list[int]) -> Any:
     return eps
 
 
-def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(20, 4), tmp_path / "teacher.safetensors"
-    whole = teach(EPS, plan, 7, like, 20, Job(), None, batch=8)
+@pytest.mark.parametrize(("batch", "at_once"), [(None, 64), (64, 64), (100, 64), (24, 48)])
+def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path, batch: int | None, at_once: int) -> None:
+    """Runs are kept in groups of at most 64, which fill network calls of the batch."""
+    plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(100, 4), tmp_path / "teacher.safetensors"
+    whole = teach(EPS, plan, 7, like, 100, Job(), None)
 
     calls: list[int] = []
     done = counted(calls)
 
     def stopped(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        if len(calls) == 15:  # in the second batch
+        if len(calls) == 15:  # in the second group
             raise KeyboardInterrupt
         return done(x, t, tau)
 
     with pytest.raises(KeyboardInterrupt):
-        teach(stopped, plan, 7, like, 20, Job(), cache, batch=8)
+        teach(stopped, plan, 7, like, 100, Job(), cache, batch)
     calls.clear()
-    pairs = teach(done, plan, 7, like, 20, Job(), cache, batch=8)
-    assert sum(calls) == 10 * (1 + 12)  # one to see that it is the same model, and what was missing
+    pairs = teach(done, plan, 7, like, 100, Job(), cache, batch)
+    assert sum(calls) == 10 * (1 + 100 - at_once)  # one to see that it is the same model, and what was missing
     torch.testing.assert_close(pairs.y, whole.y)
     assert torch.equal(pairs.x, whole.x)
     calls.clear()
-    again = teach(done, plan, 7, like, 20, Job(), cache)
+    again = teach(done, plan, 7, like, 100, Job(), cache, batch)
     assert sum(calls) == 10
     assert torch.equal(again.y, pairs.y)
 
