@@ -112,6 +112,11 @@ def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> Non
     assert np.isfinite(pipe(num_inference_steps=3, output_type="np").images).all()
 
 
+def test_no_condition_is_left_out(digits: ClassConditionalPipeline) -> None:
+    with pytest.raises(ValueError, match="samples must be at least as many as there are conditions, 4, got 2"):
+        tune_pipeline(digits, 3, class_labels=[1, 2, 3, 4], samples=2)
+
+
 class Live(TorchDispatchMode):
     """The most bytes that tensors made meanwhile held at once."""
 

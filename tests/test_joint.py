@@ -465,6 +465,17 @@ def test_a_teacher_or_distance_that_is_none_is_named(wrong: dict[str, Any], mess
         tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, **wrong)
 
 
+def test_no_gradients_are_to_be_had_in_inference_mode() -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match="call it outside of torch.inference_mode"):
+        tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK)
+
+
+def test_a_plan_of_many_calls_has_a_teacher_of_as_many() -> None:
+    plan = make_plan("ddim", SMOOTH, 50, "quadratic")
+    assert len(usual_teacher(plan)) == 50
+    assert len(usual_teacher(plan)) > len(usual_teacher(make_plan("ddim", SMOOTH, 5, "quadratic"))) == 40
+
+
 @pytest.mark.parametrize("broken", ["network", "distance"])
 def test_what_has_no_gradient_is_found_before_the_teacher_runs(broken: str) -> None:
     asked: list[int] = []

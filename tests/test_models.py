@@ -10,7 +10,7 @@ from helpers import seeded
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample
+from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample, tune
 from time_tuner.exact import Gaussian, Mixture
 from time_tuner.models import GUIDANCE_TYPES
 
@@ -280,10 +280,14 @@ def test_a_data_loader_without_conditions_is_refused(discrete: NoiseScheduleVP) 
         wrapped.bind(labels, DataLoader(refused[0][0]))
 
 
-def test_fewer_conditions_than_samples_are_named(discrete: NoiseScheduleVP) -> None:
-    eps = model_wrapper(Recorder(), discrete, guidance_type="classifier-free").bind(torch.arange(40))
-    with pytest.raises(ValueError, match="condition must be for every sample, or one for all, got 40 for more than 63"):
-        eps.take(torch.arange(64))
+@pytest.mark.parametrize("method", ["joint", "sequential"])
+def test_other_conditions_than_samples_are_refused_before_any_work(discrete: NoiseScheduleVP, method: str) -> None:
+    net = Recorder()
+    for samples in (16, 64):
+        eps = model_wrapper(net, discrete, guidance_type="classifier-free").bind(torch.arange(40))
+        with pytest.raises(ValueError, match=f"samples must be as many as the model has conditions, 40, got {samples}"):
+            tune(eps, make_plan("ddim", discrete, 3), method, samples=samples, shape=(2,))
+    assert not net.calls
 
 
 def test_a_condition_given_again_is_not_processed_again(discrete: NoiseScheduleVP) -> None:

@@ -204,6 +204,12 @@ class BoundModel:
         self.condition = condition
         self.uncond_condition = uncond_condition
 
+    @property
+    def samples(self) -> int | None:
+        """How many samples the conditions are for; None where any number shares them."""
+        counts = [len(c) for c in (self.condition, self.uncond_condition) if c is not None]
+        return max((count for count in counts if count > 1), default=None)
+
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The noise in x (B, ...)."""
         return self._predict(x, t, tau, to_noise)
@@ -248,18 +254,7 @@ class BoundModel:
         return said
 
     def take(self, rows: Tensor) -> "BoundModel":
-        """The same for some samples of the batch: each with its own condition, where they have one each.
-
-        Raises:
-            ValueError: there are fewer conditions than samples.
-        """
-        last = int(rows.max()) if len(rows) else 0
-        for name, c in (("condition", self.condition), ("uncond_condition", self.uncond_condition)):
-            if c is not None and 1 < len(c) <= last:
-                raise ValueError(
-                    f"{name} must be for every sample, or one for all, got {len(c)} for more than {last}: samples= is "
-                    "how many there are to be"
-                )
+        """The same for some samples of the batch: each with its own condition, where they have one each."""
         parts = [
             c if c is None or len(c) == 1 else c[rows.to(c.device)] for c in (self.condition, self.uncond_condition)
         ]
@@ -312,7 +307,10 @@ def _of_batch(name: str, batch: Any) -> Any:
         return batch[0]
     if several or (isinstance(batch, Mapping) and "label" not in batch):
         got = f"dicts with {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"{len(batch)} tensors each"
-        raise ValueError(f"{name}= must be a data loader of conditions, or of dicts with 'label', got one of {got}")
+        raise ValueError(
+            f"{name}= must be a data loader of conditions, or of dicts with 'label', got one of {got}: a "
+            "collate_fn of the loader can choose"
+        )
     return batch["label"] if isinstance(batch, Mapping) else batch
 
 

@@ -59,6 +59,10 @@ def tune_pipeline(
     """
     config = config_of(getattr(pipe, "scheduler", {}) or {})
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as eps:
+        if samples < eps.conditions:
+            raise ValueError(
+                f"samples must be at least as many as there are conditions, {eps.conditions}, got {samples}"
+            )
         plan = untuned(config, eps.schedule, sampler, calls, spacing).with_provenance(**eps.facts())
         tuned = tune(
             eps,

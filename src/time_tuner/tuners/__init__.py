@@ -127,6 +127,9 @@ def tune(
     check_schedule(eps, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
+    bound = getattr(eps, "samples", None)
+    if isinstance(bound, int) and bound != samples:
+        raise ValueError(f"samples must be as many as the model has conditions, {bound}, got {samples}")
     ledger = Ledger()
     network = Batched(eps, _batch(batch, samples, device, options), ledger)
     if not isinstance(data, Calibration):

@@ -67,7 +67,7 @@ def adam(
             optimizer.step()
         ratios[k] = ratio.detach()
         if len(values) < iterations:
-            job.stop(f"step {k} of {steps}")
+            job.stop(f"was spent at step {k} of {steps}")
             break
         job.done(k + 1, steps, values[0], values[-1], {"ratios": ratios[: k + 1].tolist()})
     return ratios

@@ -130,9 +130,9 @@ class Job:
         """Whether so many more network calls are within the budget."""
         return self.meter.affords(calls)
 
-    def stop(self, where: str) -> None:
+    def stop(self, how: str) -> None:
         """Note that the budget was spent before the tuner was done."""
-        self.stopped = self.stopped or f"the budget of {self.meter.budget} was spent at {where}"
+        self.stopped = self.stopped or f"the budget of {self.meter.budget} {how}"
 
     def done(self, step: int, steps: int, before: float, after: float, state: Mapping[str, Any]) -> None:
         """Keep the state after a step, and tell how far it is."""

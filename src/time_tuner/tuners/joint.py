@@ -63,7 +63,7 @@ class Joint:
         Args:
             eps, plan, calibration, job: the model, the plan to tune, the seeds, the budget and the kept state.
             tune: which of "times", "tau" and "corrections".
-            teacher: the many-step plan to learn from; by default 40 calls of UniPC(3), or twice the plan's.
+            teacher: the many-step plan to learn from; by default 40 calls of UniPC(3), or the plan's if more.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
             pairs: runs of the teacher, of which a quarter are to validate on; by default what a quarter of the time
                 is enough for, or, where the budget is in calls, a third of it, 16 to 2048.
@@ -80,6 +80,8 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
+        if torch.is_inference_mode_enabled():
+            raise ValueError("method='joint' needs gradients: call it outside of torch.inference_mode")
         if not takes(distance, 2):
             raise ValueError(f"distance must be a function (x, y), got {distance!r}")
         if not (checkpoint_steps is None or isinstance(checkpoint_steps, bool)):
@@ -231,7 +233,7 @@ class _Search:
         if not job.state and not job.affords(ranking + look * count + iteration):
             plans, sure, count = plans[:1], 1, 1
             if not job.affords(2 * look + iteration):
-                job.stop("the beginning")
+                job.stop("is not enough for one iteration")
                 return plans[0], {"iterations": 0}
         self._begin(plans, sure, count)
         tournament, given = self.tournament, self.tournament.tried[0]
@@ -246,7 +248,7 @@ class _Search:
         if self.done:
             job.done(self.done, self.done, given.first, best.best, self._kept())
         if not job.affords(iteration + look):
-            job.stop(f"iteration {self.done}")
+            job.stop(f"was spent at iteration {self.done}" if self.done else "is not enough for one iteration")
         notes = {"iterations": self.done, "loss_before": given.first, "loss_after": best.best}
         start = [round(float(t), 6) for t in best.parameters.start.ends]
         return best.best_plan(), {**notes, "start": start}

@@ -155,7 +155,7 @@ class Search:
                 continue
             self.job.go_on(k)
             if not self._affords([k], begins=True):
-                self.job.stop(f"step {k} of {self.steps}")
+                self.job.stop(f"was spent at step {k} of {self.steps}")
                 return
             if not sequential:
                 state, known = direct(self.run, k, self.draws), None
@@ -169,7 +169,7 @@ class Search:
 
     def _together(self) -> None:
         if not self._affords(range(self.steps), begins=True):
-            self.job.stop("the beginning")
+            self.job.stop("was spent at the beginning")
             return
         states = [direct(self.run, k, self.draws) for k in range(self.steps)]
         points = [self.run.point(k).t for k in range(self.steps)]
@@ -208,7 +208,8 @@ class Search:
             if new:
                 self.job.go_on(len(problems) - len(wanted))
                 if any(self.seen.get(k) for k in new) and not self._affords(new):
-                    self.job.stop(f"step {new[0]} of {self.steps}" if len(problems) == 1 else "a value of every step")
+                    where = f"step {new[0]} of {self.steps}" if len(problems) == 1 else "a value of every step"
+                    self.job.stop(f"was spent at {where}")
                     return
                 values = dict(zip(new, evaluate([(by_step[k], wanted[k]) for k in new]), strict=True))
             following = {}

@@ -38,7 +38,7 @@ class Pairs:
 
 def usual_teacher(plan: Plan) -> Plan:
     """The many-step plan that a plan learns from unless it is given another one."""
-    return reference_plan(plan.schedule, float(plan.t[-1]), CALLS, UniPC(ORDER))
+    return reference_plan(plan.schedule, float(plan.t[-1]), max(CALLS, len(plan)), UniPC(ORDER))
 
 
 def teaching(runs: int, calls: int, batch: int | None) -> Cost:
