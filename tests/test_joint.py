@@ -466,7 +466,7 @@ def test_a_teacher_or_distance_that_is_none_is_named(wrong: dict[str, Any], mess
 
 
 def test_no_gradients_are_to_be_had_in_inference_mode() -> None:
-    with torch.inference_mode(), pytest.raises(ValueError, match="call it outside of torch.inference_mode"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"call it outside of torch\.inference_mode"):
         tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK)
 
 
