@@ -117,6 +117,15 @@ def test_no_condition_is_left_out(digits: ClassConditionalPipeline) -> None:
         tune_pipeline(digits, 3, class_labels=[1, 2, 3, 4], samples=2)
 
 
+def test_options_of_the_method_have_a_place_of_their_own() -> None:
+    with pytest.raises(
+        ValueError, match=r"pairs is an option of method='joint': give it in options=\{'pairs': \.\.\.\}"
+    ):
+        tune_pipeline(tiny(), 3, pairs=16)
+    with pytest.raises(ValueError, match="options must be a dict of options of the method, got 'pairs=16'"):
+        tune_pipeline(tiny(), 3, options="pairs=16")  # type: ignore[arg-type]
+
+
 class Live(TorchDispatchMode):
     """The most bytes that tensors made meanwhile held at once."""
 

@@ -465,6 +465,11 @@ def test_a_teacher_or_distance_that_is_none_is_named(wrong: dict[str, Any], mess
         tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, **wrong)
 
 
+def test_data_are_not_passed_over_in_silence() -> None:
+    with pytest.raises(ValueError, match="data must be left out for method='joint'"):
+        tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", torch.zeros(8, 4), **QUICK)
+
+
 def test_no_gradients_are_to_be_had_in_inference_mode() -> None:
     with torch.inference_mode(), pytest.raises(ValueError, match=r"call it outside of torch\.inference_mode"):
         tune(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, Judge, tune
+from ..tuners import Budget, Judge, options_of, tune
 from .configs import config_of, untuned
 from .model import PipelineModel
 
@@ -57,6 +57,13 @@ def tune_pipeline(
     Raises:
         ValueError: a pipeline that cannot be driven; no prompts where it needs them; whatever `tune` raises.
     """
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"options must be a dict of options of the method, got {options!r}")
+    misplaced = [name for name in inputs if name in options_of(method)]
+    if misplaced:
+        raise ValueError(
+            f"{misplaced[0]} is an option of method={method!r}: give it in options={{{misplaced[0]!r}: ...}}"
+        )
     config = config_of(getattr(pipe, "scheduler", {}) or {})
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as eps:
         if samples < eps.conditions:

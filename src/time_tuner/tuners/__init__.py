@@ -81,6 +81,7 @@ def tune(
         method: a name in `TUNERS`. "sequential" and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, to tune several plans on the same, which brings its seed, samples and shape.
+            "joint" needs none, and takes none.
         seed: of everything that is drawn.
         guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
             or a `Judge` to judge several plans by one reference.

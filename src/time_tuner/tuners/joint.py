@@ -80,6 +80,8 @@ class Joint:
             ValueError: the plan draws noise, the teacher ends elsewhere, or the network has no gradient or is broken.
         """
         parts = _checked(plan, tune)
+        if not calibration.own:
+            raise ValueError("data must be left out for method='joint', which learns from the ends of its teacher")
         if torch.is_inference_mode_enabled():
             raise ValueError("method='joint' needs gradients: call it outside of torch.inference_mode")
         if not takes(distance, 2):
