@@ -542,8 +542,10 @@ def test_a_budget_of_time_is_kept() -> None:
     assert tuned.provenance["stopped"] == f"the budget of 3 s was spent at iteration {tuned.provenance['iterations']}"
 
 
-def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path) -> None:
-    """Here amid a tournament."""
+@pytest.mark.parametrize("look", [13, 33])
+def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int) -> None:
+    """Here amid a tournament, whose turns end more often than looks are due, or less."""
+    monkeypatch.setattr(extent, "LOOK", look)
     plan, file = make_plan("dpmpp", SMOOTH, 4, "quadratic"), tmp_path / "partial.json"
     options = {**QUICK, "iterations": 150, "starts": 3, "seed": 5, "checkpoint_steps": False}
     whole = tune(EPS, plan, "joint", **options)

@@ -29,8 +29,8 @@ from time_tuner.samplers import Sampler
 N = 1000
 MIXTURE = Mixture(seeded(4, 6), std=0.5)
 # In float64 two ways to compute the same agree to rounding. In float32, in which diffusers is used, rounding of 6e-8 is
-# multiplied by 1 / alpha_T = 157 where one step goes from pure noise to the data, more by long steps of high order, and
-# adds up over many steps: there runs of 6 to 20 calls are compared, single steps of three calls at 15.
+# multiplied by 1 / alpha_T = 157 where one step goes from pure noise to the data, and adds up over many steps: there
+# runs of 6 to 20 calls are compared.
 PRECISION = {torch.float64: 1e-11, torch.float32: 1e-5}
 DOUBLE, SINGLE = PRECISION
 
@@ -187,7 +187,9 @@ def test_sde_dpmpp_is_that_of_diffusers(order, calls, dtype, end, monkeypatch) -
     check(theirs, SAMPLERS["sde_dpmpp"](order=order), dtype, monkeypatch, calls)
 
 
-@pytest.mark.parametrize(("calls", "dtype"), [*((calls, DOUBLE) for calls in (4, 5, 6, 7, 8, 9)), (15, SINGLE)])
+@pytest.mark.parametrize(
+    ("calls", "dtype"), [*((calls, DOUBLE) for calls in (4, 5, 6, 7, 8, 9)), (9, SINGLE), (15, SINGLE)]
+)
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -199,6 +201,8 @@ def test_sde_dpmpp_is_that_of_diffusers(order, calls, dtype, end, monkeypatch) -
 )
 @pytest.mark.filterwarnings("ignore:.*dpmsolver.* is deprecated:FutureWarning")
 def test_singlestep_is_that_of_diffusers(name, options, order, calls, dtype, monkeypatch) -> None:
+    if (name, order, calls, dtype) == ("dpm", 3, 9, SINGLE):
+        pytest.skip("three steps of three calls: diffusers itself is 2e-5 from its own float64 there, by rounding")
     theirs = DPMSolverSinglestepScheduler(solver_order=order, **options)
     check(theirs, SAMPLERS[name](order=order), dtype, monkeypatch, calls)
 

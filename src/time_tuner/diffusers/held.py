@@ -130,7 +130,8 @@ class Held:
 
 def _saving() -> Any:
     """How the thread that asks keeps tensors for its backward pass, if not as they are: checkpointing and the count of
-    what is kept work by that, and another thread would not know of it."""
+    what is kept work by that, and another thread would not know of it. torch tells it by a private name alone; where
+    there is none, activations are kept."""
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if hooks is None else hooks(False)
 

@@ -85,7 +85,7 @@ def tune(
         seed: of everything that is drawn.
         guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
             or a `Judge` to judge several plans by one reference.
-        samples: how many samples to tune on, and to judge on.
+        samples: how many samples to tune on, and to judge on; of a model under several conditions as many as these.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
             there are to ask about, halved while the memory does not suffice. A batch larger than `samples` lets
             "parallel" ask about several steps at once. With `optimizer="adam"` also its batch, 64 by default.

@@ -228,8 +228,8 @@ class _Search:
         look = self._calls(plans[0], len(self.held))
         if self.checkpoint_steps is None:
             self.checkpoint_steps = self.lesson.crowded(plans[0], self._rows())
-        again = self.checkpoint_steps * AGAIN
-        runs = MOST_RUNS - 2 + (0 if self.times.by_gradient else len(self.times.by_asking)) + again
+        asked = 0 if self.times.by_gradient else len(self.times.by_asking)
+        runs = MOST_RUNS - 2 + asked + (AGAIN if self.checkpoint_steps else 0)
         iteration = runs * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans[sure:])
         if not job.state and not job.affords(ranking + look * count + iteration):
