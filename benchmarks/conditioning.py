@@ -32,8 +32,8 @@ from time_tuner import Plan, make_plan, sample, tune
 from time_tuner.metrics import frechet_between
 from time_tuner.tuners import OBJECTIVES, Judge, Step
 from time_tuner.tuners.calibration import Draws
-from time_tuner.tuners.objectives import loss
-from time_tuner.tuners.runs import PlanRun, direct, start
+from time_tuner.tuners.timesteps.objectives import loss
+from time_tuner.tuners.timesteps.runs import PlanRun, direct, start
 
 COLUMNS = (
     *("grid", "K", "strategy", "loss untuned", "Adam", "search", "ratio", "evaluations Adam", "search", "ratio"),

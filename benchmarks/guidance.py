@@ -20,9 +20,10 @@ from rich.table import Table
 from torch import Tensor
 
 from time_tuner import make_plan, model_wrapper, sample, seeded_noise, tune
-from time_tuner.bundled import NULL_LABEL, digits_network
-from time_tuner.classifier import load_noisy_classifier
-from time_tuner.metrics import digit_frechet, distance
+from time_tuner.digits.classifier import load_noisy_classifier
+from time_tuner.digits.metrics import digit_frechet
+from time_tuner.digits.networks import NULL_LABEL, digits_network
+from time_tuner.metrics import distance
 from time_tuner.sampling import Eps
 from time_tuner.tuners import Calibration, Judge, reference_plan
 from time_tuner.tuners.guard import guarded

@@ -22,16 +22,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, load_model, make_plan, resample, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noise, tune
 from time_tuner.metrics import distance, frechet_between
+from time_tuner.models.checkpointing import Checkpointed, kept_bytes
+from time_tuner.plans import resample
 from time_tuner.samplers.dpmpp import DPMSolverPP
 from time_tuner.samplers.unipc import UniPC
 from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
-from time_tuner.tuners.lesson import TimeSlopes, run_each
-from time_tuner.tuners.memory import Checkpointed, kept_bytes
-from time_tuner.tuners.parameters import Parameters
-from time_tuner.tuners.teacher import usual_teacher
+from time_tuner.tuners.joint.loss import TimeSlopes, run_each
+from time_tuner.tuners.joint.parameters import Parameters
+from time_tuner.tuners.joint.teacher import usual_teacher
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
 EPS = DATA.eps(SCHEDULE)

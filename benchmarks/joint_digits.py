@@ -26,13 +26,14 @@ from rich.table import Table
 from torch import Tensor
 
 from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noise, tune
-from time_tuner.metrics import digit_frechet, distance
+from time_tuner.digits.metrics import digit_frechet
+from time_tuner.metrics import distance
+from time_tuner.models.batching import Batched
+from time_tuner.plans.build import parse_run
 from time_tuner.samplers import sampler_from_dict
 from time_tuner.spacings import SPACINGS
-from time_tuner.specs import parse_run
 from time_tuner.tuners import Calibration, reference_plan
-from time_tuner.tuners.batches import Batched
-from time_tuner.tuners.parameters import PARTS
+from time_tuner.tuners.joint.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
 ORDERS = (None, 1, 2, 3, 4)

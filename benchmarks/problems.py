@@ -9,12 +9,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, exact, model_wrapper, sample, seeded_noise
-from time_tuner.bundled import NULL_LABEL, digits_network, linear_betas
+from time_tuner import NoiseScheduleVP, model_wrapper, sample, seeded_noise
+from time_tuner.digits.networks import NULL_LABEL, digits_network, linear_betas
+from time_tuner import exact
+from time_tuner.plans.build import reference_plan
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.calibration import OWN_CALLS, Draws
-from time_tuner.tuners.guard import reference_plan
-from time_tuner.tuners.parameters import PARTS
+from time_tuner.tuners.joint.parameters import PARTS
 
 SUBSETS = [*((part,) for part in PARTS), PARTS[:2], PARTS[1:], PARTS[::2], PARTS]
 """Every choice of what joint tuning tunes."""

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from time_tuner import Plan, load_model, make_plan, sample, seeded_noise
 from time_tuner.metrics import frechet_between
+from time_tuner.plans.build import parse_sampler
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.specs import parse_sampler
 from time_tuner.tuners.guard import Judge
 
 RUNS = (

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from time_tuner import SAMPLERS, SPACINGS, NoiseScheduleFlow, NoiseScheduleVE, Plan, load_model, sample, seeded_noise
 from time_tuner.metrics import distance, frechet_between
+from time_tuner.plans.build import parse_run
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.specs import parse_run
 from time_tuner.tuners import reference_plan
 
 RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from time_tuner import make_plan, sample
 from time_tuner.metrics import frechet_between
-from time_tuner.specs import parse_run
+from time_tuner.plans.build import parse_run
 
 N = 4000
 RUNS = (

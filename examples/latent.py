@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from time_tuner import TimeTuner, make_plan, model_wrapper, seeded_noise
-from time_tuner.bundled import NULL_LABEL
-from time_tuner.latent import load_latent_digits
+from time_tuner.digits.latent import load_latent_digits
+from time_tuner.digits.networks import NULL_LABEL
 from time_tuner.metrics import distance
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from time_tuner import NoiseScheduleVP, TimeTuner, make_plan, seeded_noise
-from time_tuner.exact import Mixture
+from time_tuner.models.exact import Mixture
 
 STEPS = 4
 data = Mixture([[math.cos(i * math.pi / 4), math.sin(i * math.pi / 4)] for i in range(8)], std=0.2)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from time_tuner import NoiseScheduleVP, Plan, make_plan, respaced_betas, sample, seeded_noise, tune
-from time_tuner.exact import Gaussian
+from time_tuner.metrics import exact_moments
+from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import DDIM, DDPM
+from time_tuner.sampling import coefficients
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 TEN = np.linspace(0, 999, 10, dtype=int)  # the levels that are kept in a run of ten steps
@@ -55,7 +57,7 @@ def row(name: str, plan: Plan, samples: int) -> Tensor:
     """Print what a plan gives, sampled and exactly; returns the samples."""
     noise = seeded_noise([0])
     x = sample(EPS, plan, noise(torch.empty(1, samples, dtype=torch.float64)), noise)
-    mean, std = DATA.moments(plan)
+    mean, std = exact_moments(DATA, plan)
     print(f"{name:27} {len(plan):5}   {x.mean():7.3f} {x.std():6.3f}   {mean:9.5f} {std:8.5f}")
     return x.flatten()
 
@@ -70,7 +72,7 @@ def respacing() -> None:
     back = np.abs(np.cumprod(1 - tilde.numpy()) - np.cumprod(1 - BETAS)[TEN]).max()
     short = make_plan("ddpm", NoiseScheduleVP("discrete", betas=tilde), calls=10, spacing="seed")
     long = make_plan("ddpm", SCHEDULE, calls=10, spacing="seed")
-    same = (short.coefficients() - long.coefficients()).abs().max()
+    same = (coefficients(short) - coefficients(long)).abs().max()
     print(RESPACING.format(levels=numbers(TEN, "6.0f"), betas=numbers(tilde, "6.4f"), back=back, same=same))
 
 
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     row("DDIM, tuned as published", bare, options.samples)
     row("DDIM, tuned and judged", judged, options.samples)
 
-    print(ETA.format(gap=(ddim.coefficients() - small.coefficients()).abs().max()))
+    print(ETA.format(gap=(coefficients(ddim) - coefficients(small)).abs().max()))
     ratios = {name: numbers(plan.tau / plan.t[:-1], ".3f") for name, plan in (("bare", bare), ("judged", judged))}
     print(TIME_TUNER.format(before=judged.provenance["before"], after=judged.provenance["after"], **ratios))
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from time_tuner import Plan
+from time_tuner.sampling import coefficients
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -18,7 +19,7 @@ def moments(
     That prediction is affine in the state, so both follow from the coefficient table: a state is a mean plus weights on
     independent standard normals, x_T and the draws.
     """
-    calls, table = len(plan), plan.coefficients()
+    calls, table = len(plan), coefficients(plan)
     x_mean, x_weights = torch.tensor(start_mean, dtype=torch.float64), torch.zeros(1 + calls, dtype=torch.float64)
     x_weights[0] = start_std
     eps_mean, eps_weights = torch.zeros(calls, dtype=torch.float64), torch.zeros(calls, 1 + calls, dtype=torch.float64)

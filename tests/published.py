@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from time_tuner import NoiseScheduleVP, model_wrapper
-from time_tuner.exact import Mixture
-from time_tuner.models import GUIDANCE_TYPES
+from time_tuner.models.exact import Mixture
+from time_tuner.models.wrapper import GUIDANCE_TYPES
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 DISCRETE, LINEAR = NoiseScheduleVP("discrete", betas=BETAS), NoiseScheduleVP("linear")

@@ -11,20 +11,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from time_tuner import (
-    SAMPLERS,
-    SPACINGS,
-    TUNERS,
-    NoiseScheduleVP,
-    Plan,
-    demo,
-    drawing,
-    make_plan,
-    report,
-    seeded_noise,
-    tuning,
-)
-from time_tuner.cli import app
+from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, make_plan, seeded_noise
+from time_tuner.cli.app import demo
+from time_tuner.cli.app import output as report
+from time_tuner.cli.app import sample as drawing
+from time_tuner.cli.app import tune as tuning
+from time_tuner.cli.app import app
 
 
 def call(*args: Any) -> Result:
@@ -368,7 +360,7 @@ def test_imports_are_light_and_the_entry_point_works() -> None:
         "import sys, time_tuner\n"
         "heavy = lambda *names: sorted(set(names) & set(sys.modules))\n"
         "print(heavy('diffusers', 'transformers', 'matplotlib', 'typer', 'rich', 'PIL'))\n"
-        "from time_tuner.cli import main\n"
+        "from time_tuner.cli.app import main\n"
         "sys.argv = ['time-tuner', 'tune', '--help']\n"
         "try:\n"
         "    main()\n"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from time_tuner._files import replacing
 from time_tuner.data import check_writable, load_data, save_samples
-from time_tuner.files import replacing
 
 GRAY = (1, 4, 6)
 

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, load_model, make_plan, sample, seeded_noise, tune
-from time_tuner.cli import app
+from time_tuner.cli.app import app
 from time_tuner.diffusers import (
     ClassConditionalPipeline,
     TimeTunerScheduler,
@@ -37,9 +37,9 @@ from time_tuner.diffusers import (
     tune_pipeline,
 )
 from time_tuner.diffusers.model import PipelineModel
-from time_tuner.tuners.lesson import TimeSlopes, run_each
-from time_tuner.tuners.memory import Checkpointed, kept_bytes
-from time_tuner.tuners.parameters import Parameters
+from time_tuner.models.checkpointing import Checkpointed, kept_bytes
+from time_tuner.tuners.joint.loss import TimeSlopes, run_each
+from time_tuner.tuners.joint.parameters import Parameters
 
 LABELS = [3, 8]
 

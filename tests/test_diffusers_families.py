@@ -228,7 +228,7 @@ def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatc
 
 
 def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from time_tuner.diffusers import held
+    from time_tuner.diffusers import paused as held
 
     family = FAMILIES["sd"]()
     x = random(1, *family.shape)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, make_plan
-from time_tuner.exact import Gaussian, Mixture
+from time_tuner.metrics import exact_moments
+from time_tuner.models.exact import Gaussian, Mixture
 
 MEAN, STD = torch.tensor([[0.5, -1.0, 2.0]]).double(), torch.tensor([[0.3, 1.0, 2.0]]).double()  # samples of (1, 3)
 MEANS, WEIGHTS = seeded(4, 1, 3), torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
@@ -82,7 +83,7 @@ def test_samples_have_the_moments_of_the_data(problem: str) -> None:
 def test_moments_of_a_run_are_those_of_its_coefficients(name: str, end: float, discrete: NoiseScheduleVP) -> None:
     plan = make_plan(name, discrete, times=[1.0, 0.7, 0.4, 0.1, end])
     plan = plan.with_tau(0.95 * plan.tau).with_corrections(0.1 * seeded(len(plan), len(plan)).tril(-1))
-    mean, std = Gaussian(MEAN, STD).moments(plan)
+    mean, std = exact_moments(Gaussian(MEAN, STD), plan)
     assert mean.shape == std.shape == MEAN.shape
     for i in range(3):
         expected = moments(plan, float(MEAN[0, i]), float(STD[0, i]))

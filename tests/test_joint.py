@@ -28,23 +28,22 @@ from time_tuner import (
     seeded_noise,
     tune,
 )
-from time_tuner.exact import Mixture
-from time_tuner.resample import resample
+from time_tuner.models.batching import Batched
+from time_tuner.models.checkpointing import Checkpointed, kept_bytes
+from time_tuner.models.exact import Mixture
+from time_tuner.plans.build import reference_plan, resample
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners import estimate, extent
-from time_tuner.tuners.batches import Batched
+from time_tuner.tuners.base import Job
 from time_tuner.tuners.budget import Budget, Ledger
-from time_tuner.tuners.descent import Descent
-from time_tuner.tuners.guard import reference_plan
-from time_tuner.tuners.job import Job
-from time_tuner.tuners.joint import robust
-from time_tuner.tuners.lesson import Lesson, Slopes, TimeSlopes, run_each
-from time_tuner.tuners.memory import Checkpointed, kept_bytes
-from time_tuner.tuners.parameters import PARTS, Parameters
-from time_tuner.tuners.several import tune_several
-from time_tuner.tuners.starts import starting_plans
-from time_tuner.tuners.teacher import Pairs, teach, usual_teacher
-from time_tuner.tuners.tournament import TRIALS, Tournament, entries
+from time_tuner.tuners.joint.tuner import sizing as extent
+from time_tuner.tuners.joint.candidates import starting_plans
+from time_tuner.tuners.joint.gauss_newton import Descent
+from time_tuner.tuners.joint.loss import Lesson, Slopes, TimeSlopes, run_each
+from time_tuner.tuners.joint.parameters import PARTS, Parameters
+from time_tuner.tuners.joint.successive_halving import TRIALS, Tournament, entries
+from time_tuner.tuners.joint.teacher import Pairs, teach, usual_teacher
+from time_tuner.tuners.joint.tuner import robust
+from time_tuner.tuners.tune import estimate, tune_several
 
 SMOOTH = NoiseScheduleVP("linear")
 POINTS = seeded(12, 4, seed=3)

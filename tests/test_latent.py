@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from time_tuner import TimeTuner, load_model, make_plan, model_wrapper, sample, seeded_noise
-from time_tuner.bundled import NULL_LABEL
-from time_tuner.latent import LatentDigits, load_latent_digits
-from time_tuner.metrics import digit_accuracy, distance
+from time_tuner.digits.latent import LatentDigits, load_latent_digits
+from time_tuner.digits.metrics import digit_accuracy
+from time_tuner.digits.networks import NULL_LABEL
+from time_tuner.metrics import distance
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples" / "latent.py")
 
@@ -153,7 +154,9 @@ def test_labels_are_embedded(model: LatentDigits) -> None:
 
 
 def test_assets_are_small_and_plain() -> None:
-    assets = {file.name: len(file.read_bytes()) for file in (files("time_tuner") / "assets" / "latent").iterdir()}
+    assets = {
+        file.name: len(file.read_bytes()) for file in (files("time_tuner.digits") / "assets" / "latent").iterdir()
+    }
     assert set(assets) == {"model.safetensors", "model.json"} and sum(assets.values()) < 1_500_000
 
 

@@ -8,8 +8,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from time_tuner.classifier import load_classifier, load_noisy_classifier, read_asset
-from time_tuner.metrics import digit_accuracy, digit_frechet, distance, frechet_between, frechet_distance, moments
+from time_tuner.digits.classifier import load_classifier, load_noisy_classifier, read_asset
+from time_tuner.digits.metrics import digit_accuracy, digit_frechet
+from time_tuner.metrics import distance, frechet_between, frechet_distance, moments
 
 
 def normal(seed: int, *shape: int) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample, tune
-from time_tuner.exact import Gaussian, Mixture
-from time_tuner.models import GUIDANCE_TYPES
+from time_tuner.models.exact import Gaussian, Mixture
+from time_tuner.models.wrapper import GUIDANCE_TYPES
 
 MEANS, STD, N = torch.tensor([[-1.0, 0.5], [1.5, 1.0]]).double(), 0.6, 1000
 SCHEDULES = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from time_tuner import NoiseScheduleVP, make_plan, respaced_betas, sample, seeded_noise
-from time_tuner.exact import Gaussian
+from time_tuner.models.exact import Gaussian
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 TEN = np.linspace(0, 999, 10, dtype=np.int16)

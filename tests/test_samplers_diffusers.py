@@ -23,7 +23,7 @@ from helpers import seeded
 from torch import Tensor
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, trajectory
-from time_tuner.exact import Mixture
+from time_tuner.models.exact import Mixture
 from time_tuner.samplers import Sampler
 
 N = 1000

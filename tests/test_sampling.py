@@ -5,7 +5,8 @@ import torch
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, seeded_noise, trajectory
+from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, seeded_noise, trajectory
+from time_tuner import exact
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from time_tuner import (
     sample,
     seeded_noise,
 )
-from time_tuner.exact import Gaussian, Mixture
+from time_tuner.metrics import exact_moments
+from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.samplers import Sampler
 from time_tuner.samplers.ddpm import DDPM
 from time_tuner.schedules import NoiseSchedule
@@ -115,7 +116,7 @@ def fine(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> Plan:
 def test_the_exact_models_data_come_out(sampler: Sampler, schedule: NoiseSchedule) -> None:
     """From T itself, where a flow and a zero terminal signal-to-noise ratio have alpha = 0."""
     plan = fine(sampler, schedule, 60)
-    mean, std = Gaussian([1.5, -0.5], [0.5, 1.2]).moments(plan)
+    mean, std = exact_moments(Gaussian([1.5, -0.5], [0.5, 1.2]), plan)
     near = 0.08 if sampler.convergence == 1 or plan.stochastic else 0.02
     torch.testing.assert_close(mean, torch.tensor([1.5, -0.5]).double(), rtol=0, atol=near)
     torch.testing.assert_close(std, torch.tensor([0.5, 1.2]).double(), rtol=0, atol=2 * near)
@@ -128,7 +129,7 @@ def test_the_exact_models_data_come_out(sampler: Sampler, schedule: NoiseSchedul
 @pytest.mark.parametrize("schedule", [VP, *OTHERS.values()], ids=["vp", *OTHERS])
 def test_moments_of_a_gaussian_are_those_of_samples(schedule: NoiseSchedule) -> None:
     plan, model = make_plan("ddim", schedule, times=[schedule.T, *ends_of(schedule, True).tolist()]), Gaussian(1.0, 0.5)
-    mean, std = model.moments(plan)
+    mean, std = exact_moments(model, plan)
     x = torch.special.ndtri((torch.arange(4001, dtype=torch.float64)[:, None] + 0.5) / 4001)
     got = sample(model.eps(schedule), plan, plan.start(x))
     assert float(got.mean()) == pytest.approx(float(mean), abs=1e-9)

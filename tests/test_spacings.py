@@ -17,8 +17,8 @@ from time_tuner import (
 )
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.spacings import spacing_of
+from time_tuner.spacings.by_snr import AYS
 from time_tuner.spacings.dmn import bound
-from time_tuner.spacings.in_noise import AYS
 
 SCHEDULES = {
     "discrete": NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),

@@ -9,9 +9,9 @@ from helpers import seeded
 from torch import Tensor
 
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVP, make_plan, model_wrapper, sample, trajectory, tune
-from time_tuner.exact import Gaussian, Mixture
+from time_tuner.models.exact import Gaussian, Mixture
+from time_tuner.models.thresholding import Bounded, clipped, dynamically_thresholded
 from time_tuner.samplers import SAMPLERS
-from time_tuner.thresholding import Bounded, clipped, dynamically_thresholded
 
 N = 1000
 WIDE = Mixture(seeded(4, 2, 3), std=0.5)  # data that reaches far beyond 1

@@ -32,7 +32,7 @@ from published import (
 from torch import Tensor
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, TimeTuner, make_plan, model_wrapper, seeded_noise
-from time_tuner.exact import Gaussian
+from time_tuner.models.exact import Gaussian
 
 # On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")

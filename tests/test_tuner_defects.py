@@ -20,7 +20,7 @@ from published import (
 from torch import Tensor
 
 from time_tuner import NoiseScheduleVP, TimeTuner, model_wrapper
-from time_tuner.exact import Gaussian
+from time_tuner.models.exact import Gaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
 

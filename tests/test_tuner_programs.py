@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from time_tuner import NoiseScheduleVP, TimeTuner, model_wrapper
-from time_tuner.bundled import digits_network
-from time_tuner.classifier import load_noisy_classifier
+from time_tuner.digits.classifier import load_noisy_classifier
+from time_tuner.digits.networks import digits_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, exact, make_plan, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, tune
+from time_tuner import exact
 from time_tuner.tuners import Calibration, Judge
 from time_tuner.tuners.guard import guarded
-from time_tuner.tuners.objectives import loss
-from time_tuner.tuners.runs import PlanRun, start
-from time_tuner.tuners.search import answer, descend, lowest
+from time_tuner.tuners.timesteps.minimize import answer, descend, lowest
+from time_tuner.tuners.timesteps.objectives import loss
+from time_tuner.tuners.timesteps.runs import PlanRun, start
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]])

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, report, sample, tune
-from time_tuner.cli import app
-from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step, conditioning, estimate, ratios
-from time_tuner.tuners.objectives import loss
-from time_tuner.tuners.runs import PlanRun, direct, start
+from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, tune
+from time_tuner.cli.app import output as report
+from time_tuner.cli.app import app
+from time_tuner import exact
+from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
+from time_tuner.tuners.timesteps import search as ratios
+from time_tuner.tuners.timesteps import tuner as conditioning
+from time_tuner.tuners.timesteps.objectives import loss
+from time_tuner.tuners.timesteps.runs import PlanRun, direct, start
+from time_tuner.tuners.tune import estimate
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 MIXTURE = exact.Mixture(torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]]), 0.2)
@@ -465,7 +470,7 @@ def model():
 
 def command(*extra: str) -> list[str]:
     return [
-        *(sys.executable, "-c", "from time_tuner.cli import main; main()", "tune", "--model", "slow:model"),
+        *(sys.executable, "-c", "from time_tuner.cli.app import main; main()", "tune", "--model", "slow:model"),
         *("--calls", "6", "--samples", "32", "--out", "plan.json", *extra),
     ]
 

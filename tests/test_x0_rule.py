@@ -27,8 +27,9 @@ from time_tuner import (
     trajectory,
     tune,
 )
-from time_tuner.exact import Gaussian, Mixture
+from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
+from time_tuner.sampling import coefficients
 from time_tuner.schedules import NoiseSchedule, Point
 
 FLOW = NoiseScheduleFlow(shift=3.0)
@@ -220,7 +221,7 @@ def test_table_and_file_reproduce_the_loop(sampler: Sampler, schedule: NoiseSche
     x = plan.start(seeded(6, 2))
     states = torch.stack(list(trajectory(Noting(), plan, x, noise)))
     draws = [drawn.get(k, torch.full_like(x, 1e6)) for k in range(len(plan))]
-    table = plan.coefficients()
+    table = coefficients(plan)
     got = torch.einsum("kj,jbc->kbc", table, torch.stack([x, *said, *draws]))
     torch.testing.assert_close(got, states, rtol=1e-9, atol=1e-9)
 

@@ -3,7 +3,7 @@
     python training/classifier.py --data mnist.npz --out runs/classifier
 
 The run can be stopped at any time and goes on from its last checkpoint when started again with the same arguments. It
-writes three files into the output folder, which belong in `src/time_tuner/assets`:
+writes three files into the output folder, which belong in `src/time_tuner/digits/assets`:
 
     classifier.safetensors           the averaged weights in half precision
     mnist-test-features.safetensors  mean, covariance and count of the features of the MNIST test digits
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from tqdm import tqdm
 
-from time_tuner.classifier import DigitClassifier
+from time_tuner.digits.classifier import DigitClassifier
 from time_tuner.metrics import frechet_distance, moments
 
 

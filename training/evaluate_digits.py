@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from time_tuner import load_model, make_plan, sample, seeded_noise
-from time_tuner.metrics import digit_accuracy, digit_frechet
+from time_tuner.digits.metrics import digit_accuracy, digit_frechet
 
 BATCH = 250
 
@@ -57,7 +57,7 @@ def main(data: Path, out: Path, bfloat16: bool, quick: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the MNIST npz")
-    parser.add_argument("--out", type=Path, default=Path("src/time_tuner/assets/digits/figures.json"))
+    parser.add_argument("--out", type=Path, default=Path("src/time_tuner/digits/assets/digits/figures.json"))
     parser.add_argument("--bfloat16", action="store_true", help="run the network in bfloat16 autocast")
     parser.add_argument("--quick", type=int, default=1, help="a divisor of the sample counts, for a first look")
     main(**vars(parser.parse_args()))

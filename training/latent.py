@@ -4,7 +4,7 @@
 
 It takes about eight minutes on one core. The run can be stopped at any time and goes on from its last checkpoint when
 started again with the same arguments. It writes two files into the output folder, which belong in
-`src/time_tuner/assets/latent`:
+`src/time_tuner/digits/assets/latent`:
 
     model.safetensors  the averaged weights in half precision
     model.json         the recipe and the final figures
@@ -26,9 +26,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from time_tuner import TimeTuner, model_wrapper, seeded_noise
-from time_tuner.bundled import NULL_LABEL
-from time_tuner.latent import AutoEncoder, LatentDigits
-from time_tuner.metrics import digit_accuracy, digit_frechet, distance
+from time_tuner.digits.latent import AutoEncoder, LatentDigits
+from time_tuner.digits.metrics import digit_accuracy, digit_frechet
+from time_tuner.digits.networks import NULL_LABEL
+from time_tuner.metrics import distance
 
 PENALTY = 1e-3  # on the mean square of the latents: it keeps them small beside the noise below
 BLUR = 0.4  # standard deviation of the noise that latents get before they are decoded in training

@@ -4,7 +4,7 @@
 
 It takes x_n = sqrt(abar_n) x_0 + sqrt(1 - abar_n) eps for the 1000 linear betas 1e-4 .. 0.02 and a level n in [0, 999],
 also between whole levels. The run can be stopped and resumed like that of `classifier.py`. It writes two files, which
-belong in `src/time_tuner/assets`:
+belong in `src/time_tuner/digits/assets`:
 
     noisy-classifier.safetensors  the averaged weights in half precision
     noisy-classifier.json         the recipe and the final figures
@@ -18,7 +18,7 @@ from digits import STEPS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from time_tuner.classifier import NoisyDigitClassifier
+from time_tuner.digits.classifier import NoisyDigitClassifier
 
 LOG_ALPHA_BAR = torch.log1p(-torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64)).cumsum(0)
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from time_tuner import load_model, make_plan, tune
+from time_tuner.models.batching import Batched
 from time_tuner.samplers.ddim import DDIM
 from time_tuner.samplers.unipc import UniPC
 from time_tuner.tuners import Calibration, Judge
-from time_tuner.tuners.batches import Batched
 
 SAMPLES, CALLS, PAIRS = 120, (5, 10), 1024
-OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "assets" / "plans"
+OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "digits" / "assets" / "plans"
 METHODS = {"ddim": "sequential", "joint": "joint"}
 
 

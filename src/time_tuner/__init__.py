@@ -1,12 +1,14 @@
 """Makes an already trained diffusion model sample well in a few steps, without touching its weights."""
 
-from . import exact
-from .bundled import Model, load_model
-from .models import model_wrapper
-from .plan import Plan, make_plan
-from .resample import resample
+from .loading import Model, load_model
+from .models import exact
+from .models.wrapper import model_wrapper
+from .noise import seeded_noise
+from .paper.interface import TimeTuner
+from .plans.build import make_plan, resample
+from .plans.plan import Plan
 from .samplers import SAMPLERS
-from .sampling import sample, seeded_noise, trajectory
+from .sampling import sample, trajectory
 from .schedules import (
     SCHEDULES,
     NoiseScheduleFlow,
@@ -19,9 +21,7 @@ from .schedules import (
     schedule_from,
 )
 from .spacings import SPACINGS
-from .tuner import TimeTuner
-from .tuners import TUNERS, tune
-from .tuners.several import tune_several
+from .tuners.tune import TUNERS, tune, tune_several
 
 __all__ = [
     "SAMPLERS",

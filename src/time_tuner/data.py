@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import replacing
+from ._files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,17 +4,16 @@ The Frechet distance of samples is biased: the fewer they are, the higher it com
 computed from equally many samples.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from time_tuner.classifier import DigitClassifier, check_images, load_classifier, read_asset
+from .models.exact import Gaussian
+from .plans.plan import Plan
+from .sampling import trajectory
 
-__all__ = ["digit_accuracy", "digit_frechet", "distance", "frechet_between", "frechet_distance", "moments"]
-
-_BATCH = 500
+__all__ = ["distance", "exact_moments", "frechet_between", "frechet_distance", "moments"]
 
 
 def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
@@ -68,33 +67,6 @@ def frechet_between(x: Any, y: Any) -> float:
     return frechet_distance(*moments(x), *moments(y))
 
 
-def digit_frechet(images: Tensor) -> float:
-    """Frechet distance of images (B, 1, 28, 28) in [-1, 1] to the 10,000 test digits of MNIST, in classifier features.
-
-    The features are those of `load_classifier`, the statistics of the test digits come with the library. Values outside
-    [-1, 1] are taken as they are.
-
-    Raises:
-        ValueError: a wrong shape or type, fewer than two images, or values that are not finite.
-    """
-    if len(images) < 2:
-        raise ValueError(f"images must hold at least two, better thousands, got shape {_shape(images)}")
-    classifier, mean, covariance = _digits()
-    return frechet_distance(*moments(_batched(classifier.features, images)), mean, covariance)
-
-
-def digit_accuracy(images: Tensor, labels: Any) -> float:
-    """The share of images (B, 1, 28, 28) in [-1, 1] in which `load_classifier` sees the digit `labels` (B,) says.
-
-    Raises:
-        ValueError: a wrong shape or type, no images, or images that are not finite.
-    """
-    labels = torch.as_tensor(labels, device="cpu")
-    if labels.shape != images.shape[:1] or not len(labels):
-        raise ValueError(f"labels must be (B,), one for each of the images {_shape(images)}, got {_shape(labels)}")
-    return float((_batched(_digits()[0], images).argmax(1) == labels).double().mean())
-
-
 def distance(x: Tensor, y: Tensor) -> Tensor:
     """The distance ||x - y|| of each sample from its partner, not squared: (B, ...) and (B, ...) -> (B,).
 
@@ -111,17 +83,23 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
     return apart
 
 
-@cache
-def _digits() -> tuple[DigitClassifier, Tensor, Tensor]:
-    reference = read_asset("mnist-test-features.safetensors")
-    return load_classifier(), reference["mean"], reference["covariance"]
+def exact_moments(data: Gaussian, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Exact mean and standard deviation of the end of a plan with the noise prediction of this data, run from
+    `plan.start` of standard normal noise; each of a sample's shape.
 
-
-@torch.no_grad()
-def _batched(network: Any, images: Tensor) -> Tensor:
-    """`network` of the images, a batch at a time, on the CPU in float32."""
-    check_images(images)
-    return torch.cat([network(_finite("images", part, torch.float32)) for part in images.split(_BATCH)])
+    Every call is affine in the noise, so that the loop itself carries both: a state is held by its weights on 1, x_T
+    and each of the draws.
+    """
+    calls = len(plan)
+    unit = torch.eye(calls + 2, dtype=torch.float64)
+    draws = iter(unit[2:])
+    # A mean on the first axis alone: the model of every coordinate, in weights.
+    weights = Gaussian(data.mean.reshape(-1, 1) * unit[0], data.std.reshape(-1, 1).expand(-1, calls + 2))
+    end = plan.start(unit[1].expand(data.mean.numel(), -1))
+    eps = weights.eps(plan.schedule)
+    for end in trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)):  # noqa: B007, B020 - the last
+        pass
+    return end[:, 0].reshape(data.mean.shape), end[:, 1:].norm(dim=1).reshape(data.mean.shape)
 
 
 def _finite(name: str, values: Any, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._files import replacing
 from .data import is_picture
-from .exact import ExactEps, Gaussian
-from .files import replacing
-from .plan import Plan
+from .models.exact import ExactEps, Gaussian
+from .plans.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,20 +1,17 @@
 """Running a plan: from noise to a sample, with seeded noise."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .options import takes
-from .rows import HALF, Call, advance
+from ._checks import takes
+from .plans.plan import Plan
+from .plans.rows import HALF, Call
 from .samplers import Noise
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 Eps: TypeAlias = Callable[..., Tensor]
 """`eps(x, t, tau)`: the noise in the batch x (B, ...) at the solver's time t, the network being told tau.
@@ -44,47 +41,7 @@ class Observed:
         return said
 
 
-class seeded_noise:  # noqa: N801 - called like a function, and remembers where each sample's stream is
-    """Standard normal noise in which sample i has a stream of its own, so that the batch it is in does not matter.
-
-    Args:
-        seeds: one seed for each sample of the batch, or an int s for s, s + 1, s + 2, ...
-
-    Call it with a batch x (B, ...) for noise of that shape, dtype and device; every call draws on. It is drawn on the
-    CPU in float32 (float64 for a float64 batch), so that a seed means the same on every device.
-    """
-
-    def __init__(self, seeds: int | Sequence[int] = 0) -> None:
-        self._first: int | None = None
-        self._generators: list[torch.Generator] = []
-        if isinstance(seeds, int | Integral):
-            self._first = int(seeds)
-        else:
-            self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self._ahead = torch.empty(0, 0)  # draws not handed out yet, (B, draws, ...)
-        self._next = 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._first is not None:
-            for i in range(len(self._generators), len(x)):
-                self._generators.append(torch.Generator().manual_seed(self._first + i))
-        elif len(x) != len(self._generators):
-            raise ValueError(f"seeded_noise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
-        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        held = self._ahead
-        same = (len(held), *held.shape[2:], held.dtype) == (*x.shape, dtype)
-        if not same or self._next == held.shape[1]:
-            # Twice as many as the last time, for calling a generator costs more than a small draw from it.
-            count = min(2 * held.shape[1], 256, 2**14 // max(1, x[:1].numel())) if same else 1
-            shape = (max(1, count), *x.shape[1:])
-            draws = [torch.randn(shape, generator=g, dtype=dtype) for g in self._generators[: len(x)]]
-            self._ahead = torch.stack(draws) if draws else torch.zeros(0, *shape, dtype=dtype)
-            self._next = 0
-        self._next += 1
-        return self._ahead[:, self._next - 1].to(x)
-
-
-def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+def told(eps: Eps, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
     """What the network says of x at call k, told `tau`, at the solver's `t` (by default the plan's): eps, or x0 where
     the row has that.
 
@@ -108,7 +65,7 @@ def told(eps: Eps, plan: "Plan", k: int, x: Tensor, tau: Tensor | None = None, t
     return (x - p.sigma * said) / p.alpha if say is None else said
 
 
-def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
+def trajectory(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
     """The state after every call of the plan, len(plan) tensors of the shape of x; grad mode is the caller's.
 
     Args:
@@ -127,7 +84,7 @@ def trajectory(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) ->
 
 
 @torch.no_grad()
-def sample(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None = None) -> Tensor:
+def sample(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None = None) -> Tensor:
     """The state at the end of the plan; arguments as for `trajectory`.
 
     Raises:
@@ -148,7 +105,7 @@ def _finite(x: Tensor) -> bool:
     return math.isfinite(x.sum(dtype=torch.float32 if x.dtype in HALF else None)) or bool(torch.isfinite(x).all())
 
 
-def _what_broke(eps: Eps, plan: "Plan", x: Tensor, noise: Noise | None) -> str:
+def _what_broke(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None) -> str:
     """What was NaN or infinite first in a run that is repeated to find it."""
     if not _finite(x):
         return "x must be finite, got NaN or infinity in it"
@@ -173,7 +130,7 @@ def check_model(eps: Eps) -> None:
         )
 
 
-def check_schedule(eps: Eps, plan: "Plan") -> None:
+def check_schedule(eps: Eps, plan: Plan) -> None:
     """Raise a ValueError if the model says which noise schedule it has, and the plan was made for another one."""
     schedule = getattr(eps, "schedule", None)
     if schedule is None or schedule is plan.schedule or schedule == plan.schedule:
@@ -185,3 +142,35 @@ def check_schedule(eps: Eps, plan: "Plan") -> None:
             f"plan was made for another noise schedule, {plan.schedule!r}: at t = {float(plan.t[k]):.4g} it has alpha "
             f"{float(plan.alpha[k]):.5g}, the model's {schedule!r} has {float(alpha[k]):.5g}; make or tune one for it"
         )
+
+
+def advance(
+    plan: Plan, k: int, past: tuple[Call, ...], x: Tensor, eps: Tensor, noise: Noise
+) -> tuple[Tensor, tuple[Call, ...]]:
+    """The body of every loop: the state after call k, in which the network said `eps` of `x`, and what to remember.
+
+    `past` is what the call before returned; `()` at the first one. `eps` is x0 where that is the row's unit.
+    """
+    row, dtype = plan.rows[k], x.dtype
+    if eps.dtype is not dtype and dtype not in HALF:
+        eps = eps.to(dtype)  # once, and not at each use
+    kept = past[1 - row.reach :] if row.reach > 1 else ()
+    call = Call(x, eps, None if row.corrected is None else row.corrected((*kept, (x, eps)), dtype))
+    calls = (*kept, call)
+    return row.following((*kept, (*call, noise(x))) if row.draws else calls, dtype), calls
+
+
+def coefficients(plan: Plan) -> Tensor:
+    """The whole run as a table, float64 (K, 1 + 2 K): row k is the state after call k as a combination of x_T,
+    eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `plan.rows[k].unit` is "x0".
+
+    It is the loop itself, run on unit vectors.
+    """
+    calls = len(plan)
+    unit = torch.eye(1 + 2 * calls, dtype=torch.float64)
+    x, past, states = unit[0], tuple[Call, ...](), list[Tensor]()
+    for k in range(calls):
+        z = unit[1 + calls + k]
+        x, past = advance(plan, k, past, x, unit[1 + k], z.expand_as)
+        states.append(x)
+    return torch.stack(states)

@@ -1,10 +1,10 @@
 """Plans in diffusers pipelines: a scheduler that runs them, and tuning on the pipeline itself."""
 
-from .digits import ClassConditionalPipeline, digits_pipeline
+from ..digits.pipeline import ClassConditionalPipeline, digits_pipeline
 from .export import sigmas_of, timesteps_of
 from .model import PipelineModel
 from .scheduler import TimeTunerScheduler
-from .tuning import tune_pipeline
+from .tune import tune_pipeline
 
 __all__ = [
     "ClassConditionalPipeline",

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..plan import Plan
+from ..plans.plan import Plan
 from ..schedules import NoiseScheduleFlow
 
 

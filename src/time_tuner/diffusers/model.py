@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import whole
+from .._checks import whole
 from ..schedules import as_times
-from .configs import config_of, prediction_of, schedule_of
-from .held import Held, Probe
+from .config import config_of, prediction_of, schedule_of
+from .paused import Held, Probe
 
 DEALT = ("prompt", "label", "image")
 """Words in the names of arguments that hold one entry for each condition."""

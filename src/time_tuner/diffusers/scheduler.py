@@ -13,11 +13,13 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..plan import Plan
-from ..rows import Call, advance
+from ..plans.plan import Plan
+from ..plans.rows import Call
 from ..samplers import Sampler
+from ..sampling import advance
 from ..schedules import NoiseScheduleFlow, NoiseScheduleVE, as_times
-from .configs import KNOWN, Prediction, check_plan, config_of, own_class, prediction_of, schedule_of, untuned
+from .config import Prediction, check_plan, config_of, prediction_of, schedule_of
+from .native_grid import KNOWN, own_class, untuned
 
 Generators = torch.Generator | list[torch.Generator] | None
 

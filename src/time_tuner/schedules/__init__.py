@@ -10,8 +10,8 @@ from typing import Any
 
 from .base import NoiseSchedule, Point, Values, as_times
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
-from .config import schedule_from
 from .flow import NoiseScheduleFlow, resolution_shift
+from .from_diffusers import schedule_from
 from .ve import NoiseScheduleVE
 from .vp import NoiseScheduleVP
 

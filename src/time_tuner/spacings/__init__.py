@@ -8,24 +8,18 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ..options import parse_options
+from .._spec import parse_options
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
+from .by_snr import ays, exponential, karras, kl, lam
+from .by_time import leading, quadratic, seed, trailing, uniform
 from .dmn import dmn
-from .in_noise import ays, exponential, karras, kl, lam
-from .in_time import leading, quadratic, seed, trailing, uniform
-from .placing import calls_for, check_calls, checked_ends, place_calls, times_in
 
 __all__ = [
     "SPACINGS",
     "Spacing",
-    "calls_for",
-    "check_calls",
-    "checked_ends",
     "default_spacing",
-    "place_calls",
     "spacing_of",
-    "times_in",
 ]
 
 Spacing: TypeAlias = Callable[..., Tensor]

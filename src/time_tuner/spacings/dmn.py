@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import NoiseSchedule, as_times
-from .in_noise import lam_range, times_of_lam
+from .by_snr import lam_range, times_of_lam
 
 MOST = 24
 """Beyond so many steps the grid of this many is divided further: there is little left to gain."""

@@ -10,21 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import whole
-from ..sampling import Eps, sample, seeded_noise
+from .._checks import whole
+from ..models.batching import Batched, take
+from ..noise import _BLOCK, DATA, HELD_OUT, NOISE, first_seed, seeded_noise
+from ..plans.build import reference_plan
+from ..sampling import Eps, sample
 from ..schedules import NoiseSchedule, Point
-from .batches import Batched, take
-from .guard import reference_plan
 
-NOISE, DATA, HELD_OUT = 1, 2, 3
 ANSWERS = 100  # numbers by which a model is known again
 OWN_CALLS = 50  # of the runs that the model's own samples are the ends of
-_BLOCK = 2**28  # torch's generator reads 32 bits of a seed; people's own seeds are in the first block
-
-
-def first_seed(seed: int, purpose: int) -> int:
-    """The first of a million seeds that serve one purpose alone."""
-    return purpose * _BLOCK + seed % 256 * 2**20
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,13 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..plan import Plan, make_plan
-from ..samplers import Sampler
-from ..samplers.dpmpp import DPMSolverPP
-from ..sampling import Eps, sample, seeded_noise
-from ..schedules import NoiseSchedule, NoiseScheduleVE
-from .batches import Batched
+from ..models.batching import Batched
+from ..noise import seeded_noise
+from ..plans.build import reference_plan
+from ..plans.plan import Plan
+from ..sampling import Eps, sample
+from ..schedules import NoiseSchedule
 from .budget import Ledger
-
-
-def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
-    """Many calls, of DPM-Solver++(2M) by default, from T to the time `end`, even in sqrt(t); on a VE schedule in lam.
-
-    It is what measures best, see `spacings.default_spacing`.
-    """
-    least = max(end, schedule.t_min)
-    steps = calls if end else calls - 1
-    if isinstance(schedule, NoiseScheduleVE):
-        times = torch.logspace(math.log10(schedule.T), math.log10(least), steps + 1, dtype=torch.float64)
-    else:
-        times = torch.linspace(schedule.T**0.5, least**0.5, steps + 1, dtype=torch.float64) ** 2
-    times[0], times[-1] = schedule.T, least  # exactly
-    if not end:
-        times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-    return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=times)
 
 
 class Judge:

@@ -1,0 +1,5 @@
+"""`python -m time_tuner` is the command `time-tuner`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""What the configuration of a pipeline's scheduler says: noise, what the network predicts, where its steps are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.wrapper import to_data, to_noise
+from ..plans.plan import Plan
+from ..sampling import check_schedule
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE, Point, schedule_from
+
+PREDICTIONS = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
+"""What a network predicts: the name in pipelines, and the one in `model_wrapper`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a pipeline hands to its scheduler at every call.
+
+    Attributes:
+        kind: a name in `PREDICTIONS`.
+        clip: the data that it implies is kept in [-clip, clip]; None for data without bounds (latents).
+    """
+
+    kind: str = "epsilon"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PREDICTIONS:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {self.kind!r}")
+
+    def read(self, unit: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
+        """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
+
+        A network that learned its variance has 2 C channels in `output`; the second half is left out.
+        """
+        if x.dim() > 1 and output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]
+        if x.dtype in (torch.float16, torch.bfloat16):
+            output, x = output.float(), x.float()
+        model_type = PREDICTIONS[self.kind]
+        if self.clip is None:
+            return (to_data if unit == "x0" else to_noise)(model_type, output, x, p)
+        data = to_data(model_type, output, x, p).clamp(-self.clip, self.clip)
+        return data if unit == "x0" else (x - p.alpha * data) / p.sigma
+
+
+def config_of(scheduler: Any) -> dict[str, Any]:
+    """The configuration of a scheduler, with the name of its class, or a configuration as it is."""
+    if isinstance(scheduler, Mapping):
+        return dict(scheduler)
+    if not isinstance(getattr(scheduler, "config", None), Mapping):
+        raise ValueError(f"config must be a scheduler or its configuration, got {type(scheduler).__name__}")
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
+
+
+def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float | None = None) -> NoiseSchedule:
+    """The noise schedule that a pipeline's network was trained with.
+
+    Args:
+        config: of the pipeline's scheduler, which may be ours.
+        tokens, mu: the number of patches of an image, or the shift that a pipeline makes of it, where the configuration
+            has a shift that depends on it.
+
+    Raises:
+        ValueError: nothing is recognised in it, or an option that is not supported.
+    """
+    if config.get("plans"):
+        return Plan.from_dict(config["plans"][0]).schedule
+    for option in ("thresholding", "invert_sigmas", "stochastic_sampling"):
+        if config.get(option):
+            raise ValueError(f"scheduler option {option}=True is not supported: build the scheduler without it")
+    if config.get("use_dynamic_shifting") and mu is not None:
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        config = {**config, "use_dynamic_shifting": False, "shift": shift}
+    schedule = schedule_from(config, tokens)
+    if isinstance(schedule, NoiseScheduleVE):
+        raise ValueError(
+            "the scheduler's configuration is of an EDM pipeline, whose network is preconditioned by the scheduler: "
+            "pipelines are driven with betas or as a rectified flow; wrap this network with model_wrapper instead"
+        )
+    return schedule
+
+
+def prediction_of(config: Mapping[str, Any]) -> Prediction:
+    """The prediction that a pipeline with this scheduler configuration hands over."""
+    flow = not config.get("plans") and isinstance(
+        schedule_of({**config, "use_dynamic_shifting": False}), NoiseScheduleFlow
+    )
+    kind = config.get("prediction_type") or ("flow_prediction" if flow else "epsilon")
+    return Prediction(kind, float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None)
+
+
+def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the plan was made for a network such as this configuration describes."""
+    made_for, is_for = plan.provenance.get("prediction_type"), prediction_of(config).kind
+    if made_for not in (None, is_for):
+        raise ValueError(
+            f"plan was made for prediction_type={made_for!r}, the pipeline's network predicts "
+            f"{is_for!r}: tune one for it"
+        )
+    dynamic = bool(config.get("use_dynamic_shifting"))
+    schedule = schedule_of({**config, "use_dynamic_shifting": False})
+    if isinstance(plan.schedule, NoiseScheduleFlow) != isinstance(schedule, NoiseScheduleFlow):
+        raise ValueError(
+            f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
+        )
+    if not dynamic:
+        check_schedule(SimpleNamespace(schedule=schedule), plan)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""Models whose noise prediction is known in closed form, at every time: test benches for samplers and tuners."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedules import NoiseSchedule
+from .wrapper import for_samples
+
+
+@dataclass(frozen=True)
+class ExactEps:
+    """`eps(x, t, tau=None)` of an exact model on a schedule; `shape` is that of one sample."""
+
+    model: "Gaussian | Mixture"
+    schedule: NoiseSchedule
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x (B, ...) as a network told `tau` (by default t) sees it; times are 0-dim or (B,)."""
+        p = for_samples(self.schedule.at(t if tau is None else tau), x)
+        return self.model.noise(x, p.alpha, p.sigma)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The data in x (B, ...) as a network that predicts the data and is told `tau` sees it; at alpha = 0 too."""
+        p = self.schedule.at(t if tau is None else tau)
+        return self.model.data(x, p.alpha, p.sigma)
+
+
+class Gaussian:
+    """Data x_0 ~ N(mean, std^2) in every coordinate; `mean` and `std` are numbers or tensors of a sample's shape.
+
+    eps(x, tau) = sigma (x - alpha mean) / (alpha^2 std^2 + sigma^2), with alpha, sigma at tau.
+    """
+
+    def __init__(self, mean: Any = 0.0, std: Any = 1.0) -> None:
+        self.mean: Tensor
+        self.std: Tensor
+        self.mean, self.std = torch.broadcast_tensors(_numbers("mean", mean), _numbers("std", std))
+        if (self.std <= 0).any():
+            raise ValueError(f"std must be positive, got {float(self.std.min())}")
+
+    def eps(self, schedule: NoiseSchedule) -> ExactEps:
+        """The noise prediction on this schedule. Samples of scalar data have shape (1,)."""
+        return ExactEps(self, schedule, tuple(self.mean.shape) or (1,))
+
+    def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[eps | x] in a state with this alpha and sigma."""
+        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        return sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+    def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x] in a state with this alpha and sigma."""
+        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        return (alpha * variance * x + sigma**2 * mean) / (alpha**2 * variance + sigma**2)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n draws of the data, float64 (n, *shape)."""
+        draw = torch.Generator().manual_seed(seed)
+        shape = tuple(self.mean.shape) or (1,)
+        return self.mean + self.std * torch.randn(n, *shape, generator=draw, dtype=torch.float64)
+
+
+class Mixture:
+    r"""Data drawn from M points blurred by `std`: x_0 ~ sum_i weights_i N(means_i, std^2 I); `means` is (M, ...).
+
+    With v = alpha^2 std^2 + sigma^2, eps(x, tau) = sigma (x - alpha m) / v, where m = sum_i w_i means_i and
+    w = softmax(log weights_i + (2 alpha x . means_i - alpha^2 |means_i|^2) / (2 v)), alpha and sigma at tau. With a
+    data set as `means` this is that data set's own denoiser.
+    """
+
+    def __init__(self, means: Any, std: float, weights: Sequence[float] | Tensor | None = None) -> None:
+        self.means = _numbers("means", means)
+        if self.means.dim() < 1 or not len(self.means):
+            raise ValueError(f"means must have shape (M, ...) with M >= 1, got {tuple(self.means.shape)}")
+        if self.means.dim() == 1:
+            self.means = self.means[:, None]  # scalar data: samples of shape (1,)
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.std = float(std)
+        self.weights = _numbers("weights", torch.ones(len(self.means)) if weights is None else weights)
+        if self.weights.shape != (len(self.means),) or (self.weights < 0).any() or not self.weights.sum() > 0:
+            raise ValueError(f"weights must be {len(self.means)} numbers >= 0, not all 0, one for each of the means")
+        self.weights = self.weights / self.weights.sum()
+        self._cached: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def eps(self, schedule: NoiseSchedule) -> ExactEps:
+        """The noise prediction on this schedule."""
+        return ExactEps(self, schedule, tuple(self.means.shape[1:]))
+
+    def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[eps | x] in a state with this alpha and sigma."""
+        flat, m, v = self._mean(x, alpha, sigma)
+        return (sigma * (flat - alpha * m) / v).view_as(x)
+
+    def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x] in a state with this alpha and sigma."""
+        flat, m, v = self._mean(x, alpha, sigma)
+        return ((alpha * self.std**2 * flat + sigma**2 * m) / v).view_as(x)
+
+    def _mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, flat; the mean m of the points that it may come from; v."""
+        means, squares, log_weights = self._as(x)
+        v = alpha**2 * self.std**2 + sigma**2
+        flat = x.flatten(1)
+        alpha, sigma, v = (value.flatten(1) if value.dim() else value for value in (alpha, sigma, v))
+        w = torch.softmax(log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares, dim=1)
+        return flat, w @ means, v
+
+    def _as(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = (x.dtype, x.device)
+        if key not in self._cached:
+            means = self.means.flatten(1)
+            parts = (means, means.square().sum(1), torch.log(self.weights))
+            self._cached[key] = (parts[0].to(x), parts[1].to(x), parts[2].to(x))
+        return self._cached[key]
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n draws of the data, float64 (n, ...)."""
+        draw = torch.Generator().manual_seed(seed)
+        pick = torch.multinomial(self.weights, n, replacement=True, generator=draw)
+        shape = (n, *self.means.shape[1:])
+        return self.means[pick] + self.std * torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def _numbers(name: str, values: Any) -> Tensor:
+    tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity in it")
+    return tensor

@@ -1,0 +1,271 @@
+"""TimeTuner, the published interface (Xia et al., CVPR 2024): a thin face over plans and tuners."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._checks import whole
+from ..plans.build import make_plan
+from ..plans.plan import Plan
+from ..samplers import Noise, Sampler, sampler_from_dict
+from ..sampling import Eps, Observed, check_schedule, sample
+from ..schedules import NoiseSchedule, Point, as_times
+from ..tuners import Judge
+from ..tuners.base import Job, tqdm_bar
+from ..tuners.calibration import Draws
+from ..tuners.timesteps.adam import adam
+from ..tuners.timesteps.runs import PlanRun, Run, State
+from ..tuners.timesteps.search import Search
+from .data_loader import LoaderDraws
+from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
+
+
+class TimeTuner:
+    """Sampling with tuned timesteps, and tuning them, as the published code has it.
+
+    Args:
+        model_fn: what `model_wrapper` returned; without conditions, any `eps(x, t, tau)`.
+        noise_schedule: that of the network.
+        device: where tuning moves images and labels; by default they stay where the data loader puts them.
+    """
+
+    def __init__(self, model_fn: Eps, noise_schedule: NoiseSchedule, device: torch.device | str | None = None) -> None:
+        self.model_fn = model_fn
+        self.noise_schedule = noise_schedule
+        self.device = device
+
+    def plan(
+        self,
+        num_steps: int | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        t_ratios: Sequence[float] | Tensor | Plan | None = None,
+        sampler: str | Sampler = "ddim",
+        **options: Any,
+    ) -> Plan:
+        """The plan of a call in the published style.
+
+        Args:
+            num_steps: network calls, K; on the published "leading" grid when no timesteps are given.
+            timesteps: where the K calls are made, in any order, as the network is told: its levels n (discrete
+                schedules) or times t (continuous ones). The run ends at the least trained time, or at 0 when a call is
+                made there.
+            t_ratios: K tuned ratios tau / t; or a tuned plan of this sampler, which brings its own grid.
+            sampler, options: a name in `SAMPLERS` with its options, or a sampler.
+
+        Raises:
+            ValueError: names the argument, what was got and the way out.
+        """
+        named = isinstance(sampler, str)
+        made = sampler_from_dict({"name": sampler} | options) if isinstance(sampler, str) else sampler
+        if isinstance(t_ratios, Plan):
+            return self._given_plan(t_ratios, made, num_steps, timesteps, fixed=bool(options) or not named)
+        if timesteps is None:
+            if num_steps is None:
+                raise ValueError("num_steps= is needed, the number of network calls, or timesteps=")
+            plan = make_plan(made, self.noise_schedule, calls=num_steps, spacing="leading")
+        else:
+            plan = make_plan(made, self.noise_schedule, calls=num_steps, times=self._ends(timesteps))
+        if t_ratios is None:
+            return self._checked(plan)
+        ratios = _numbers("t_ratios", t_ratios)
+        if ratios.shape != (len(plan),) or not (ratios > 0).all():
+            raise ValueError(f"t_ratios must be {len(plan)} positive numbers, one for each call, got {ratios.tolist()}")
+        return self._checked(plan.with_tau(ratios * plan.t[:-1]))
+
+    def _given_plan(self, plan: Plan, sampler: Sampler, num_steps: int | None, timesteps: Any, fixed: bool) -> Plan:
+        if type(plan.sampler) is not type(sampler) or (fixed and plan.sampler != sampler):
+            raise ValueError(f"t_ratios is a plan of {plan.sampler!r}, but {sampler!r} was asked for")
+        if num_steps not in (None, len(plan)):
+            raise ValueError(f"num_steps must be that of the plan given as t_ratios, {len(plan)}, got {num_steps}")
+        if timesteps is not None:
+            raise ValueError("timesteps belong to the plan given as t_ratios: leave them out")
+        return self._checked(plan)
+
+    def _checked(self, plan: Plan) -> Plan:
+        """The plan, if it is for the noise schedule of this tuner and of the model, should that know its own."""
+        check_schedule(Watched(self.model_fn, self.noise_schedule), plan)
+        check_schedule(self.model_fn, plan)
+        return plan
+
+    def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
+        times = _numbers("timesteps", timesteps).sort(descending=True).values
+        times = self.noise_schedule.time_of(times)
+        least = self.noise_schedule.t_min
+        return torch.cat([times, as_times([least if times[-1] > least * (1 + 1e-9) else 0.0])])
+
+    def ddim_sample(
+        self,
+        x: Tensor,
+        num_steps: int | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        t_ratios: Sequence[float] | Tensor | Plan | None = None,
+        eta: float | None = None,
+        condition: Any = None,
+        uncond_condition: Any = None,
+        return_intermediates: bool = False,
+        verbose: bool = False,
+        noise: Noise | None = None,
+    ) -> Any:
+        """DDIM from the noise x (B, ...); `eta` is 0, or the plan's, by default. See `sample` for the rest."""
+        options = {} if eta is None else {"eta": eta}
+        return self.sample(
+            x, "ddim", num_steps, timesteps, t_ratios, condition, uncond_condition, return_intermediates, verbose,
+            noise, **options,
+        )  # fmt: skip
+
+    def sample(
+        self,
+        x: Tensor,
+        sampler: str | Sampler = "dpmpp",
+        num_steps: int | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        t_ratios: Sequence[float] | Tensor | Plan | None = None,
+        condition: Any = None,
+        uncond_condition: Any = None,
+        return_intermediates: bool = False,
+        verbose: bool = False,
+        noise: Noise | None = None,
+        **options: Any,
+    ) -> Any:
+        """Samples (B, ...) from the noise x (B, ...), by any sampler; its options (order=, eta=, ...) are named.
+
+        Args:
+            x: the state at the first time, standard normal noise.
+            sampler, num_steps, timesteps, t_ratios, options: see `plan`.
+            condition, uncond_condition: what the network is conditioned on, (B, ...) or (1, ...).
+            return_intermediates: also return `{"x_t": [...], "x0_pred": [...]}`: the states, and the data that the
+                network saw in them, K + 1 entries each: x itself, then one for every call.
+            verbose: show progress.
+            noise: what a stochastic sampler draws from; `torch.randn_like` by default.
+        """
+        plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
+        eps = self._bound(condition, uncond_condition)
+        watched = Watched(eps, plan.schedule) if return_intermediates else None
+        bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
+
+        with bar:
+            end = sample(Observed(watched or eps, lambda *_: bar.update()), plan, x, noise)
+        if watched is None:
+            return end
+        return end, {"x_t": [*watched.states, end], "x0_pred": [x, *watched.data]}
+
+    def step_fn(self, sampler: str | Sampler, **options: Any) -> "SamplerStep":
+        """One step of any sampler, as `optimize_timesteps` takes it."""
+        made = sampler_from_dict({"name": sampler} | options) if isinstance(sampler, str) else sampler
+        return SamplerStep(made, self.noise_schedule, self._bound)
+
+    @property
+    def ddim_step_fn(self) -> "SamplerStep":
+        """One step of DDIM; `eta=` may be given at the call."""
+        return self.step_fn("ddim")
+
+    def optimize_timesteps(
+        self,
+        data_loader: Iterable[Mapping[str, Any]],
+        step_fn: StepFn | None = None,
+        encode_fn: Callable[[Tensor], Tensor] | None = None,
+        num_steps: int | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        tune_type: str = "sequential",
+        lr: float | None = None,
+        total_iters: int | None = None,
+        verbose: bool = False,
+        seed: int = 0,
+        samples: int = 256,
+        **step_fn_kwargs: Any,
+    ) -> Tensor:
+        """The tuned ratios tau / t of a sampler, float64 (K,), the last one 1.
+
+        Given `lr` or `total_iters`, the published procedure runs: Adam, `total_iters` batches of the loader for each
+        ratio. Given neither, each ratio is found by a search on `samples` images, with forward calls only. The result
+        is the bare optimum of the published loss; a warning says so where it ends farther from a many-step run than
+        untuned.
+
+        Args:
+            data_loader: yields dicts with `image` (B, ...) and, under guidance, `label` (B, ...).
+            step_fn: DDIM by default; `ddim_step_fn`, `step_fn("dpmpp", order=2)` of this tuner, or a function of your
+                own, see `StepFn`.
+            encode_fn: takes images to latents.
+            num_steps, timesteps: see `plan`.
+            tune_type: "sequential" or "parallel".
+            seed: of all that is drawn.
+            step_fn_kwargs: given to step_fn at every call; `uncond_condition` is also what guidance takes.
+
+        Raises:
+            ValueError: names the argument, what was got and the way out.
+        """
+        if tune_type not in ("sequential", "parallel"):
+            raise ValueError(f"tune_type must be 'sequential' or 'parallel', got {tune_type!r}")
+        samples = whole("samples", samples, 2)
+        step = self.ddim_step_fn if step_fn is None else step_fn
+        run: Run
+        if isinstance(step, SamplerStep):
+            options = {name: value for name, value in step_fn_kwargs.items() if name != "uncond_condition"}
+            run = PlanRun(self.plan(num_steps, timesteps, sampler=step.with_options(**options).sampler))
+        else:
+            grid = self.plan(num_steps, timesteps)
+            run = FunctionRun(grid.schedule, Point(grid.t, grid.alpha, grid.sigma), step, step_fn_kwargs)
+        if getattr(self.model_fn, "labels", None) == "round" and not (lr is None and total_iters is None):
+            raise ValueError(
+                "lr and total_iters need gradients to the time, which labels='round' has none of: leave them out, the "
+                "search works with forward calls only"
+            )
+        bind = self._bound if hasattr(self.model_fn, "bind") else lambda label, uncond: self.model_fn
+        draws = LoaderDraws(
+            data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed, samples
+        )
+        held_out = draws.held_out(min(samples, 64))
+        job = Job(tell=tqdm_bar(tune_type) if verbose else None)
+        if lr is None and total_iters is None:
+            ratios = Search(run, draws.fixed(samples), tune_type, job=job)().ratios
+        else:
+            iterations = 500 if total_iters is None else total_iters
+            draws.iterations = iterations
+            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, job=job)
+        before, after = _judged(run, ratios, held_out)
+        if not after <= before:
+            warnings.warn(
+                "the tuned timesteps are the optimum of the published loss, but worse than untuned ones: on held-out "
+                f"noise they end {after:.4g} from a many-step run on average, untuned ones {before:.4g}; "
+                "time_tuner.tune(guard=True) puts back the ratios that do the harm",
+                stacklevel=2,
+            )
+        return ratios
+
+    def _bound(self, condition: Any, uncond_condition: Any) -> Eps:
+        bind = getattr(self.model_fn, "bind", None)
+        if bind is not None:
+            bound: Eps = bind(condition, uncond_condition)
+            return bound
+        if condition is not None:
+            raise ValueError("condition= needs a model_fn made by model_wrapper with a guidance_type, got a bare eps")
+        return self.model_fn
+
+
+@torch.no_grad()
+def _judged(run: Run, ratios: Tensor, draws: Draws) -> tuple[float, float]:
+    """How far the untuned and the tuned run end from a many-step one, from noise not tuned on."""
+    judge = Judge(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
+    stochastic = isinstance(run, PlanRun) and run.plan.stochastic
+
+    def measure(ratios: Tensor) -> float:
+        state: State = ((), float(run.point(0).scale) * draws.noise)
+        for k in range(len(run)):
+            state = run.step(k, state, ratios[k] * run.point(k).t, draws)
+        return judge.distance(state[1], stochastic)
+
+    return measure(torch.ones_like(ratios)), measure(ratios)
+
+
+def _numbers(name: str, values: Any) -> Tensor:
+    try:
+        numbers = as_times(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a list of numbers, got {type(values).__name__}: {error}") from None
+    if numbers.dim() != 1 or not len(numbers):
+        raise ValueError(f"{name} must be a list of numbers, got shape {tuple(numbers.shape)}")
+    return numbers

@@ -1,0 +1,97 @@
+"""One step of a sampler as a function, in the published style: ours, and the user's own as a run that can be tuned."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..plans.build import make_plan
+from ..samplers import Noise, Sampler
+from ..sampling import Eps, Observed, trajectory
+from ..schedules import NoiseSchedule, Point, as_times
+from ..tuners.calibration import Draws
+from ..tuners.timesteps.runs import Run, State
+
+StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""`step_fn(x, t, s, t_ratio=..., **kwargs) -> (x_s, x0_pred)`: one step of some sampler from time t to s < t, the
+network being told t_ratio times the time. Under guidance it is also given `condition=`, the labels of the data."""
+
+
+class Watched(Observed):
+    """A model that notes the states it is called with, and the data it sees in them."""
+
+    def __init__(self, eps: Eps, schedule: NoiseSchedule) -> None:
+        super().__init__(eps, self._note)
+        self.schedule = schedule
+        self.states: list[Tensor] = []
+        self.data: list[Tensor] = []
+
+    def _note(self, unit: str, x: Tensor, t: Any, said: Tensor) -> None:
+        p = self.schedule.at(t)
+        self.states.append(x)
+        self.data.append(said if unit == "x0" else (x - p.sigma * said) / p.alpha)
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """One step of a sampler of the table; a sampler with history takes its first step, which has none.
+
+    Tuning with it does not go step by step: it runs the sampler itself, history and all.
+    """
+
+    sampler: Sampler
+    schedule: NoiseSchedule
+    bind: Callable[[Any, Any], Eps]
+
+    def with_options(self, **options: Any) -> "SamplerStep":
+        """The same with other options of the sampler."""
+        known = [f.name for f in fields(self.sampler)]  # type: ignore[arg-type]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            takes = ", ".join(known) or "none"
+            raise ValueError(f"{type(self.sampler).__name__} has no option {unknown[0]!r}; its options: {takes}")
+        return replace(self, sampler=replace(self.sampler, **options))  # type: ignore[type-var]
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Any,
+        s: Any,
+        t_ratio: Any = 1.0,
+        condition: Any = None,
+        uncond_condition: Any = None,
+        noise: Noise | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """The state at s and the data predicted on the way, from the state x (B, ...) at t > s."""
+        eps = Watched(self.bind(condition, uncond_condition), self.schedule)
+        sampler = self.with_options(**options).sampler
+        plan = make_plan(sampler, self.schedule, times=torch.stack([as_times(t), as_times(s)]))
+        plan = plan.with_tau(as_times(t_ratio) * plan.t[:-1])
+        return list(trajectory(eps, plan, x, noise))[-1], eps.data[-1]
+
+
+class FunctionRun(Run):
+    """A run of a user's step function over a grid of K + 1 points, with one ratio a step."""
+
+    def __init__(self, schedule: NoiseSchedule, points: Point, step_fn: StepFn, kwargs: Mapping[str, Any]) -> None:
+        super().__init__(schedule, points)
+        self.step_fn, self.kwargs = step_fn, kwargs
+
+    def step(self, k: int, state: State, tau: Tensor, draws: Draws) -> State:
+        _, x = state
+        t, s = self.points.t[k], self.points.t[k + 1]
+        condition = {} if draws.condition is None else {"condition": draws.condition}
+        # Whatever it draws from torch's own generators is the same at every evaluation.
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(draws.first + k)
+            result = self.step_fn(x, t, s, t_ratio=tau / t, **condition, **self.kwargs)
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
+            raise ValueError(f"step_fn must return (x_s, x0_pred), got {type(result).__name__}")
+        if result[0].shape != x.shape:
+            raise ValueError(
+                f"step_fn must return x_s of the shape of x, {tuple(x.shape)}, got {tuple(result[0].shape)} at step {k}"
+            )
+        return (), result[0]

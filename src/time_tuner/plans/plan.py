@@ -1,0 +1,280 @@
+"""The plan: one row (t, alpha, sigma, tau) for each call of the network, as a value, a JSON file and a table."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._files import read_json, same_numbers, write_json
+from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
+from ..schedules import NoiseSchedule, Point, as_times, schedule_from_dict
+from .grid import checked_ends, place_calls
+from .rows import Row, compile_rows
+
+FORMAT, VERSION = "time-tuner plan", 1
+ENTRIES = (
+    *("format", "version", "calls", "sampler", "t", "alpha", "sigma", "tau", "corrections"),
+    *("provenance", "schedule", "rows"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run of K network calls: call k is made in the state at point k, told tau_k, and leads to point k + 1.
+
+    Made by `make_plan`, changed by `with_times`, `with_tau` and `with_corrections`, run by `sample`.
+
+    Attributes:
+        sampler: how predictions are combined.
+        schedule: the noise schedule that the points lie on.
+        t, alpha, sigma: the points, float64 of shape (K + 1,). A sampler with several calls a step (Heun) may stand at
+            one time twice: a call is known by its index.
+        tau: the time that the network is told at each call, (K,); `tau = t[:K]` in an untuned plan.
+        corrections: None, or C (K, K), strictly lower triangular: after call k the state is moved by
+            gamma_k sum_{j < k} C[k, j] (eps_j - eps_k), with gamma_k = sigma_q - alpha_q / alpha_b sigma_b, where q is
+            point k + 1 and b the first point of the step that call k belongs to. Zero is the sampler as it stands.
+        provenance: how it was made; plain JSON values.
+    """
+
+    sampler: Sampler
+    schedule: NoiseSchedule
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    tau: Tensor
+    corrections: Tensor | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("t", "alpha", "sigma", "tau", "corrections"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_times(getattr(self, name)))
+        _validate(self)
+
+    def __len__(self) -> int:
+        """The number of network calls, K."""
+        return len(self.tau)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Plan) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Plan({self.sampler!r}, {self.schedule!r}, calls={len(self)}, tuned={self.tuned})"
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the network is told other times, or predictions are combined otherwise, than untuned."""
+        return self.corrections is not None or not torch.equal(self.tau, self.t[:-1])
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether running it draws noise."""
+        return any(row.draws for row in self.rows)
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Network calls of each step; they sum to K."""
+        return self.sampler.steps(len(self), bool(self.sigma[-1] == 0))
+
+    @property
+    def ends(self) -> Tensor:
+        """The times where steps begin and end, (S + 1,): t without what lies inside a step."""
+        firsts = [sum(self.steps[:i]) for i in range(len(self.steps))]
+        return self.t[[*firsts, len(self)]]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """What each call does to the tensors, as numbers."""
+        return compile_rows(self.sampler, self._points, self.steps, self.corrections)
+
+    def point(self, k: int) -> Point:
+        """Point k = 0 .. K: where call k is made; K is the end."""
+        return self._points[k]
+
+    @cached_property
+    def _points(self) -> tuple[Point, ...]:
+        return tuple(map(Point, self.t.unbind(), self.alpha.unbind(), self.sigma.unbind()))
+
+    @cached_property
+    def told(self) -> tuple[Tensor, ...]:
+        """tau of each call, 0-dim each."""
+        return self.tau.unbind()
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times
+        it: the noise itself on a variance-preserving schedule, about sigma_max times it on a variance-exploding one."""
+        return float(self.point(0).scale.detach()) * noise
+
+    def with_times(self, ends: Any) -> "Plan":
+        """The same run on another grid of step ends, (S + 1,) strictly falling. The ratios tau / t are kept."""
+        ratios = self.tau / self.t[:-1]
+        grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
+        return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=ratios * grid.t[:-1])
+
+    def with_tau(self, tau: Any) -> "Plan":
+        """The same run with the network told other times, (K,)."""
+        tau = as_times(tau)
+        if tau.shape != self.tau.shape:
+            raise ValueError(f"tau must hold one time for each of {len(self)} calls, got shape {tuple(tau.shape)}")
+        return replace(self, tau=tau)
+
+    def with_corrections(self, corrections: Any) -> "Plan":
+        """The same run with other corrections, (K, K) strictly lower triangular, or None."""
+        return replace(self, corrections=None if corrections is None else as_times(corrections))
+
+    def with_provenance(self, **values: Any) -> "Plan":
+        """The same run with these entries added to what is known of its making."""
+        return replace(self, provenance={**self.provenance, **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values; `rows` follow from the rest, for those who run a plan without this library."""
+        corrections = None if self.corrections is None else self.corrections.tolist()
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "calls": len(self),
+            "sampler": sampler_to_dict(self.sampler),
+            **{name: getattr(self, name).tolist() for name in ("t", "alpha", "sigma", "tau")},
+            "corrections": corrections,
+            "provenance": dict(self.provenance),
+            "schedule": self.schedule.to_dict(),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Plan":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: not a plan, a newer version, missing or misshapen entries, or points off the schedule.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise ValueError(f"not a plan: its 'format' must be {FORMAT!r}")
+        version = values.get("version")
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
+            raise ValueError(f"plan has version {version!r}, this library reads up to {VERSION}: update time-tuner")
+        needed = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
+        unknown = values.keys() - set(ENTRIES)
+        if unknown:
+            raise ValueError(f"plan has an unknown entry {min(unknown)!r}; its entries are {', '.join(ENTRIES)}")
+        missing = [name for name in needed if values.get(name) is None]
+        if missing:
+            raise ValueError(f"plan lacks {', '.join(missing)}")
+        for name, kind in (("sampler", Mapping), ("schedule", Mapping), ("provenance", Mapping)):
+            if not isinstance(values.get(name, {}), kind):
+                raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
+        columns: dict[str, Tensor] = {}
+        for name in ("t", "alpha", "sigma", "tau", "corrections"):
+            if values.get(name) is not None:
+                try:
+                    columns[name] = torch.tensor(values[name], dtype=torch.float64)
+                except (TypeError, ValueError, OverflowError) as error:
+                    raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
+        plan = cls(
+            sampler=sampler_from_dict(values["sampler"]),
+            schedule=schedule_from_dict(values["schedule"]),
+            provenance=dict(values.get("provenance", {})),
+            **columns,
+        )
+        if len(plan) != values["calls"]:
+            raise ValueError(f"plan says calls = {values['calls']!r}, but holds {len(plan)} of them")
+        if "rows" in values and not same_numbers(values["rows"], [row.to_dict() for row in plan.rows]):
+            raise ValueError("rows of the plan do not follow from its sampler and points: the file was edited")
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all."""
+        write_json(Path(path), self.to_dict())
+
+    @staticmethod
+    def save_several(plans: "Sequence[Plan]", path: str | os.PathLike[str]) -> None:
+        """Write plans for different numbers of calls into one file, from which `load(path, calls=)` picks.
+
+        Raises:
+            ValueError: two of them have the same number of calls.
+        """
+        calls = sorted(map(len, plans))
+        if len(set(calls)) < len(calls) or not calls:
+            raise ValueError(f"plans of one file must have different numbers of calls, got {calls or 'none'}")
+        write_json(Path(path), [plan.to_dict() for plan in sorted(plans, key=len)])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":
+        """Read a plan file; of a file that holds a list of plans, the one with this number of calls.
+
+        A name such as "digits/ddim-10", where no such file exists, is a plan that comes with a bundled model.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not a valid plan file, or holds no plan with this number of calls; names the file.
+        """
+        try:
+            values = read_json(_found(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a plan file: {error}") from None
+        try:
+            plans = [cls.from_dict(entry) for entry in (values if isinstance(values, list) else [values])]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found = {len(plan): plan for plan in plans}
+        if len(found) < len(plans):
+            raise ValueError(f"{path} has two plans for the same number of calls: leave one of them")
+        if not plans:
+            raise ValueError(f"{path} is not a plan file: the list in it is empty")
+        if calls is None and len(plans) == 1:
+            return plans[0]
+        if calls not in found:
+            got = "none was named" if calls is None else f"got calls={calls}"
+            raise ValueError(
+                f"{path} has plans for calls = {sorted(found)}, {got}: name one of them (calls=, --calls, or "
+                "file.json:CALLS where runs are compared)"
+            )
+        return found[calls]
+
+
+def _found(path: str | os.PathLike[str]) -> Path:
+    """The file itself, or the plan of that name, with ".json" or without, that comes with a bundled model."""
+    folder = Path(__file__).parents[1] / "digits" / "assets" / "plans"
+    bundled = folder / f"{os.fspath(path).removesuffix('.json')}.json"
+    if Path(path).exists():
+        return Path(path)
+    if bundled.is_file() and folder in bundled.resolve().parents:
+        return bundled
+    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.json"))
+    raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; plans that come with a model: {', '.join(names)}")
+
+
+def _validate(plan: Plan) -> None:
+    for name in ("t", "alpha", "sigma", "tau", "corrections"):
+        column = getattr(plan, name)
+        if column is not None and not torch.isfinite(column).all():
+            raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
+    calls = plan.tau.numel()
+    if plan.tau.dim() != 1 or calls < 1:
+        raise ValueError(f"tau of a plan must have shape (K,) with K >= 1, got {tuple(plan.tau.shape)}")
+    for name in ("t", "alpha", "sigma"):
+        if getattr(plan, name).shape != (calls + 1,):
+            got = tuple(getattr(plan, name).shape)
+            raise ValueError(f"{name} of a plan with {calls} calls must have shape ({calls + 1},), got {got}")
+    if (plan.tau <= 0).any():
+        raise ValueError(f"tau of a plan must be positive, got {float(plan.tau.min())}")
+    c = plan.corrections
+    if c is not None and (c.shape != (calls, calls) or c.detach().triu().any()):
+        raise ValueError(f"corrections must be ({calls}, {calls}) and strictly lower triangular, got {tuple(c.shape)}")
+    checked_ends(plan.ends.detach(), plan.schedule)
+    if (plan.t.diff() > 0).any() or (plan.sigma[:-1] <= 0).any():
+        raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
+    point = plan.schedule.at(plan.t.detach())
+    for name in ("alpha", "sigma"):
+        on_schedule, held = getattr(point, name), getattr(plan, name).detach()
+        if not torch.allclose(on_schedule, held, rtol=1e-6, atol=1e-9):
+            raise ValueError(
+                f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
+            )

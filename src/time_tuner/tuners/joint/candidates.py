@@ -1,0 +1,103 @@
+"""Where joint tuning may start from: the plan itself, and others of its sampler to the same end."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ..._checks import whole
+from ...plans.build import make_plan, resample
+from ...plans.plan import Plan
+from ...samplers import Sampler, sampler_from_dict, sampler_to_dict
+from ...spacings import SPACINGS
+from .parameters import PARTS
+
+ORDERS = (1, 2, 3, 4)
+APART = 0.02  # of the angles of two grids, for them to count as two
+SHORTEST = 1.02  # times the end of the run, at least, where the last step begins: a shorter one is a call wasted
+LATE = (0, 1, 2)  # so many steps of a grid for as many more are left out
+
+
+def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
+    """The plans that may be tried, the given one first.
+
+    A start differs from the plan in what is tuned, and in nothing else: other spacings are for where times are tuned,
+    other orders of the sampler for where corrections are. A run may begin later than that of the plan, on the grid of a
+    longer run without its first steps, for few calls are wasted where there is only noise; it ends where the plan does.
+
+    Args:
+        plan: the plan to tune.
+        starts: 1 for the plan and `others` alone; more for every spacing and every order of its sampler too.
+        others: tuned plans for other numbers of calls, or plans with the calls and the end of this one.
+        parts: what is tuned, see `Parameters`.
+
+    Raises:
+        ValueError: not a positive number, or plans that do not fit.
+    """
+    starts, found = whole("starts", starts, 1), [plan]
+    for other in others:
+        fitting = resample(other, len(plan))
+        if not _fits(fitting, plan):
+            raise ValueError(
+                f"others must be deterministic plans to t = {float(plan.t[-1]):.6g} on the schedule of the plan, "
+                f"got {other!r}"
+            )
+        found.append(fitting)
+    for sampler in _orders(plan, parts) if starts > 1 else ():
+        for ends in _grids(plan, sampler, parts):
+            try:
+                other = make_plan(sampler, plan.schedule, len(plan), times=ends)
+            except ValueError:  # not for so many steps
+                continue
+            if "tau" not in parts:
+                other = other.with_tau((other.tau * plan.tau / plan.t[:-1]).clamp(max=plan.schedule.T))
+            if "corrections" not in parts:
+                other = other.with_corrections(plan.corrections)
+            if not any(_same(other, one) for one in found):
+                found.append(other)
+    return found
+
+
+def _orders(plan: Plan, parts: Sequence[str]) -> list[Sampler]:
+    """The plan's sampler, and the same with every other order that it may have."""
+    values = sampler_to_dict(plan.sampler)
+    orders = [order for order in ORDERS if order != values["order"]] if "order" in values else []
+    made = [plan.sampler]
+    for order in orders if "corrections" in parts else ():
+        try:
+            made.append(sampler_from_dict({**values, "order": order}))
+        except ValueError:
+            continue
+    return made
+
+
+def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
+    """The step ends of the plan, and those of every spacing, from its beginning or later, to the end of the plan."""
+    steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
+    made = [plan.ends] if len(plan.steps) == steps else []
+    for spacing, late in product(SPACINGS.values(), LATE) if "times" in parts else ():
+        try:
+            ends = spacing(plan.schedule, steps + late)[late:]
+        except ValueError:  # not on this schedule
+            continue
+        if not plan.schedule.at(ends[0]).alpha and plan.point(0).alpha:
+            continue  # there the model may have nothing to say
+        if ends[-2] > plan.ends[-1] * SHORTEST:
+            made.append(torch.cat([ends[:-1], plan.ends[-1:]]))
+    angles = [plan.schedule.at(ends).angle for ends in made]
+    return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two plans make the same run."""
+    if one.sampler != other.sampler or len(one.ends) != len(other.ends):
+        return False
+    none = torch.zeros(len(one), len(one), dtype=torch.float64)
+    numbers = [(plan.ends, plan.tau, none if plan.corrections is None else plan.corrections) for plan in (one, other)]
+    return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*numbers, strict=True))
+
+
+def _fits(other: Plan, plan: Plan) -> bool:
+    same = abs(float(other.t[-1] - plan.t[-1])) < 1e-9
+    return len(other) == len(plan) and same and not other.stochastic and other.schedule == plan.schedule
