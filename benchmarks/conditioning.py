@@ -30,8 +30,8 @@ from rich.table import Table
 
 from time_tuner import Plan, make_plan, sample, tune
 from time_tuner.metrics import frechet_between
-from time_tuner.tuners import OBJECTIVES, Judge, Step
-from time_tuner.tuners.calibration import Draws
+from time_tuner.tuners import OBJECTIVES, ReferenceDistance, Step
+from time_tuner.tuners.calibration import CalibrationBatch
 from time_tuner.tuners.timesteps.objectives import loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct, start
 
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 @torch.no_grad()
-def summed_loss(plan: Plan, draws: Draws, strategy: str) -> float:
+def summed_loss(plan: Plan, draws: CalibrationBatch, strategy: str) -> float:
     """The loss of every ratio but the last, summed, in the states of the strategy."""
     run, total = PlanRun(plan), 0.0
     state = start(run, draws)
@@ -68,7 +68,7 @@ def timed(work: Callable[[], Plan], device: str) -> tuple[Plan, float]:
 def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, iterations: int) -> dict[str, Any]:
     """One row."""
     untuned = make_plan("ddim", problem.schedule, calls, grid)
-    judge = Judge(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
+    judge = ReferenceDistance(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
 
     def frechet(plan: Plan) -> float | None:
         if problem.fresh is None or problem.starts is None:
@@ -140,10 +140,10 @@ def verdicts(row: dict[str, Any]) -> list[str]:
     }
     said = [f"{name}: {what}" for what, missed in bars.items() if missed]
     note = row["guarded_provenance"]
-    if note["after"] > note["before"] or row["default_provenance"]["after"] > row["default_provenance"]["before"]:
+    if note["distance"]["tuned"] > note["distance"]["untuned"] or row["default_provenance"]["distance"]["tuned"] > row["default_provenance"]["distance"]["untuned"]:
         said.append(f"{name}: what the guard hands over is worse than untuned")
-    if note["bare"] > note["before"]:
-        reverted = ", ".join(map(str, note["reverted"]))
+    if note["distance"]["unguarded"] > note["distance"]["untuned"]:
+        reverted = ", ".join(map(str, note["reverted_calls"]))
         said.append(f"{name}: the published objective alone is worse than untuned; put back: rows {reverted}")
     return said
 

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import make_plan, model_wrapper, sample, seeded_noise, tune
+from time_tuner import SeededNoise, make_plan, model_wrapper, sample, tune
 from time_tuner.digits.classifier import load_noisy_classifier
 from time_tuner.digits.metrics import digit_frechet
 from time_tuner.digits.networks import NULL_LABEL, digits_network
 from time_tuner.metrics import distance
 from time_tuner.sampling import Eps
-from time_tuner.tuners import Calibration, Judge, reference_plan
+from time_tuner.tuners import Calibration, ReferenceDistance, reference_plan
 from time_tuner.tuners.guard import guarded
 
 REFERENCE_CALLS = 500
@@ -62,11 +62,11 @@ def main(samples: int, tuning: int, calls: int, spacing: str, out: Path | None) 
         measured, tuned_on = bind(torch.arange(samples) % 10), bind(torch.arange(tuning) % 10)
         schedule = linear_schedule()
         untuned = make_plan("ddim", schedule, calls=calls, spacing=spacing)
-        x = seeded_noise(10_000)(torch.empty(samples, *SHAPE))
+        x = SeededNoise(10_000)(torch.empty(samples, *SHAPE))
         end = sample(measured, reference_plan(schedule, float(untuned.t[-1]), REFERENCE_CALLS), x)
         plans = {"untuned": untuned}
         noise = Calibration(tuned_on, schedule, samples=tuning, shape=SHAPE).held_out()
-        judge = Judge(tuned_on, schedule, float(untuned.t[-1]), noise)
+        judge = ReferenceDistance(tuned_on, schedule, float(untuned.t[-1]), noise)
         for method in ("sequential", "parallel"):
             bare = tune(tuned_on, untuned, method, guard=False, samples=tuning, shape=SHAPE, verbose=True)
             plans |= {f"{method}, bare": bare, f"{method}, guarded": guarded(bare, untuned, judge)}
@@ -74,7 +74,7 @@ def main(samples: int, tuning: int, calls: int, spacing: str, out: Path | None) 
         for name, images in (states | {f"{REFERENCE_CALLS} calls": end}).items():
             row = {"guidance": kind, "plan": name, "distance": float(distance(images, end).mean())}
             row["frechet"] = digit_frechet(images)
-            row["reverted"] = list(plans[name].provenance.get("reverted", [])) if name in plans else []
+            row["reverted"] = list(plans[name].provenance.get("reverted_calls", [])) if name in plans else []
             rows.append(row)
             put_back = ", ".join(map(str, row["reverted"]))
             table.add_row(kind, name, f"{row['distance']:.3f}", f"{row['frechet']:.2f}", put_back)

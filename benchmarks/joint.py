@@ -22,22 +22,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.metrics import distance, frechet_between
-from time_tuner.models.checkpointing import Checkpointed, kept_bytes
+from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.plans import resample
 from time_tuner.samplers.dpmpp import DPMSolverPP
 from time_tuner.samplers.unipc import UniPC
 from time_tuner.sampling import Eps
 from time_tuner.tuners import reference_plan
-from time_tuner.tuners.joint.loss import TimeSlopes, run_each
+from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
 from time_tuner.tuners.joint.teacher import usual_teacher
 
 DATA, SCHEDULE = exact_digits(), linear_schedule()
 EPS = DATA.eps(SCHEDULE)
 FRESH = [DATA.sample(4000, 10**7 + i) for i in range(8)]
-NOISE = [seeded_noise(3 * 10**9 + i * 10**5)(torch.empty(4000, 64)) for i in range(8)]
+NOISE = [SeededNoise(3 * 10**9 + i * 10**5)(torch.empty(4000, 64)) for i in range(8)]
 TUNING: dict[str, Any] = {"shape": (64,), "guard": False}
 ITERATIONS, PAIRS = 800, 1024
 UNTUNED = (("ddim", "quadratic"), ("dpmpp", "quadratic"), ("unipc", "quadratic"))
@@ -45,7 +45,7 @@ UNTUNED = (("ddim", "quadratic"), ("dpmpp", "quadratic"), ("unipc", "quadratic")
 
 def frechet(plan: Plan) -> float:
     """FD of a plan's samples."""
-    ends = [sample(EPS, plan, plan.start(x)).double() for x in NOISE]
+    ends = [sample(EPS, plan, plan.initial_state(x)).double() for x in NOISE]
     return statistics.mean(map(frechet_between, ends, FRESH))
 
 
@@ -163,7 +163,7 @@ def teachers(table: Table, seeds: int) -> list[dict[str, Any]]:
     problems = [(EPS, SCHEDULE, NOISE[0])]
     for scale in (1.0, 2.0):
         model = load_model("digits", [i % 10 for i in range(40)], scale)
-        problems.append((model.eps, model.schedule, seeded_noise(99)(torch.empty(40, *model.shape))))
+        problems.append((model.eps, model.schedule, SeededNoise(99)(torch.empty(40, *model.shape))))
     ends = [sample(eps, reference_plan(schedule, schedule.t_min, 300), x) for eps, schedule, x in problems]
     for k, sampler in product((20, 30, 40, 60), (DPMSolverPP(2), DPMSolverPP(3), UniPC(2), UniPC(3))):
         apart = [
@@ -181,10 +181,10 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
     for name in ("calls", "kept", "one call at a time"):
         table.add_column(name, justify="right")
     model = load_model("digits")
-    x = seeded_noise(0)(torch.empty(16, *model.shape))
+    x = SeededNoise(0)(torch.empty(16, *model.shape))
     for k in (2, 4, 8, 16):
         parameters = Parameters(make_plan("ddim", model.schedule, k, "quadratic"))
-        sizes = [kept(through(model.eps), parameters, x) / 2**20 for through in (lambda eps: eps, Checkpointed)]
+        sizes = [kept(through(model.eps), parameters, x) / 2**20 for through in (lambda eps: eps, CheckpointedModel)]
         rows.append({"calls": k, "kept": sizes[0], "checkpointed": sizes[1]})
         table.add_row(str(k), *(f"{size:.1f}" for size in sizes))
     return rows
@@ -193,7 +193,7 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
 def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
     """The bytes that a run keeps until its backward pass."""
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, TimeSlopes(by_gradient=True))[0])
+    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients(by_gradient=True))[0])
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {

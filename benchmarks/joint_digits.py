@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, load_model, make_plan, sample, seeded_noise, tune
+from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.digits.metrics import digit_frechet
 from time_tuner.metrics import distance
-from time_tuner.models.batching import Batched
+from time_tuner.models.batching import BatchedModel
 from time_tuner.plans.build import parse_run
 from time_tuner.samplers import sampler_from_dict
 from time_tuner.spacings import SPACINGS
@@ -75,15 +75,15 @@ class Bench:
         """Samples on the noise to measure on."""
         parts = []
         for first in range(0, self.samples, BATCH):
-            x = seeded_noise(MEASURED + first)(torch.empty(BATCH, *self.shape))
-            parts.append(sample(self.eps, plan, plan.start(x)))
+            x = SeededNoise(MEASURED + first)(torch.empty(BATCH, *self.shape))
+            parts.append(sample(self.eps, plan, plan.initial_state(x)))
         return torch.cat(parts)[: self.samples]
 
     def reference(self, end: float) -> Tensor:
         """Where a many-step run takes that noise."""
         if end not in self.ends:
-            self.ends[end] = self.drawn(reference_plan(self.schedule, end, REFERENCE_CALLS))
-        return self.ends[end]
+            self.step_times[end] = self.drawn(reference_plan(self.schedule, end, REFERENCE_CALLS))
+        return self.step_times[end]
 
     def measured(self, plan: Plan) -> tuple[float, float, float]:
         """Distance, its standard error, and Frechet distance."""
@@ -93,7 +93,7 @@ class Bench:
 
     def ranked(self, calls: int, most: int) -> list[tuple[str, Plan]]:
         """The untuned plans that end nearest, on a little other noise."""
-        x = seeded_noise(2 * MEASURED)(torch.empty(RANKED, *self.shape))
+        x = SeededNoise(2 * MEASURED)(torch.empty(RANKED, *self.shape))
         ends: dict[float, Tensor] = {}
         scores = []
         for name, plan in untuned_plans(calls, self.schedule).items():
@@ -105,7 +105,9 @@ class Bench:
 
     def calibration(self, seed: int) -> Calibration:
         """The teacher's noise of a seed, under all labels; its runs serve all plans that learn from as many pairs."""
-        return Calibration(Batched(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape)
+        return Calibration(
+            BatchedModel(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape
+        )
 
     def tuned(self, plan: Plan, calibration: Calibration, **options: Any) -> tuple[Plan, float]:
         """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from time_tuner import Plan, make_plan, sample, tune
 from time_tuner.metrics import frechet_between
-from time_tuner.tuners import OBJECTIVES, Judge
+from time_tuner.tuners import OBJECTIVES, ReferenceDistance
 
 STRATEGIES = ("sequential", "parallel")
 
@@ -27,7 +27,7 @@ STRATEGIES = ("sequential", "parallel")
 def measure(problem: Problem, grid: str, calls: int, strategy: str) -> dict[str, Any]:
     """One row."""
     untuned = make_plan("ddim", problem.schedule, calls, grid)
-    judge = Judge(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
+    judge = ReferenceDistance(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
 
     def frechet(plan: Plan) -> float:
         return frechet_between(sample(problem.eps, plan, problem.starts).double(), problem.fresh)

@@ -146,7 +146,7 @@ def main(rounds: int, batches: list[int], out: Path | None) -> None:
     for name, scheduler in RUNS.items():
         plan = make_plan(SAMPLERS[name](), schedule, calls=CALLS, spacing="trailing")
         ratios = torch.linspace(0.95, 1.0, CALLS, dtype=torch.float64)
-        tuned = plan.with_times([*(0.999 * plan.ends[:-1]), plan.ends[-1]]).with_tau(plan.tau * ratios)
+        tuned = plan.with_times([*(0.999 * plan.step_times[:-1]), plan.step_times[-1]]).with_tau(plan.tau * ratios)
         corrected = plan.with_corrections(torch.full((CALLS, CALLS), 0.01, dtype=torch.float64).tril(-1))
         runs = {"bare": bare(plan), "ours": ours(plan), "diffusers": Theirs(scheduler()), "tuned": ours(tuned)}
         runs["corrections"] = ours(corrected)

@@ -9,12 +9,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, model_wrapper, sample, seeded_noise
+from time_tuner import NoiseScheduleVP, SeededNoise, exact, model_wrapper, sample
 from time_tuner.digits.networks import NULL_LABEL, digits_network, linear_betas
-from time_tuner import exact
 from time_tuner.plans.build import reference_plan
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners.calibration import OWN_CALLS, Draws
+from time_tuner.tuners.calibration import OWN_CALLS, CalibrationBatch
 from time_tuner.tuners.joint.parameters import PARTS
 
 SUBSETS = [*((part,) for part in PARTS), PARTS[:2], PARTS[1:], PARTS[::2], PARTS]
@@ -49,7 +48,7 @@ class Problem:
     eps: Any
     schedule: NoiseSchedule
     data: Callable[[int], Tensor]
-    held_out: Draws
+    held_out: CalibrationBatch
     judged_on: Tensor
     starts: Tensor | None
     fresh: Tensor | None
@@ -66,9 +65,9 @@ def exact_problem(samples: int, held_out: int) -> Problem:
         eps,
         schedule,
         lambda seed: data.sample(4096, seed=seed).float(),
-        Draws(eps, x0, seeded_noise(10**8)(x0), 10**8),
-        seeded_noise(JUDGED_ON)(torch.empty(1000, 64)),
-        seeded_noise(JUDGED_ON + 10**5)(torch.empty(4000, 64)),
+        CalibrationBatch(eps, x0, SeededNoise(10**8)(x0), 10**8),
+        SeededNoise(JUDGED_ON)(torch.empty(1000, 64)),
+        SeededNoise(JUDGED_ON + 10**5)(torch.empty(4000, 64)),
         data.sample(4000, 10**7),
         samples,
     )
@@ -88,7 +87,7 @@ def bundled_problem(samples: int, held_out: int, device: str = "cpu", bfloat16: 
     eps = model_wrapper(predict, schedule).bind()
 
     def noise(count: int, first: int) -> Tensor:
-        return seeded_noise(first)(torch.empty(count, 1, 28, 28)).to(device)
+        return SeededNoise(first)(torch.empty(count, 1, 28, 28)).to(device)
 
     @cache
     def data(seed: int) -> Tensor:
@@ -101,7 +100,7 @@ def bundled_problem(samples: int, held_out: int, device: str = "cpu", bfloat16: 
         eps,
         schedule,
         data,
-        Draws(eps, x0, noise(len(x0), 10**8), 10**8),
+        CalibrationBatch(eps, x0, noise(len(x0), 10**8), 10**8),
         noise(samples, JUDGED_ON),
         None,
         None,

@@ -22,20 +22,20 @@ from problems import exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import Plan, load_model, make_plan, sample, seeded_noise
+from time_tuner import Plan, SeededNoise, load_model, make_plan, sample
 from time_tuner.metrics import frechet_between
 from time_tuner.plans.build import parse_sampler
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners.guard import Judge
+from time_tuner.tuners.guard import ReferenceDistance
 
 RUNS = (
     *("ddpm", "ddpm(variance=small)", "ddim", "euler_ancestral", "heun", "dpm(order=2)", "dpm(order=3)"),
-    *("dpmpp(order=2)", "dpmpp(order=3)", "dpmpp(order=3,curvature=full)", "dpmpp_single", "sde_dpmpp"),
+    *("dpmpp(order=2)", "dpmpp(order=3)", "dpmpp(order=3,third_order_weight=taylor)", "dpmpp_single", "sde_dpmpp"),
     *("unipc(order=2)", "unipc(order=3)", "deis(order=2)", "deis(order=3)", "ipndm", "pndm"),
 )
 CALLS = (3, 5, 8, 10, 15, 20, 30, 50)
-GRIDS = ("trailing", "quadratic", "lam")
+GRIDS = ("trailing", "quadratic", "logsnr")
 Measure = Callable[[Plan], float]
 
 
@@ -53,18 +53,18 @@ def exact() -> tuple[NoiseSchedule, Measure]:
     data, schedule = exact_digits(), linear_schedule()
     eps, fresh = data.eps(schedule), data.sample(4000, seed=1000)
     x = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
-    return schedule, lambda plan: frechet_between(sample(eps, plan, x, seeded_noise(1)).double(), fresh)
+    return schedule, lambda plan: frechet_between(sample(eps, plan, x, SeededNoise(1)).double(), fresh)
 
 
 def digits(samples: int) -> tuple[NoiseSchedule, Measure]:
     model = load_model("digits", label=torch.arange(samples) % 10)
-    x = seeded_noise(10_000)(torch.empty(samples, *model.shape))
-    judges: dict[float, Judge] = {}
+    x = SeededNoise(10_000)(torch.empty(samples, *model.shape))
+    judges: dict[float, ReferenceDistance] = {}
 
     def measure(plan: Plan) -> float:
         end = float(plan.t[-1])
         if end not in judges:
-            judges[end] = Judge(model.eps, model.schedule, end, x, calls=200)
+            judges[end] = ReferenceDistance(model.eps, model.schedule, end, x, calls=200)
         return judges[end](plan)
 
     return model.schedule, measure

@@ -22,14 +22,14 @@ from problems import exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import SAMPLERS, SPACINGS, NoiseScheduleFlow, NoiseScheduleVE, Plan, load_model, sample, seeded_noise
+from time_tuner import SAMPLERS, SPACINGS, NoiseScheduleFlow, NoiseScheduleVE, Plan, SeededNoise, load_model, sample
 from time_tuner.metrics import distance, frechet_between
 from time_tuner.plans.build import parse_run
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners import reference_plan
 
 RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")
-GRIDS = (*(name for name in SPACINGS if name != "ays"), "karras(rho=3)", "kl(std=0.5)", "dmn(power=2)")
+GRIDS = (*(name for name in SPACINGS if name != "ays"), "karras(rho=3)", "kl_optimal(std=0.5)", "dmn(power=2)")
 
 KINDS: dict[str, NoiseSchedule] = {"vp": linear_schedule(), "ve": NoiseScheduleVE(), "flow": NoiseScheduleFlow()}
 
@@ -45,7 +45,7 @@ def exact(schedule: NoiseSchedule, samples: int, draws: int) -> tuple[NoiseSched
     print(f"two fresh draws: {floor:.3f}")
 
     def measure(plan: Plan) -> float:
-        ends = [sample(eps, plan, plan.start(x), seeded_noise(10**6)).double() for x in starts]
+        ends = [sample(eps, plan, plan.initial_state(x), SeededNoise(10**6)).double() for x in starts]
         return statistics.mean(frechet_between(end, f) for end, f in zip(ends, fresh, strict=True))
 
     return schedule, measure
@@ -53,7 +53,7 @@ def exact(schedule: NoiseSchedule, samples: int, draws: int) -> tuple[NoiseSched
 
 def digits(samples: int) -> tuple[NoiseSchedule, Measure]:
     model = load_model("digits", [i % 10 for i in range(samples)])
-    x = seeded_noise(10**6)(torch.empty(samples, *model.shape))
+    x = SeededNoise(10**6)(torch.empty(samples, *model.shape))
     reference = sample(model.eps, reference_plan(model.schedule, 0.0, 100), x)
     return model.schedule, lambda plan: float(distance(sample(model.eps, plan, x), reference).mean())
 

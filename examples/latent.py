@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from time_tuner import TimeTuner, make_plan, model_wrapper, seeded_noise
+from time_tuner import SeededNoise, TimeTuner, make_plan, model_wrapper
 from time_tuner.digits.latent import load_latent_digits
 from time_tuner.digits.networks import NULL_LABEL
 from time_tuner.metrics import distance
@@ -43,7 +43,7 @@ def main(path: Path, calls: int, samples: int, shown: int) -> None:
     )  # fmt: skip
     print("told / time:", " ".join(f"{ratio:.3f}" for ratio in ratios.tolist()))
 
-    noise = seeded_noise(1000)(torch.empty(samples, *model.shape))  # not the noise that was tuned on
+    noise = SeededNoise(1000)(torch.empty(samples, *model.shape))  # not the noise that was tuned on
     conditions = {"condition": torch.arange(samples) % 10, "uncond_condition": NULL_LABEL}
     latents = {
         f"{calls} calls": tuner.ddim_sample(noise, timesteps=levels, **conditions),

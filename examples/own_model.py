@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, seeded_noise, tune
+from time_tuner import NoiseScheduleVP, Plan, SeededNoise, make_plan, model_wrapper, sample, tune
 
 LEVELS = 400
 turns = torch.linspace(0.5, 3, 600) * math.pi
@@ -47,11 +47,11 @@ def main() -> None:
     print("call   t       told    ratio")
     for k in range(len(tuned)):
         print(f"{k:4}   {tuned.t[k]:.4f}  {tuned.tau[k]:.4f}  {tuned.tau[k] / tuned.t[k]:.3f}")
-    before, bare, after = (tuned.provenance[name] for name in ("before", "bare", "after"))
+    before, bare, after = (tuned.provenance["distance"][name] for name in ("untuned", "unguarded", "tuned"))
     print(
         f"\nhow far it ends from a run of many calls: {before:.4f} untuned, {bare:.4f} at the optimum of the published"
     )
-    print(f"loss, {after:.4f} with calls {tuned.provenance['reverted']} put back\n")
+    print(f"loss, {after:.4f} with calls {tuned.provenance['reverted_calls']} put back\n")
 
     # 4. Save and load: a file of plain numbers.
     tuned.save(path)
@@ -59,7 +59,7 @@ def main() -> None:
     print(f"{path} holds the same plan in {path.stat().st_size} bytes: {again == tuned}\n")
 
     # 5. Sample.
-    noise = seeded_noise(7)(torch.empty(1000, 2))
+    noise = SeededNoise(7)(torch.empty(1000, 2))
     for name, which in (("untuned", plan), ("tuned", again)):
         off = torch.cdist(sample(eps, which, noise), spiral).min(1).values
         print(f"{name:8} samples are {off.mean():.4f} off the spiral on average")

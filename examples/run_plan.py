@@ -22,13 +22,13 @@ def run(plan, eps, x, noise=np.random.standard_normal, x0=None):
         return sum(weight * calls[-1 - ago][what] for what, ago, weight in terms)
 
     for t, tau, row in zip(plan["t"], plan["tau"], plan["rows"], strict=False):  # t has the end, too
-        unit = row.get("unit", "eps")
+        unit = row.get("predicts", "eps")
         calls.append({"x": x, unit: (x0 if unit == "x0" else eps)(x, t, tau)})
         if "corrected" in row:
             calls[-1]["c"] = combine(row["corrected"])
-        if any(what == "z" for what, _, _ in row["following"]):
+        if any(what == "z" for what, _, _ in row["next_state"]):
             calls[-1]["z"] = noise(x.shape)
-        x = combine(row["following"])
+        x = combine(row["next_state"])
     return x
 
 

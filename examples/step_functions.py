@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, TimeTuner, make_plan, seeded_noise
+from time_tuner import NoiseScheduleVP, SeededNoise, TimeTuner, make_plan
 from time_tuner.models.exact import Mixture
 
 STEPS = 4
@@ -51,10 +51,10 @@ def run(step_fn, times: Tensor, ratios: Tensor, x: Tensor) -> Tensor:
 
 def main() -> None:
     loader = [{"image": data.sample(64, seed=i)} for i in range(4)]
-    times = make_plan("ddim", schedule, calls=STEPS, spacing="lam").t
+    times = make_plan("ddim", schedule, calls=STEPS, spacing="logsnr").t
     labels = times[:-1] * schedule.total_N - 1  # what the network calls these times
 
-    noise = seeded_noise(10**6)(torch.empty(500, 2, dtype=torch.float64))  # not tuned on
+    noise = SeededNoise(10**6)(torch.empty(500, 2, dtype=torch.float64))  # not tuned on
     truth = run(dpm_solver_2, make_plan("ddim", schedule, calls=250).t, torch.ones(250), noise)
 
     print(f"{STEPS} steps, even in lam; how far they end from the exact flow, on average\n")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, make_plan, respaced_betas, sample, seeded_noise, tune
+from time_tuner import NoiseScheduleVP, Plan, SeededNoise, make_plan, respaced_betas, sample, tune
 from time_tuner.metrics import exact_moments
 from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import DDIM, DDPM
@@ -55,7 +55,7 @@ of many steps untuned, {after:.4f} tuned."""
 
 def row(name: str, plan: Plan, samples: int) -> Tensor:
     """Print what a plan gives, sampled and exactly; returns the samples."""
-    noise = seeded_noise([0])
+    noise = SeededNoise([0])
     x = sample(EPS, plan, noise(torch.empty(1, samples, dtype=torch.float64)), noise)
     mean, std = exact_moments(DATA, plan)
     print(f"{name:27} {len(plan):5}   {x.mean():7.3f} {x.std():6.3f}   {mean:9.5f} {std:8.5f}")
@@ -70,8 +70,8 @@ def respacing() -> None:
     """A DDPM on some of its levels is a DDPM again, with betas of its own."""
     tilde = respaced_betas(BETAS, TEN)
     back = np.abs(np.cumprod(1 - tilde.numpy()) - np.cumprod(1 - BETAS)[TEN]).max()
-    short = make_plan("ddpm", NoiseScheduleVP("discrete", betas=tilde), calls=10, spacing="seed")
-    long = make_plan("ddpm", SCHEDULE, calls=10, spacing="seed")
+    short = make_plan("ddpm", NoiseScheduleVP("discrete", betas=tilde), calls=10, spacing="linspace")
+    long = make_plan("ddpm", SCHEDULE, calls=10, spacing="linspace")
     same = (coefficients(short) - coefficients(long)).abs().max()
     print(RESPACING.format(levels=numbers(TEN, "6.0f"), betas=numbers(tilde, "6.4f"), back=back, same=same))
 
@@ -88,18 +88,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     # DDPM in fewer steps keeps the mean and loses variance.
     for calls in (1000, 100, 10):
-        ddpm = make_plan("ddpm", SCHEDULE, calls=calls, spacing="seed")
+        ddpm = make_plan("ddpm", SCHEDULE, calls=calls, spacing="linspace")
         drawn[f"DDPM, {calls} calls"] = row("DDPM", ddpm, options.samples)
 
     # DDIM goes to the predicted data and back up to the next level, with any share eta of fresh noise.
     for eta in (0, 0.25, 0.5, 0.75, 1):
-        ddim = make_plan(DDIM(eta), SCHEDULE, calls=10, spacing="seed")
+        ddim = make_plan(DDIM(eta), SCHEDULE, calls=10, spacing="linspace")
         drawn[f"DDIM, eta = {eta}, 10 calls"] = row(f"DDIM, eta = {eta}", ddim, options.samples)
-    small = make_plan(DDPM("small"), SCHEDULE, calls=10, spacing="seed")
+    small = make_plan(DDPM("small"), SCHEDULE, calls=10, spacing="linspace")
     row("DDPM, smaller variance", small, options.samples)
 
     # TimeTuner: the optimum of the published criterion; and that of the default one, judged on noise not tuned on.
-    untuned = make_plan("ddim", SCHEDULE, calls=10, spacing="seed")
+    untuned = make_plan("ddim", SCHEDULE, calls=10, spacing="linspace")
     how = {"data": DATA.sample(2000), "samples": 1000}
     bare, judged = tune(EPS, untuned, objective="published", guard=False, **how), tune(EPS, untuned, **how)
     row("DDIM, tuned as published", bare, options.samples)
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(ETA.format(gap=(coefficients(ddim) - coefficients(small)).abs().max()))
     ratios = {name: numbers(plan.tau / plan.t[:-1], ".3f") for name, plan in (("bare", bare), ("judged", judged))}
-    print(TIME_TUNER.format(before=judged.provenance["before"], after=judged.provenance["after"], **ratios))
+    print(TIME_TUNER.format(before=judged.provenance["distance"]["untuned"], after=judged.provenance["distance"]["tuned"], **ratios))
 
     if options.picture:
         three = ("DDPM, 1000 calls", "DDPM, 10 calls", "DDIM, eta = 0, 10 calls")

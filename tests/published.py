@@ -35,7 +35,7 @@ def eps_of(c: Tensor | None, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return each[c, torch.arange(len(x))]
 
 
-def time_of(schedule: NoiseScheduleVP, t_input: Tensor) -> Tensor:
+def from_network_time(schedule: NoiseScheduleVP, t_input: Tensor) -> Tensor:
     assert t_input.dim() == 1 and t_input.dtype == torch.float32
     t = t_input[0].double()
     return (t + 1) / schedule.total_N if schedule.schedule == "discrete" else t
@@ -45,7 +45,7 @@ def network(schedule: NoiseScheduleVP, model_type: str = "noise") -> Callable[..
     """A network of this type, exact at the time it is told, for each class and for all data."""
 
     def predict(x: Tensor, t_input: Tensor, cond: Tensor | None = None) -> Tensor:
-        p = schedule.at(time_of(schedule, t_input))
+        p = schedule.at(from_network_time(schedule, t_input))
         eps = eps_of(cond, x, p.alpha, p.sigma)
         x0 = (x - p.sigma * eps) / p.alpha
         return {"noise": eps, "x_start": x0, "v": p.alpha * eps - p.sigma * x0, "score": -eps / p.sigma}[model_type]
@@ -57,7 +57,7 @@ def classifier(schedule: NoiseScheduleVP) -> Callable[..., Tensor]:
     """log p(c | x), exact at the time it is told."""
 
     def log_p(x: Tensor, t_input: Tensor, cond: Tensor) -> Tensor:
-        p = schedule.at(time_of(schedule, t_input))
+        p = schedule.at(from_network_time(schedule, t_input))
         v = p.alpha**2 * 0.3**2 + p.sigma**2
         near = [-(x[:, None] - p.alpha * c.means.to(x)).square().sum(2) / (2 * v) for c in CLASSES]
         return torch.stack([part.logsumexp(1) for part in near], 1).log_softmax(1)[torch.arange(len(x)), cond]
@@ -136,7 +136,7 @@ def images(batches: list[dict[str, Any]]) -> Tensor:
 # --- models that remember ---
 
 
-def told(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[float]]:
+def predict(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[float]]:
     """The network, and what it will have been told."""
     heard: list[float] = []
     return lambda x, t_input, *rest: (heard.append(float(t_input[0])), model(x, t_input, *rest))[1], heard

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, make_plan, seeded_noise
-from time_tuner.cli.app import demo
+from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, SeededNoise, make_plan
+from time_tuner.cli.app import app, demo
 from time_tuner.cli.app import output as report
 from time_tuner.cli.app import sample as drawing
 from time_tuner.cli.app import tune as tuning
-from time_tuner.cli.app import app
 
 
 def call(*args: Any) -> Result:
@@ -57,10 +56,10 @@ def test_a_plan_is_tuned_judged_and_saved(tmp_path: Path) -> None:
     plan = Plan.load(path)
     note = plan.provenance
     assert len(plan) == 6
-    assert note["after"] <= note["before"]
+    assert note["distance"]["tuned"] <= note["distance"]["untuned"]
     assert note["model"] == "gaussian" and note["spacing"] == "uniform" and note["samples"] == 64
-    for number in ("before", "bare", "after"):
-        assert f"{note[number]:.4f}" in result.output
+    for number in ("untuned", "unguarded", "tuned"):
+        assert f"{note['distance'][number]:.4f}" in result.output
     assert str(path) in result.output.replace("\n", "")
     assert list(path.parent.iterdir()) == [path]
 
@@ -92,7 +91,7 @@ def test_joint_plans_for_several_numbers_of_calls(tmp_path: Path) -> None:
     for calls in (3, 4, 5):
         plan = Plan.load(out, calls)
         assert plan.provenance["tune"] == ["times", "tau"] and plan.corrections is None
-        assert plan.provenance["after"] <= plan.provenance["before"]
+        assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
     assert teacher.exists() and not list(tmp_path.glob("*.partial*"))
     refused = call("tune", *options, "--tune", "time", "--out", out)
     assert refused.exit_code == 2 and "tune must name some of times, tau, corrections" in refused.stderr
@@ -135,7 +134,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn(tmp_path: Path, monkeypatch
 
 def test_noise_of_the_steps_is_not_that_of_the_start() -> None:
     x = torch.empty(1, 4)
-    assert not torch.equal(seeded_noise([0])(x), seeded_noise([drawing.STEP_NOISE])(x))
+    assert not torch.equal(SeededNoise([0])(x), SeededNoise([drawing.STEP_NOISE])(x))
 
 
 def test_digits_are_drawn_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +222,8 @@ def test_the_demo_compares_and_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("timetuner", "joint"):
         plan = Plan.load(tmp_path / "shown" / f"{name}-2.json")
         assert len(plan) == 2
-        assert plan.provenance["after"] <= plan.provenance["before"]
-        assert f"{plan.provenance['before']:.3f}" in result.output
+        assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
+        assert f"{plan.provenance['distance']['untuned']:.3f}" in result.output
 
 
 GAUSSIAN = ("--model", "gaussian")

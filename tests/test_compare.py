@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from time_tuner import SAMPLERS, load_model, make_plan, sample, seeded_noise
+from time_tuner import SAMPLERS, SeededNoise, exact, load_model, make_plan, sample
 from time_tuner._spec import parse_value
 from time_tuner.cli.app import app
 from time_tuner.metrics import exact_moments
-from time_tuner import exact
 from time_tuner.plans.build import parse_run
 
 MODEL = load_model("gaussian")
@@ -77,8 +76,8 @@ def test_every_sampler_can_be_written_as_a_run(name: str) -> None:
 
 
 def test_options_are_read_as_what_they_are() -> None:
-    plan = parse_run("dpmpp(order=3, lower_order_final=false):8", MODEL.schedule, "lam")
-    assert plan == make_plan(SAMPLERS["dpmpp"](order=3, lower_order_final=False), MODEL.schedule, 8, "lam")
+    plan = parse_run("dpmpp(order=3, lower_order_final=false):8", MODEL.schedule, "logsnr")
+    assert plan == make_plan(SAMPLERS["dpmpp"](order=3, lower_order_final=False), MODEL.schedule, 8, "logsnr")
     assert [parse_value(text) for text in ("None", "true", "3", "0.5", "large")] == [None, True, 3, 0.5, "large"]
 
 
@@ -86,6 +85,6 @@ def test_exact_moments_are_those_of_many_samples_of_every_coordinate() -> None:
     model = exact.Gaussian(torch.tensor([5.0, -1.0]), torch.tensor([2.0, 0.5]))
     plan = make_plan(SAMPLERS["ddim"](eta=0.7), MODEL.schedule, calls=6, spacing="quadratic")
     mean, std = exact_moments(model, plan)
-    x = sample(model.eps(MODEL.schedule), plan, seeded_noise(0)(torch.empty(4000, 2)), seeded_noise(10**6)).double()
+    x = sample(model.eps(MODEL.schedule), plan, SeededNoise(0)(torch.empty(4000, 2)), SeededNoise(10**6)).double()
     assert torch.allclose(x.mean(0), mean, atol=float(4 * std.max() / 4000**0.5))
     assert torch.allclose(x.std(0), std, rtol=4 / 8000**0.5)

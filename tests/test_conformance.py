@@ -12,7 +12,7 @@ from helpers import moments, seeded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, trajectory
+from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, SeededNoise, make_plan, sample, trajectory
 from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
 from time_tuner.sampling import coefficients
@@ -26,10 +26,10 @@ OPTIONS = {
         {"order": 3},
         {"lower_order_final": True},
         {"order": 3, "lower_order_final": False},
-        {"order": 3, "curvature": "full"},
+        {"order": 3, "third_order_weight": "taylor"},
         {"algorithm_type": "dpmsolver"},
         {"order": 3, "algorithm_type": "dpmsolver"},
-        {"order": 3, "algorithm_type": "dpmsolver", "curvature": "full"},
+        {"order": 3, "algorithm_type": "dpmsolver", "third_order_weight": "taylor"},
     ],
     "dpmpp_single": [{"order": 1}, {"order": 3}],
     "sde_dpmpp": [{"order": 1}],
@@ -81,7 +81,7 @@ def tuned(sampler: Sampler, times: Sequence[float]) -> Plan:
 
 
 def run(plan: Plan, x: Tensor, eps: Callable[..., Tensor] | None = None) -> Tensor:
-    return torch.stack(list(trajectory(eps or MIXTURE.eps(SMOOTH), plan, x, seeded_noise(5))))
+    return torch.stack(list(trajectory(eps or MIXTURE.eps(SMOOTH), plan, x, SeededNoise(5))))
 
 
 READERS = ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__", "__index__", "nonzero", "equal")
@@ -196,7 +196,7 @@ def test_rows_are_the_sampler_itself(sampler: Sampler, times: list[float]) -> No
     for each in (plan, plan.with_corrections(None)):
         got = run(each, x)
         assert got.isfinite().all()
-        torch.testing.assert_close(got, by_hand(each, x, MIXTURE.eps(SMOOTH), seeded_noise(5)), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(got, by_hand(each, x, MIXTURE.eps(SMOOTH), SeededNoise(5)), rtol=1e-9, atol=1e-10)
 
 
 @every
@@ -205,7 +205,7 @@ def test_a_run_may_start_where_there_is_no_data(sampler: Sampler) -> None:
     flow = NoiseScheduleFlow()
     plan = make_plan(sampler, flow, times=torch.linspace(1, 0.1, 41, dtype=torch.float64))
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
-    end = sample(MIXTURE.eps(flow), plan, x, seeded_noise(5))
+    end = sample(MIXTURE.eps(flow), plan, x, SeededNoise(5))
     assert end.isfinite().all() and end.abs().max() < 4
     if not plan.stochastic:
         torch.testing.assert_close(end, exact_flow(x, plan), rtol=0, atol=0.06)
@@ -224,7 +224,7 @@ def test_the_network_is_called_as_the_plan_says(sampler: Sampler, times: list[fl
     assert [tau for _, tau, _ in calls] == plan.tau.tolist()
     assert [t for t, _, _ in calls] == plan.t[:-1].tolist()
     assert sum(plan.steps) == len(plan) == len(calls)
-    assert plan.ends.tolist() == pytest.approx(times)
+    assert plan.step_times.tolist() == pytest.approx(times)
     assert all(sigma > 0 for _, _, sigma in calls)
 
 
@@ -239,7 +239,7 @@ def test_a_network_that_ignores_time_is_unmoved_by_tau(sampler: Sampler) -> None
 @every
 @every_grid
 def test_the_coefficient_table_reproduces_the_loop(sampler: Sampler, times: list[float]) -> None:
-    plan, x, said, drawn, source = tuned(sampler, times), seeded(6, 1), [], {}, seeded_noise(5)
+    plan, x, said, drawn, source = tuned(sampler, times), seeded(6, 1), [], {}, SeededNoise(5)
 
     def eps(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         said.append(MIXTURE.eps(SMOOTH)(x, t, tau))
@@ -280,8 +280,8 @@ def test_corrections_of_zero_change_nothing(sampler: Sampler) -> None:
 def test_a_sample_does_not_depend_on_its_batch(sampler: Sampler) -> None:
     plan, eps = tuned(sampler, TO_ZERO), Gaussian(1.0, 0.5).eps(SMOOTH)
     x = seeded(8, 3)
-    together = sample(eps, plan, x, seeded_noise(range(8)))
-    alone = [sample(eps, plan, x[i : i + 1], seeded_noise([i])) for i in range(8)]
+    together = sample(eps, plan, x, SeededNoise(range(8)))
+    alone = [sample(eps, plan, x[i : i + 1], SeededNoise([i])) for i in range(8)]
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-13, atol=1e-13)
 
 
@@ -295,9 +295,9 @@ def test_the_dtype_of_the_state_is_kept(sampler: Sampler, dtype: torch.dtype, pr
         return eps(x, t, tau)
 
     x = seeded(16, 3, dtype=torch.float32).to(dtype)  # float64 has draws of its own
-    got = sample(watched, plan, x, seeded_noise(5))
+    got = sample(watched, plan, x, SeededNoise(5))
     assert {got.dtype, *dtypes} == {dtype}
-    single = seeded_noise(5)
+    single = SeededNoise(5)
     exact = sample(eps, plan, x.double(), lambda x: single(x.float()).double())
     torch.testing.assert_close(got.double(), exact, rtol=precision, atol=precision)
 
@@ -348,7 +348,7 @@ def test_reading_a_state_is_noticed(read: Callable[[Tensor], object]) -> None:
 @every_grid
 def test_gradients_reach_what_is_told_where_steps_end_and_corrections(sampler: Sampler, times: list[float]) -> None:
     plan, x = tuned(sampler, times), seeded(4, 1)
-    tau, ends, corrections = plan.tau.clone(), plan.ends.clone(), plan.corrections.clone()
+    tau, ends, corrections = plan.tau.clone(), plan.step_times.clone(), plan.corrections.clone()
     for value in (tau, ends, corrections):
         value.requires_grad_()
 

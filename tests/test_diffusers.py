@@ -26,19 +26,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, load_model, make_plan, sample, seeded_noise, tune
+from time_tuner import NoiseScheduleVP, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.cli.app import app
 from time_tuner.diffusers import (
     ClassConditionalPipeline,
     TimeTunerScheduler,
     digits_pipeline,
-    sigmas_of,
-    timesteps_of,
+    to_sigmas,
+    to_timesteps,
     tune_pipeline,
 )
 from time_tuner.diffusers.model import PipelineModel
-from time_tuner.models.checkpointing import Checkpointed, kept_bytes
-from time_tuner.tuners.joint.loss import TimeSlopes, run_each
+from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
+from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
 
 LABELS = [3, 8]
@@ -86,7 +86,7 @@ def test_a_pipeline_gives_the_plan_that_its_network_gives(tuned: Plan) -> None:
 
 
 def test_the_picture_from_the_pipeline_is_that_of_sample(digits: ClassConditionalPipeline, tuned: Plan) -> None:
-    own, x = digits.scheduler, seeded_noise(3)(torch.empty(2, 1, 28, 28))
+    own, x = digits.scheduler, SeededNoise(3)(torch.empty(2, 1, 28, 28))
     try:
         digits.scheduler = TimeTunerScheduler.from_plan(tuned)
         given: dict[str, Any] = {"guidance_scale": 2.0, "num_inference_steps": 3, "latents": x, "output_type": "latent"}
@@ -107,7 +107,7 @@ def test_a_plan_says_what_it_was_made_for(tuned: Plan) -> None:
 def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> None:
     pipe = tiny()
     plan = tune_pipeline(pipe, 3, "sequential", samples=3, batch=2, sampler="ddim")
-    assert plan.provenance["after"] <= plan.provenance["before"]
+    assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
     pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe.scheduler)
     assert np.isfinite(pipe(num_inference_steps=3, output_type="np").images).all()
 
@@ -180,15 +180,15 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
     def kept(calls: int, through: Callable[[Any], Any]) -> int:
         plan = make_plan("ddim", model.schedule, calls, "quadratic")
-        parameters, x = Parameters(plan), seeded_noise(3)(torch.empty(2, *model.shape))
+        parameters, x = Parameters(plan), SeededNoise(3)(torch.empty(2, *model.shape))
         _, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-        times = TimeSlopes(by_asking=("tau",))
-        return kept_bytes(lambda: run_each(through(model), plan, plan.start(x), numbers, times)[0])
+        times = TimeGradients(by_asking=("tau",))
+        return kept_bytes(lambda: run_each(through(model), plan, plan.initial_state(x), numbers, times)[0])
 
     with PipelineModel(tiny()) as model:
         few, many = (kept(calls, lambda eps: eps) for calls in (2, 6))
         assert many > 2 * few > 10**5
-        assert kept(6, Checkpointed) < 0.2 * many
+        assert kept(6, CheckpointedModel) < 0.2 * many
 
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
@@ -330,8 +330,8 @@ def test_diffusers_own_schedulers_take_its_configuration_back() -> None:
 def test_a_configuration_is_the_plan_as_it_is_in_a_plan_file(tmp_path: Path, tuned: Plan) -> None:
     TimeTunerScheduler.from_plan(tuned).save_pretrained(tmp_path)
     tuned.save(tmp_path / "plan.json")
-    held = json.loads((tmp_path / "scheduler_config.json").read_text())
-    assert held["plans"] == [json.loads((tmp_path / "plan.json").read_text())]
+    paused = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert paused["plans"] == [json.loads((tmp_path / "plan.json").read_text())]
     assert TimeTunerScheduler.from_pretrained(tmp_path).plan == tuned
 
 
@@ -408,7 +408,7 @@ def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out
 
     class Silent(DDPMPipeline):
         def __call__(self, num_inference_steps: int = 5) -> None:
-            """Draws nothing."""
+            """CalibrationBatch nothing."""
 
     with refused("Silent ended without calling scheduler.step"):
         tune_pipeline(Silent(pipe.unet, pipe.scheduler), 4)
@@ -435,7 +435,7 @@ def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete:
     x = seeded(2, 3, 4, 4, dtype=torch.float32)
     plan = make_plan("ddim", discrete, 6, spacing="trailing")
     with pytest.warns(UserWarning, match=r"sigmas do not say by which sampler: choose DDIM"):
-        sigmas = sigmas_of(plan)
+        sigmas = to_sigmas(plan)
     euler = EulerDiscreteScheduler()
     euler.set_timesteps(sigmas=sigmas)
     ours = TimeTunerScheduler.from_plan(plan)
@@ -451,12 +451,12 @@ def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete:
 def test_lists_say_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
     plan = make_plan("ddim", discrete, 4, spacing="quadratic")
     tuned = plan.with_tau(0.9 * plan.tau).with_corrections(torch.zeros(4, 4))
-    levels = timesteps_of(tuned)
+    levels = to_timesteps(tuned)
     told = " ".join(str(warning.message) for warning in recwarn.list)
     for what in (r"\(tau\) is lost", "corrections are lost", "were rounded, by up to 0", "by which sampler"):
         assert re.search(what, told), what
     assert levels == [round(level) for level in levels]
-    assert timesteps_of(tuned, whole=False) == pytest.approx((1000 * plan.t[:-1] - 1).tolist())
+    assert to_timesteps(tuned, rounded=False) == pytest.approx((1000 * plan.t[:-1] - 1).tolist())
 
 
 # --- the command line ---

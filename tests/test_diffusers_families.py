@@ -82,7 +82,7 @@ def test_a_pipeline_runs_a_plan_as_our_own_loop_does(family: Family, sampler: st
     expected = plan
     if strength:  # image to image: what is left of the plan; 3 of 5 calls, a whole number of Heun's steps
         expected = rest(plan, 2)
-    torch.testing.assert_close(torch.tensor(told), expected.schedule.label(expected.tau).float())
+    torch.testing.assert_close(torch.tensor(told), expected.schedule.network_time(expected.tau).float())
     family.pipe.scheduler = own
     with model(family) as eps, torch.no_grad():
         close(last, sample(eps, expected, first))
@@ -220,21 +220,21 @@ def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatc
     with PipelineModel(family.pipe, ["a", "bcd", "efg"], batch=2, **given) as eps, torch.no_grad():
         whole = eps(x, 0.5, 0.4)
         for rows in ([4, 0], [5], [1, 2, 3], [4, 0]):
-            part = eps.take(torch.tensor(rows))
+            part = eps.select(torch.tensor(rows))
             torch.testing.assert_close(part(x[rows], 0.5, 0.4), whole[rows], rtol=1e-4, atol=1e-4)
-        again = eps.take(torch.tensor([3, 4, 5])).take(torch.tensor([2, 0]))
+        again = eps.select(torch.tensor([3, 4, 5])).select(torch.tensor([2, 0]))
         torch.testing.assert_close(again(x[[5, 3]], 0.5, 0.4), whole[[5, 3]], rtol=1e-4, atol=1e-4)
-        assert len(eps._held) == 2
+        assert len(eps._paused) == 2
 
 
 def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from time_tuner.diffusers import paused as held
+    from time_tuner.diffusers import paused as paused
 
     family = FAMILIES["sd"]()
     x = random(1, *family.shape)
     with model(family) as eps, torch.no_grad():
         expected = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
-    monkeypatch.setattr(held.Held.__init__, "__defaults__", (3,))
+    monkeypatch.setattr(paused.PausedPipeline.__init__, "__defaults__", (3,))
     with model(family) as eps, torch.no_grad():
         said = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
     torch.testing.assert_close(said, expected)
@@ -248,16 +248,16 @@ def test_where_a_pipeline_rounds_what_it_tells_the_plan_holds_what_is_heard() ->
     family.inputs = halves
     with model(family) as eps:
         assert eps.dtype == torch.bfloat16
-        label = eps.schedule.label(eps.heard(eps.schedule.time_of([937.5, 833.3])))
+        label = eps.schedule.network_time(eps.rounded_times(eps.schedule.from_network_time([937.5, 833.3])))
         torch.testing.assert_close(label, torch.tensor([936.0, 832.0], dtype=torch.float64))  # steps of 4 there
-        heard = eps.heard(eps.schedule.time_of([937.5, 833.3]))
-        torch.testing.assert_close(eps.heard(heard), heard)
+        heard = eps.rounded_times(eps.schedule.from_network_time([937.5, 833.3]))
+        torch.testing.assert_close(eps.rounded_times(heard), heard)
         with torch.no_grad():
             x = random(2, *family.shape)
-            tau = float(eps.schedule.time_of(937.5))
-            assert torch.equal(eps(x, tau, tau), eps(x, tau, float(eps.heard(tau))))
+            tau = float(eps.schedule.from_network_time(937.5))
+            assert torch.equal(eps(x, tau, tau), eps(x, tau, float(eps.rounded_times(tau))))
     with model(FAMILIES["flux"]()) as eps:
-        assert torch.equal(eps.heard([0.3]), torch.tensor([0.3], dtype=torch.float64))
+        assert torch.equal(eps.rounded_times([0.3]), torch.tensor([0.3], dtype=torch.float64))
 
 
 def test_heun_begins_an_image_to_image_run_with_a_whole_step() -> None:

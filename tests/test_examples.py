@@ -97,7 +97,7 @@ def test_a_model_of_ones_own_goes_all_the_way(example: Any, tmp_path: Path, caps
     names = example("own_model.py", str(path))
     printed = capsys.readouterr().out
     plan = Plan.load(path)
-    assert plan.tuned and plan.provenance["after"] < plan.provenance["before"]
+    assert plan.tuned and plan.provenance["distance"]["tuned"] < plan.provenance["distance"]["untuned"]
     assert f"{path} holds the same plan in {path.stat().st_size} bytes: True" in printed
     off = [float(number) for number in re.findall(r"samples are ([\d.]+) off the spiral", printed)]
     assert len(off) == 2 and off[1] < off[0] < 0.05

@@ -20,29 +20,29 @@ from time_tuner import (
     NoiseScheduleVE,
     NoiseScheduleVP,
     Plan,
+    SeededNoise,
     make_plan,
     model_wrapper,
     named_betas,
     rescale_zero_terminal_snr,
     sample,
-    seeded_noise,
     tune,
 )
-from time_tuner.models.batching import Batched
-from time_tuner.models.checkpointing import Checkpointed, kept_bytes
+from time_tuner.models.batching import BatchedModel
+from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.models.exact import Mixture
 from time_tuner.plans.build import reference_plan, resample
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners.base import Job
-from time_tuner.tuners.budget import Budget, Ledger
-from time_tuner.tuners.joint.tuner import sizing as extent
-from time_tuner.tuners.joint.candidates import starting_plans
-from time_tuner.tuners.joint.gauss_newton import Descent
-from time_tuner.tuners.joint.loss import Lesson, Slopes, TimeSlopes, run_each
+from time_tuner.tuners.base import TuningRun
+from time_tuner.tuners.budget import Budget, CostLog
+from time_tuner.tuners.joint.candidates import candidate_plans
+from time_tuner.tuners.joint.gauss_newton import GaussNewton
+from time_tuner.tuners.joint.loss import Gradients, TeacherLoss, TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import PARTS, Parameters
-from time_tuner.tuners.joint.successive_halving import TRIALS, Tournament, entries
+from time_tuner.tuners.joint.successive_halving import TRIAL_SHARE, SuccessiveHalving, max_candidates
 from time_tuner.tuners.joint.teacher import Pairs, teach, usual_teacher
 from time_tuner.tuners.joint.tuner import robust
+from time_tuner.tuners.joint.tuner import sizing as extent
 from time_tuner.tuners.tune import estimate, tune_several
 
 SMOOTH = NoiseScheduleVP("linear")
@@ -55,7 +55,7 @@ QUICK: dict[str, Any] = {"shape": (4,), "pairs": 128, "iterations": 60, "starts"
 
 def distance_to_teacher(plan: Plan, n: int = 400) -> float:
     """On noise that tuning never has: its seeds are in other blocks."""
-    x = seeded_noise(123)(torch.empty(n, 4))
+    x = SeededNoise(123)(torch.empty(n, 4))
     end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
     return float((sample(EPS, plan, x) - end).norm(dim=1).mean())
 
@@ -63,10 +63,10 @@ def distance_to_teacher(plan: Plan, n: int = 400) -> float:
 # --- the parameters ---
 
 
-@pytest.mark.parametrize("spacing", ["quadratic", "seed", "leading"])
+@pytest.mark.parametrize("spacing", ["quadratic", "linspace", "leading"])
 @pytest.mark.parametrize("name", ["ddim", "dpmpp", "unipc", "heun"])
 def test_zero_is_the_plan_itself(name: str, spacing: str) -> None:
-    calls = 7 if name == "heun" and spacing == "seed" else 6
+    calls = 7 if name == "heun" and spacing == "linspace" else 6
     plan = make_plan(name, SMOOTH, calls, spacing)
     here = Parameters(plan).plan(torch.zeros(len(Parameters(plan)), dtype=torch.float64))
     torch.testing.assert_close(here.t, plan.t, rtol=1e-9, atol=1e-9)
@@ -96,7 +96,7 @@ def test_only_the_named_parts_move() -> None:
     for part in PARTS:
         parameters = Parameters(plan, (part,))
         made = parameters.plan(0.1 * seeded(len(parameters)).double())
-        assert (not torch.equal(made.ends, plan.ends)) == (part == "times")
+        assert (not torch.equal(made.step_times, plan.step_times)) == (part == "times")
         assert torch.allclose(made.tau / made.t[:-1], plan.tau / plan.t[:-1], atol=1e-12) == (part != "tau")
         assert (made.corrections is not None) == (part == "corrections")
 
@@ -122,15 +122,17 @@ def test_unknown_parts_are_refused() -> None:
 # --- that it helps ---
 
 
-def lesson_of(eps: Any, count: int = 64) -> Lesson:
+def lesson_of(eps: Any, count: int = 64) -> TeacherLoss:
     """Pairs in float64, for derivatives that differences can tell."""
     x = seeded(count, 4).double()
-    return Lesson(Batched(eps), Pairs(x, sample(EPS, reference_plan(SMOOTH, SMOOTH.t_min, 60), x)), robust, count)
+    return TeacherLoss(
+        BatchedModel(eps), Pairs(x, sample(EPS, reference_plan(SMOOTH, SMOOTH.t_min, 60), x)), robust, count
+    )
 
 
 def x0_network(x: Tensor, t: Tensor) -> Tensor:
     """What says x0 of a state, told the label of t: the noise that follows from it depends on the solver's time too."""
-    p = SMOOTH.at(tau := SMOOTH.time_of(t.double()))
+    p = SMOOTH.at(tau := SMOOTH.from_network_time(t.double()))
     shape = (-1, *(1,) * (x.dim() - 1))
     return (x - p.sigma.view(shape) * EPS(x, tau, tau)) / p.alpha.view(shape)
 
@@ -146,12 +148,12 @@ def x0_of_one_time(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
     return model_wrapper(x0_network, SMOOTH, model_type="x_start").bind()(x, t, tau)
 
 
-OWN = TimeSlopes(by_gradient=True, by_asking=("tau",))
+OWN = TimeGradients(by_gradient=True, by_asking=("tau",))
 MODELS = {
     "a time for each sample": (lambda x, t, tau: EPS(x, t, tau), OWN, 1e-5),
-    "one time": (one_time, TimeSlopes(by_asking=("tau",)), 0.15),
+    "one time": (one_time, TimeGradients(by_asking=("tau",)), 0.15),
     "x0": (model_wrapper(x0_network, SMOOTH, model_type="x_start").bind(), OWN, 0.02),  # it is told float32
-    "x0, one time": (x0_of_one_time, TimeSlopes(by_asking=("tau", "t")), 0.15),
+    "x0, one time": (x0_of_one_time, TimeGradients(by_asking=("tau", "t")), 0.15),
 }
 
 
@@ -174,11 +176,11 @@ def test_the_curvature_is_that_of_gauss_and_newton() -> None:
     """In one dimension, where u is a number: the mean of J^2 / d, by the number of pairs."""
     eps, count = Mixture(seeded(5, 1, seed=3), 0.15).eps(SMOOTH), 2000
     x = seeded(count, 1).double()
-    lesson = Lesson(Batched(eps), Pairs(x, x + 3.0), robust, count)
+    lesson = TeacherLoss(BatchedModel(eps), Pairs(x, x + 3.0), robust, count)
     parameters, rows = Parameters(make_plan("ddim", SMOOTH, 2, "quadratic"), ("corrections",)), torch.arange(count)
     v = torch.tensor([0.1], dtype=torch.float64)
     draw = torch.Generator().manual_seed(0)
-    found = [lesson.slopes(parameters, v, rows, TimeSlopes(), draw).curvature for _ in range(20)]
+    found = [lesson.slopes(parameters, v, rows, TimeGradients(), draw).curvature for _ in range(20)]
     above, below, here = (sample(eps, parameters.plan(v + by), x) for by in (1e-4, -1e-4, 0.0))
     expected = ((above - below) / 2e-4).square() / robust(here, x + 3.0)[:, None]
     assert float(sum(found)) / 20 == pytest.approx(float(expected.mean()), rel=0.05)  # type: ignore[arg-type]
@@ -208,7 +210,7 @@ def test_three_parts_are_better_than_one() -> None:
 def test_a_distance_of_the_users() -> None:
     """One that asks for half of what the teacher drew gets nearer to that than the robust norm does, and vice versa."""
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    x = seeded_noise(123)(torch.empty(400, 4))
+    x = SeededNoise(123)(torch.empty(400, 4))
     end = sample(EPS, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
 
     def half(x: Tensor, y: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def test_a_distance_that_looks_at_one_coordinate() -> None:
     """It brings a small coordinate closer than the robust norm of all does, in which it counts for little."""
     eps = Mixture(POINTS * torch.tensor([0.3, 2.0, 2.0, 2.0], dtype=POINTS.dtype), 0.15).eps(SMOOTH)
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    x = seeded_noise(123)(torch.empty(400, 4))
+    x = SeededNoise(123)(torch.empty(400, 4))
     end = sample(eps, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
 
     def first(x: Tensor, y: Tensor) -> Tensor:
@@ -250,7 +252,7 @@ def test_the_plan_holds_over_conditions() -> None:
     bound = wrapped.bind(torch.tensor([0, 1] * 8))
     plan = make_plan("ddim", SMOOTH, 4, "quadratic")
     tuned = tune(bound, plan, "joint", samples=16, **QUICK)
-    x = seeded_noise(77)(torch.empty(16, 4))
+    x = SeededNoise(77)(torch.empty(16, 4))
     end = sample(bound, reference_plan(SMOOTH, float(plan.t[-1]), 100), x)
     for row in (0, 1):
         before, after = ((sample(bound, p, x) - end)[row::2].norm(dim=1).mean() for p in (plan, tuned))
@@ -296,8 +298,8 @@ def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     """What a run keeps for its backward pass."""
     parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    eps = Checkpointed(network) if checkpointed else network
-    return kept_bytes(lambda: run_each(eps, plan, plan.start(x), numbers, TimeSlopes())[0])
+    eps = CheckpointedModel(network) if checkpointed else network
+    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients())[0])
 
 
 def test_checkpoints_keep_one_call_at_a_time() -> None:
@@ -347,7 +349,7 @@ def counted(calls: list[int]) -> Any:
 def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path, batch: int | None, at_once: int) -> None:
     """Runs are kept in groups of at most 64, which fill network calls of the batch."""
     plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(100, 4), tmp_path / "teacher.safetensors"
-    whole = teach(EPS, plan, 7, like, 100, Job(), None)
+    whole = teach(EPS, plan, 7, like, 100, TuningRun(), None)
 
     calls: list[int] = []
     done = counted(calls)
@@ -358,21 +360,21 @@ def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path, batch: int | N
         return done(x, t, tau)
 
     with pytest.raises(KeyboardInterrupt):
-        teach(stopped, plan, 7, like, 100, Job(), cache, batch)
+        teach(stopped, plan, 7, like, 100, TuningRun(), cache, batch)
     calls.clear()
-    pairs = teach(done, plan, 7, like, 100, Job(), cache, batch)
+    pairs = teach(done, plan, 7, like, 100, TuningRun(), cache, batch)
     assert sum(calls) == 10 * (1 + 100 - at_once)  # one to see that it is the same model, and what was missing
     torch.testing.assert_close(pairs.y, whole.y)
     assert torch.equal(pairs.x, whole.x)
     calls.clear()
-    again = teach(done, plan, 7, like, 100, Job(), cache, batch)
+    again = teach(done, plan, 7, like, 100, TuningRun(), cache, batch)
     assert sum(calls) == 10
     assert torch.equal(again.y, pairs.y)
 
 
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(6, 4), tmp_path / "teacher.safetensors"
-    teach(EPS, plan, 7, like, 6, Job(), cache)
+    teach(EPS, plan, 7, like, 6, TuningRun(), cache)
     other = Mixture(POINTS + 1, 0.15).eps(SMOOTH)
     for model, teacher, first, message in (
         (other, plan, 7, "another model"),
@@ -380,10 +382,10 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
         (EPS, plan, 8, "another seed"),
     ):
         with pytest.raises(ValueError, match=message):
-            teach(model, teacher, first, like, 6, Job(), cache)
+            teach(model, teacher, first, like, 6, TuningRun(), cache)
     cache.write_text("no")
     with pytest.raises(ValueError, match="no teacher file"):
-        teach(EPS, plan, 7, like, 6, Job(), cache)
+        teach(EPS, plan, 7, like, 6, TuningRun(), cache)
 
 
 @pytest.mark.parametrize("end", ["least", "zero"])
@@ -396,7 +398,7 @@ def test_the_usual_teacher_ends_nearer_than_more_calls_of_a_lower_order(schedule
     plans = [reference_plan(schedule, last, calls) for calls in (400, 60)]
     eps = MIXTURE.eps(schedule)
     ends = [
-        sample(eps, plan, plan.start(seeded_noise(5)(torch.empty(200, 4))))
+        sample(eps, plan, plan.initial_state(SeededNoise(5)(torch.empty(200, 4))))
         for plan in (usual_teacher(plans[0]), *plans)
     ]
     teacher, other = ((one - ends[1]).norm(dim=1).mean() for one in (ends[0], ends[2]))
@@ -609,68 +611,68 @@ def better(plan: Plan) -> float:
 
 
 def test_a_step_that_gains_nothing_is_taken_back_and_the_next_is_half_as_long() -> None:
-    taken, refused = (Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
-    downhill = Slopes(1.0, 0.01 * torch.ones(len(taken.v), dtype=torch.float64), torch.eye(len(taken.v)).double())
+    taken, refused = (GaussNewton(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
+    downhill = Gradients(1.0, 0.01 * torch.ones(len(taken.v), dtype=torch.float64), torch.eye(len(taken.v)).double())
     for after in (1.0, 2.0, math.nan):
         refused.step(downhill, lambda plan, after=after: after)
         assert not refused.v.any()
-    assert refused.trust == 1 / 8
+    assert refused.step_scale == 1 / 8
     taken.step(downhill, lambda plan: 0.99999)  # less than was promised
-    assert taken.v.any() and taken.trust == 1
+    assert taken.v.any() and taken.step_scale == 1
     taken.step(downhill, better)
-    assert taken.trust == 1.5
+    assert taken.step_scale == 1.5
     for _ in range(5):
         taken.step(downhill, better)
-    assert taken.trust == 3
+    assert taken.step_scale == 3
 
 
 def test_a_step_into_nowhere_is_taken_back() -> None:
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    descent = Descent(Parameters(plan))
-    downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
-    descent.look(1.0, 0.0)
-    descent.step(downhill, better)
-    descent.look(0.5, 0.1)
-    best = descent.v.clone()
-    descent.step(downhill, better)
-    assert not torch.equal(descent.v, best)
-    descent.step(replace(downhill, loss=math.nan), better)
-    assert torch.equal(descent.v, best) and best.any()
+    solver = GaussNewton(Parameters(plan))
+    downhill = Gradients(1.0, torch.ones(len(solver.v), dtype=torch.float64), torch.eye(len(solver.v)).double())
+    solver.look(1.0, 0.0)
+    solver.step(downhill, better)
+    solver.look(0.5, 0.1)
+    best = solver.v.clone()
+    solver.step(downhill, better)
+    assert not torch.equal(solver.v, best)
+    solver.step(replace(downhill, loss=math.nan), better)
+    assert torch.equal(solver.v, best) and best.any()
 
 
 def test_no_progress_leads_back_to_the_best_at_half_the_rate() -> None:
-    descent, again = (Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
-    downhill = Slopes(1.0, torch.ones(len(descent.v), dtype=torch.float64), torch.eye(len(descent.v)).double())
-    descent.look(1.0, 0.0)
+    solver, again = (GaussNewton(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in range(2))
+    downhill = Gradients(1.0, torch.ones(len(solver.v), dtype=torch.float64), torch.eye(len(solver.v)).double())
+    solver.look(1.0, 0.0)
     for share in (0.1, 0.2):
-        descent.step(downhill, better)
-        descent.look(2.0, share)
-    assert descent.v.any() and descent.setbacks == 0
-    descent.look(2.0, 0.3)
-    assert not descent.v.any() and descent.setbacks == 1
-    assert descent.best == 1.0 and not descent.best_v.any()
-    again.restore({**descent.to_dict(), "setbacks": 0})
-    for one in (descent, again):
+        solver.step(downhill, better)
+        solver.look(2.0, share)
+    assert solver.v.any() and solver.restarts == 0
+    solver.look(2.0, 0.3)
+    assert not solver.v.any() and solver.restarts == 1
+    assert solver.best == 1.0 and not solver.best_v.any()
+    again.restore({**solver.to_dict(), "restarts": 0})
+    for one in (solver, again):
         one.step(downhill, better)
-    torch.testing.assert_close(2 * descent.v, again.v)
+    torch.testing.assert_close(2 * solver.v, again.v)
 
 
 def test_what_counts_is_the_mean_of_the_way() -> None:
-    descent = Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic")))
+    solver = GaussNewton(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic")))
     places = []
     for i in range(6):
-        downhill = Slopes(1.0, 0.01 * seeded(len(descent.v), seed=i).double(), torch.eye(len(descent.v)).double())
-        descent.step(downhill, better)
-        places.append(descent.v.clone())
+        downhill = Gradients(1.0, 0.01 * seeded(len(solver.v), seed=i).double(), torch.eye(len(solver.v)).double())
+        solver.step(downhill, better)
+        places.append(solver.v.clone())
     weights = torch.tensor([i * (i + 1) * (i + 2) for i in range(1, 7)]).double()
     mean = (weights[:, None] * torch.stack(places)).sum(0) / weights.sum()
-    torch.testing.assert_close(descent.mean_v, mean)
-    assert descent.plan() == descent.parameters.plan(descent.mean_v)
-    descent.look(0.5, 0.1)
-    torch.testing.assert_close(descent.best_v, mean)
-    descent.look(0.6, 0.9)  # no progress: the way goes on from the mean, which begins anew
-    descent.step(downhill, better)
-    torch.testing.assert_close(descent.mean_v, descent.v)
+    torch.testing.assert_close(solver.mean_v, mean)
+    assert solver.plan() == solver.parameters.plan(solver.mean_v)
+    solver.look(0.5, 0.1)
+    torch.testing.assert_close(solver.best_v, mean)
+    solver.look(0.6, 0.9)  # no progress: the way goes on from the mean, which begins anew
+    solver.step(downhill, better)
+    torch.testing.assert_close(solver.mean_v, solver.v)
 
 
 def test_every_pair_has_its_turn_before_any_has_another() -> None:
@@ -709,9 +711,9 @@ def test_a_plan_on_the_way_whose_runs_break_is_no_plan_to_take() -> None:
 # --- where it starts from ---
 
 
-def descents(*losses: float) -> list[Descent]:
+def descents(*losses: float) -> list[GaussNewton]:
     """As many, the validation losses of which are known."""
-    made = [Descent(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in losses]
+    made = [GaussNewton(Parameters(make_plan("ddim", SMOOTH, 3, "quadratic"))) for _ in losses]
     for one, loss in zip(made, losses, strict=True):
         one.look(loss, 0.0)
     return made
@@ -719,42 +721,42 @@ def descents(*losses: float) -> list[Descent]:
 
 def test_the_worse_half_is_out_after_every_round() -> None:
     tried = descents(4.0, 1.0, 3.0, 2.0, 5.0)
-    tournament, share, order = Tournament(tried, {}), 0.0, []
+    tournament, share, order = SuccessiveHalving(tried, {}), 0.0, []
     while not tournament.decided:
-        order.append(tried.index(tournament.descent))
+        order.append(tried.index(tournament.solver))
         while not tournament.over(share):
             share += 0.001
-        tournament = Tournament(tried, json.loads(json.dumps(tournament.to_dict())))  # as if interrupted
+        tournament = SuccessiveHalving(tried, json.loads(json.dumps(tournament.to_dict())))  # as if interrupted
         tournament.next(share)
     assert order == [0, 1, 2, 3, 4, 1, 3, 2, 1, 3]
-    assert tournament.descent is tried[1]
-    assert share == pytest.approx(TRIALS, abs=0.02)
+    assert tournament.solver is tried[1]
+    assert share == pytest.approx(TRIAL_SHARE, abs=0.02)
     assert not tournament.over(1.0)
     tournament.stretch(0.5)  # it goes on in a budget of twice as much
     assert all(one.moved_at < 0.2 for one in tried)
 
 
 def test_a_tournament_is_as_large_as_there_is_time_for() -> None:
-    sizes = [entries(iterations) for iterations in range(1, 1000)]
+    sizes = [max_candidates(iterations) for iterations in range(1, 1000)]
     assert sizes[:20] == [1] * 20 and sizes == sorted(sizes) and sizes[-1] > 6
     for count, iterations in ((2, 115), (4, 343)):
-        assert entries(iterations) == count
+        assert max_candidates(iterations) == count
 
 
 def test_one_start_needs_no_tournament() -> None:
-    tournament = Tournament(descents(1.0), {})
+    tournament = SuccessiveHalving(descents(1.0), {})
     assert tournament.decided and not tournament.over(0.9)
 
 
 def test_the_last_start_may_win() -> None:
     """What counts is where a start gets to, not where it begins."""
     tried = descents(1.0, 2.0, 3.0)
-    tournament, share = Tournament(tried, {}), 0.0
+    tournament, share = SuccessiveHalving(tried, {}), 0.0
     while not tournament.decided:
-        share += TRIALS / 5
-        tournament.descent.look(0.1 if tournament.descent is tried[2] else 0.9, share)
+        share += TRIAL_SHARE / 5
+        tournament.solver.look(0.1 if tournament.solver is tried[2] else 0.9, share)
         tournament.next(share)
-    assert tournament.descent is tried[2]
+    assert tournament.solver is tried[2]
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp"])
@@ -768,37 +770,37 @@ def test_a_late_beginning_wins_where_few_calls_must_do(name: str) -> None:
 
 def test_starts_end_where_the_plan_does() -> None:
     plan = make_plan("dpmpp", SMOOTH, 5, "quadratic")
-    found = starting_plans(plan, 3)
+    found = candidate_plans(plan, 3)
     assert found[0] is plan and len(found) > 5
     assert {one.sampler.order for one in found} == {1, 2, 3}  # type: ignore[attr-defined]
     assert all(len(one) == 5 and one.t[-1] == plan.t[-1] for one in found)
     assert min(float(one.t[0]) for one in found) < 0.9 < max(float(one.t[0]) for one in found)
-    assert starting_plans(plan, 1) == [plan]
-    to_zero = starting_plans(make_plan("ddim", SMOOTH, 5, "trailing"), 3)
+    assert candidate_plans(plan, 1) == [plan]
+    to_zero = candidate_plans(make_plan("ddim", SMOOTH, 5, "trailing"), 3)
     assert len(to_zero) > 5 and all(one.t[-1] == 0 for one in to_zero)
     with pytest.raises(ValueError, match="starts must be a whole number"):
-        starting_plans(plan, 0)
+        candidate_plans(plan, 0)
     with pytest.raises(ValueError, match=r"others must be deterministic plans to t = 0\.001"):
-        starting_plans(plan, 1, [make_plan("dpmpp", SMOOTH, 5, "seed")])
+        candidate_plans(plan, 1, [make_plan("dpmpp", SMOOTH, 5, "linspace")])
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm", "unipc"])
 @pytest.mark.parametrize("schedule", [SMOOTH, NoiseScheduleVE(), NoiseScheduleFlow(shift=3.0), ZERO_SNR])
 def test_no_start_is_there_twice_or_wastes_a_call(name: str, schedule: NoiseSchedule) -> None:
     plan = make_plan(name, schedule, 4, "karras").with_provenance(model="of the user")
-    found = starting_plans(plan, 3)
+    found = candidate_plans(plan, 3)
     assert len(found) > 5
     for i, one in enumerate(found):
-        assert one.ends[-2] > 1.01 * one.ends[-1]
+        assert one.step_times[-2] > 1.01 * one.step_times[-1]
         for other in found[:i]:
-            same = len(one.ends) == len(other.ends) and torch.allclose(one.ends, other.ends)
+            same = len(one.step_times) == len(other.step_times) and torch.allclose(one.step_times, other.step_times)
             assert not same or one.sampler != other.sampler
 
 
 def test_no_start_asks_where_the_plan_was_made_not_to() -> None:
     plan = make_plan("ddim", ZERO_SNR, 4, times=[0.99, 0.6, 0.3, 0.1, 0.001])
-    assert all(ZERO_SNR.at(one.ends[0]).alpha > 0 for one in starting_plans(plan, 3))
-    assert any(not ZERO_SNR.at(one.ends[0]).alpha for one in starting_plans(make_plan("ddim", ZERO_SNR, 4), 3))
+    assert all(ZERO_SNR.at(one.step_times[0]).alpha > 0 for one in candidate_plans(plan, 3))
+    assert any(not ZERO_SNR.at(one.step_times[0]).alpha for one in candidate_plans(make_plan("ddim", ZERO_SNR, 4), 3))
 
 
 def test_few_iterations_are_not_spent_on_ranking() -> None:
@@ -815,7 +817,7 @@ def test_what_was_given_takes_part_in_any_case(starts: int) -> None:
     how = {**QUICK, "iterations": 4, "starts": starts}
     tuned = tune(EPS, make_plan("ddim", SMOOTH, 4, "uniform"), "joint", others=[good], **how)
     assert tuned.provenance["loss_after"] <= 1.000001 * good.provenance["loss_after"]
-    assert tuned.provenance["start"] == [round(float(t), 6) for t in good.ends]
+    assert tuned.provenance["start"] == [round(float(t), 6) for t in good.step_times]
 
 
 @pytest.mark.parametrize("wrong", [make_plan("ddim", SMOOTH, 3), ["plan"], [None], 3])
@@ -829,8 +831,8 @@ def test_starts_differ_in_what_is_tuned_alone(part: str) -> None:
     plain = make_plan("dpmpp", SMOOTH, 4, "quadratic")
     lower = torch.full((4, 4), 0.1, dtype=torch.float64).tril(-1)
     plan = plain.with_tau(plain.tau * 0.9).with_corrections(lower)
-    for one in starting_plans(plan, 3, parts=(part,)):
-        assert part == "times" or torch.equal(one.ends, plan.ends)
+    for one in candidate_plans(plan, 3, parts=(part,)):
+        assert part == "times" or torch.equal(one.step_times, plan.step_times)
         assert part == "tau" or torch.allclose(one.tau / one.t[:-1], plan.tau / plan.t[:-1])
         assert part == "corrections" or (one.sampler == plan.sampler and torch.equal(one.corrections, lower))
 
@@ -881,7 +883,7 @@ def test_budgets_name_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tune(EPS, plan, "joint", **{**QUICK, **options})
-    assert Job(Budget(), Ledger()).meter.share == 0
+    assert TuningRun(Budget(), CostLog()).meter.share == 0
 
 
 def test_several_numbers_of_calls(tmp_path: Path) -> None:
@@ -947,10 +949,10 @@ def test_on_every_kind_of_schedule(schedule: NoiseSchedule) -> None:
     eps = MIXTURE.eps(schedule)
     plan = make_plan("dpmpp", schedule, 5)
     tuned = tune(eps, plan, "joint", **QUICK)
-    x = seeded_noise(123)(torch.empty(400, 4))
+    x = SeededNoise(123)(torch.empty(400, 4))
     many = reference_plan(schedule, float(plan.t[-1]), 100)
-    end = sample(eps, many, many.start(x))
-    before, after = (float((sample(eps, p, p.start(x)) - end).norm(dim=1).mean()) for p in (plan, tuned))
+    end = sample(eps, many, many.initial_state(x))
+    before, after = (float((sample(eps, p, p.initial_state(x)) - end).norm(dim=1).mean()) for p in (plan, tuned))
     assert after < 0.7 * before
     assert tuned.t[0] == plan.t[0] and abs(float(tuned.t[-1] - plan.t[-1])) < 1e-9
 

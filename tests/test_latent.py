@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from time_tuner import TimeTuner, load_model, make_plan, model_wrapper, sample, seeded_noise
+from time_tuner import SeededNoise, TimeTuner, load_model, make_plan, model_wrapper, sample
 from time_tuner.digits.latent import LatentDigits, load_latent_digits
 from time_tuner.digits.metrics import digit_accuracy
 from time_tuner.digits.networks import NULL_LABEL
@@ -41,7 +41,7 @@ def scans() -> dict[str, Tensor]:
 
 def run(eps: Any, model: LatentDigits, labels: Tensor) -> Tensor:
     plan = make_plan("dpmpp", model.schedule, calls=20)
-    return sample(eps, plan, seeded_noise(0)(torch.empty(len(labels), *model.shape)))
+    return sample(eps, plan, SeededNoise(0)(torch.empty(len(labels), *model.shape)))
 
 
 class Counted:
@@ -72,7 +72,7 @@ def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tenso
     assert sorted(embed.sizes) == [1, 48]  # no label, and the labels to tune on, which also serve to judge
     assert ratios.shape == (calls,) and ratios[-1] == 1 and ratios[0] != 1
 
-    noise = seeded_noise(1000)(torch.empty(40, *model.shape))
+    noise = SeededNoise(1000)(torch.empty(40, *model.shape))
     labels = torch.arange(40) % 10
     embed.sizes.clear()
     ends = {
@@ -113,7 +113,7 @@ def test_network_knows_digits(model: LatentDigits, drawn: tuple[Tensor, Tensor],
     images, labels = model.decode(drawn[0]), drawn[1]
     p = model.schedule.at((n + 1) / 1000)
     x0 = model.encode(images)
-    eps = seeded_noise(2000)(x0)
+    eps = SeededNoise(2000)(x0)
 
     def error(labels: Tensor) -> float:
         said = model.network(p.alpha * x0 + p.sigma * eps, torch.full((len(x0),), float(n)), model.embed(labels))
@@ -127,7 +127,7 @@ def test_bundled_model_is_the_wrapped_network(model: LatentDigits) -> None:
     labels = torch.tensor([3, 7])
     bundled = load_model("latent-digits", label=labels, guidance_scale=2.0)
     assert bundled.shape == model.shape and bundled.schedule == model.schedule
-    x = seeded_noise(0)(torch.empty(2, *model.shape))
+    x = SeededNoise(0)(torch.empty(2, *model.shape))
     n = torch.full((2,), 299.0)
     eps_c = model.network(x, n, model.embed(labels))
     eps_u = model.network(x, n, model.embed(NULL_LABEL).expand(2, -1))

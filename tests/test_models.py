@@ -39,7 +39,7 @@ def log_p(schedule: NoiseScheduleVP, x: Tensor, c: Tensor, tau: Any) -> Tensor:
     return joint.log_softmax(1)[torch.arange(len(x)), c]
 
 
-def time_of(schedule: NoiseScheduleVP, t_input: Tensor) -> float:
+def from_network_time(schedule: NoiseScheduleVP, t_input: Tensor) -> float:
     """The time that a network is told; it has to be one, in the unit of that kind of network."""
     assert t_input.dtype == torch.float32 and t_input.dim() == 1 and (t_input == t_input[0]).all()
     return (float(t_input[0]) + 1) / N if schedule.schedule == "discrete" else float(t_input[0])
@@ -50,7 +50,7 @@ def network(schedule: NoiseScheduleVP, model_type: str):
 
     def predict(x: Tensor, t_input: Tensor, cond: Tensor | None = None) -> Tensor:
         assert t_input.shape == (len(x),)
-        tau = time_of(schedule, t_input)
+        tau = from_network_time(schedule, t_input)
         p, eps = schedule.at(tau), eps_of_any(schedule, x, tau)
         if cond is not None:
             assert cond.shape == (len(x),)
@@ -82,7 +82,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("tau", [None, TAU])
 def test_every_type_under_every_guidance_is_its_closed_form(schedule, model_type, guidance, tau) -> None:
     x, c = seeded(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
-    classify = lambda x, t_input, cond: log_p(schedule, x, cond, time_of(schedule, t_input))  # noqa: E731
+    classify = lambda x, t_input, cond: log_p(schedule, x, cond, from_network_time(schedule, t_input))  # noqa: E731
     wrapped = model_wrapper(
         network(schedule, model_type), schedule, model_type, None, guidance, SCALE, classifier_fn=classify
     )
@@ -128,7 +128,7 @@ def test_a_discrete_network_is_told_levels_and_what_lies_between(discrete: Noise
 
 
 def test_a_network_of_integer_levels_is_told_the_nearest(discrete: NoiseScheduleVP) -> None:
-    told = inputs_of(discrete, [0.001, 0.7256, 1.0], labels="round")
+    told = inputs_of(discrete, [0.001, 0.7256, 1.0], time_dtype="int")
     assert [(t.dtype, t.tolist()) for t in told] == [(torch.int64, [n] * 3) for n in (0, 725, 999)]
 
 
@@ -341,7 +341,7 @@ def test_extra_arguments_reach_network_and_classifier(discrete: NoiseScheduleVP)
             "model_type must be one of noise, .* edm_v, got 'epsilon'",
         ),
         ({"guidance_type": "cfg"}, "guidance_type must be one of uncond, classifier, classifier-free, got 'cfg'"),
-        ({"labels": "int"}, "labels must be one of float, round, bfloat16, float16, got 'int'"),
+        ({"time_dtype": "round"}, "time_dtype must be one of float32, int, bfloat16, float16, got 'round'"),
         ({"guidance_type": "classifier"}, "guidance_type='classifier' needs classifier_fn="),
     ],
 )

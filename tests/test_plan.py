@@ -14,9 +14,8 @@ from helpers import moments, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise
-from time_tuner._checks import whole
-from time_tuner import exact
+from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, sample
+from time_tuner._checks import check_int
 from time_tuner.sampling import coefficients
 
 
@@ -37,7 +36,7 @@ def tuned(discrete: NoiseScheduleVP) -> Plan:
     [
         ({"sampler": "midpoint", "calls": 5}, "sampler must be one of ddpm, ddim, .* got 'midpoint'"),
         ({"calls": 5, "spacing": "even"}, "spacing must be one of seed, leading, .* got 'even'"),
-        ({"calls": 5, "spacing": "seed", "times": [1, 0]}, "either spacing or times, got spacing='seed'"),
+        ({"calls": 5, "spacing": "linspace", "times": [1, 0]}, "either spacing or times, got spacing='linspace'"),
         ({}, "make_plan needs calls="),
         ({"calls": 0}, "calls must be a whole number .* at least 1, got 0"),
         ({"calls": -3}, "calls must be .* got -3"),
@@ -57,7 +56,7 @@ def tuned(discrete: NoiseScheduleVP) -> Plan:
         ({"times": "0.9 0.1"}, "times must be numbers"),
         ({"times": [10**400, 0.1]}, "times must be numbers"),
         ({"times": [0.9, 0.5, 0.1], "calls": 3}, "times must hold 4 step ends for calls=3, got 3"),
-        ({"sampler": "heun", "calls": 10, "spacing": "seed"}, "calls of Heun must be odd .* got 10: take 9 or 11"),
+        ({"sampler": "heun", "calls": 10, "spacing": "linspace"}, "calls of Heun must be odd .* got 10: take 9 or 11"),
         ({"sampler": "heun", "calls": 9, "spacing": "leading"}, "calls of Heun must be even .* got 9: take 8 or 10"),
         ({"sampler": "heun", "calls": 3, "times": [0.9, 0.5, 0.1]}, "calls of Heun must be even .* got 3: take 2 or 4"),
     ],
@@ -69,9 +68,12 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], says: str, discrete:
 
 @pytest.mark.parametrize("wrong", [0, 2.0, True, "5", None, np.float64(3)])
 def test_whole_numbers_are_those_of_python_and_numpy(wrong: object) -> None:
-    assert whole("calls", np.int64(5), 1) == whole("calls", 5, 5) == 5 and type(whole("seed", np.int32(-3))) is int
+    assert (
+        check_int("calls", np.int64(5), 1) == check_int("calls", 5, 5) == 5
+        and type(check_int("seed", np.int32(-3))) is int
+    )
     with pytest.raises(ValueError, match=re.escape(f"calls must be a whole number of at least 1, got {wrong!r}")):
-        whole("calls", wrong, 1)
+        check_int("calls", wrong, 1)
 
 
 def test_a_plan_for_a_number_of_calls_of_numpy_is_the_same() -> None:
@@ -84,7 +86,7 @@ def test_an_untuned_plan_tells_the_network_where_the_solver_is(discrete: NoiseSc
     plan = make_plan("ddim", discrete, calls=6)
     assert (len(plan), plan.tuned, plan.corrections) == (6, False, None)
     assert torch.equal(plan.tau, plan.t[:-1])
-    assert torch.equal(plan.ends, plan.t)
+    assert torch.equal(plan.step_times, plan.t)
     p = discrete.at(plan.t)
     assert torch.equal(plan.alpha, p.alpha) and torch.equal(plan.sigma, p.sigma)
     assert plan.with_tau(plan.tau * 0.99).tuned and plan.with_corrections(torch.zeros(6, 6)).tuned
@@ -94,7 +96,7 @@ def test_heun_stands_twice_at_the_ends_of_its_steps(discrete: NoiseScheduleVP) -
     times = [1.0, 0.6, 0.3, 0.0]
     plan = make_plan("heun", discrete, times=times)
     assert plan.t.tolist() == [1.0, 0.6, 0.6, 0.3, 0.3, 0.0]
-    assert (len(plan), plan.steps, plan.ends.tolist()) == (5, (2, 2, 1), times)
+    assert (len(plan), plan.steps, plan.step_times.tolist()) == (5, (2, 2, 1), times)
     assert make_plan("heun", discrete, times=[1.0, 0.6, 0.3]).t.tolist() == [1.0, 0.6, 0.6, 0.3, 0.3]
 
 
@@ -149,14 +151,14 @@ FIGURES = [
 
 @pytest.mark.parametrize(("name", "options", "calls", "mean", "std"), FIGURES)
 def test_moments_are_the_closed_form_figures(name, options, calls, mean, std, discrete: NoiseScheduleVP) -> None:
-    plan = make_plan(SAMPLERS[name](**options), discrete, calls=calls, spacing="seed")
+    plan = make_plan(SAMPLERS[name](**options), discrete, calls=calls, spacing="linspace")
     assert moments(plan, 5, 2) == pytest.approx((mean, std), abs=1e-4)
 
 
 @pytest.mark.parametrize(("name", "options", "calls", "mean", "std"), [row for row in FIGURES if row[2] <= 100])
 def test_samples_have_these_moments(name, options, calls, mean, std, discrete: NoiseScheduleVP) -> None:
     n = 10_000
-    plan = make_plan(SAMPLERS[name](**options), discrete, calls=calls, spacing="seed")
+    plan = make_plan(SAMPLERS[name](**options), discrete, calls=calls, spacing="linspace")
     draw = torch.Generator().manual_seed(0)
     x = sample(
         exact.Gaussian(5.0, 2.0).eps(discrete), plan, seeded(n, 1), lambda x: torch.randn(x.shape, generator=draw)
@@ -380,7 +382,7 @@ def test_a_loaded_plan_runs_as_the_saved_one(tuned: Plan, tmp_path: Path) -> Non
     tuned.save(tmp_path / "plan.json")
     eps, x = exact.Mixture([-1.0, 1.0], 0.3).eps(tuned.schedule), seeded(8, 1)
     loaded = Plan.load(tmp_path / "plan.json")
-    assert torch.equal(sample(eps, loaded, x, seeded_noise()), sample(eps, tuned, x, seeded_noise()))
+    assert torch.equal(sample(eps, loaded, x, SeededNoise()), sample(eps, tuned, x, SeededNoise()))
 
 
 @pytest.mark.parametrize("name", ["digits/ddim", "digits/joint", "latent-digits/ddim", "latent-digits/joint"])
@@ -392,7 +394,7 @@ def test_plans_that_come_with_a_model_are_loaded_by_name_and_are_no_worse(
     plan = Plan.load(f"{name}-{calls}")
     assert len(plan) == calls and plan.tuned and Plan.load(f"{name}-{calls}.json") == plan
     assert (plan.corrections is not None) == name.endswith("joint")
-    assert plan.provenance["after"] <= plan.provenance["before"]
+    assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
     with pytest.raises(OSError, match=r"digits/nothing.*come with a model: .*digits/joint-5"):
         Plan.load("digits/nothing")
     with pytest.raises(OSError, match=r"\.\./digits"):

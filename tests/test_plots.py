@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from time_tuner import NoiseScheduleVP, make_plan, plots
-from time_tuner import exact
+from time_tuner import NoiseScheduleVP, exact, make_plan, plots
 from time_tuner.plots import Strip
 
 

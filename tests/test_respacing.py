@@ -9,7 +9,7 @@ from helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from time_tuner import NoiseScheduleVP, make_plan, respaced_betas, sample, seeded_noise
+from time_tuner import NoiseScheduleVP, SeededNoise, make_plan, respaced_betas, sample
 from time_tuner.models.exact import Gaussian
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
@@ -85,8 +85,8 @@ def test_running_all_of_them_is_running_the_kept_levels(sampler: str) -> None:
     ends = []
     for betas in (BETAS, respaced_betas(BETAS, TEN)):
         schedule = NoiseScheduleVP("discrete", betas=betas)
-        plan = make_plan(sampler, schedule, calls=10, spacing="seed")
-        ends.append(sample(model.eps(schedule), plan, x, seeded_noise(3)))
+        plan = make_plan(sampler, schedule, calls=10, spacing="linspace")
+        ends.append(sample(model.eps(schedule), plan, x, SeededNoise(3)))
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 

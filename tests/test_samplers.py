@@ -88,7 +88,7 @@ def test_ddim_is_equation_12_on_any_grid(end, eta, discrete) -> None:
         (SAMPLERS["ddim"](eta=1.0), SAMPLERS["euler_ancestral"]()),
         (SAMPLERS["ddim"](eta=1.0), SAMPLERS["sde_dpmpp"](order=1)),
         (SAMPLERS["unipc"](corrector=False), SAMPLERS["dpmpp"](order=2)),
-        (SAMPLERS["unipc"](order=3, corrector=False), SAMPLERS["dpmpp"](order=3, curvature="full")),
+        (SAMPLERS["unipc"](order=3, corrector=False), SAMPLERS["dpmpp"](order=3, third_order_weight="taylor")),
     ],
     ids=repr,
 )
@@ -107,10 +107,10 @@ def test_the_full_curvature_weight_is_that_of_the_integral(linear) -> None:
     """Of the polynomial through three predictions, which is what DEIS takes; the published one is half of it."""
     options = {"order": 3, "algorithm_type": "dpmsolver"}
     deis, full, published = (
-        make_plan(sampler, linear, times=GRID).rows[3].following.weights
+        make_plan(sampler, linear, times=GRID).rows[3].next_state.weights
         for sampler in (
             SAMPLERS["deis"](order=3),
-            SAMPLERS["dpmpp"](**options, curvature="full"),
+            SAMPLERS["dpmpp"](**options, third_order_weight="taylor"),
             SAMPLERS["dpmpp"](**options),
         )
     )
@@ -120,7 +120,7 @@ def test_the_full_curvature_weight_is_that_of_the_integral(linear) -> None:
     lam, q = linear.at(GRID).lam, linear.at(GRID[4])
     nodes = torch.linspace(0, 1, 200_001, dtype=torch.float64) * (q.lam - lam[3]) + lam[3]
     integral = -torch.trapezoid(torch.exp(-nodes) * nodes**2, nodes)  # drho = -e^{-lam} dlam
-    terms = make_plan(SAMPLERS["deis"](order=3), linear, times=GRID).rows[3].following.terms
+    terms = make_plan(SAMPLERS["deis"](order=3), linear, times=GRID).rows[3].next_state.terms
     got = sum(w * lam[3 - ago] ** 2 for (what, ago), w in zip(terms, deis, strict=True) if what == "eps")
     torch.testing.assert_close(got, q.alpha * integral, rtol=1e-8, atol=0)
 

@@ -229,7 +229,7 @@ def test_unipc_with_bh1_goes_to_sigma_0_where_diffusers_does_not() -> None:
     theirs.set_timesteps(4)
     assert diffusers_loop(theirs, schedule, x).isnan().all()
     plan = make_plan(SAMPLERS["unipc"](solver_type="bh1"), schedule, times=times_of(theirs.timesteps.tolist(), None))
-    assert plan.rows[-1].following.terms == (("x", 0), ("eps", 0))
+    assert plan.rows[-1].next_state.terms == (("x", 0), ("eps", 0))
     assert sample(MIXTURE.eps(schedule), plan, x).isfinite().all()
 
 

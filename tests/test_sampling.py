@@ -5,8 +5,7 @@ import torch
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, seeded_noise, trajectory
-from time_tuner import exact
+from time_tuner import NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, model_wrapper, sample, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +17,12 @@ def shrink(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
     return torch.tanh(x) * tau
 
 
-# --- seeded_noise ---
+# --- SeededNoise ---
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4, 4)])
 def test_a_sample_has_its_stream_whatever_its_batch(shape: tuple[int, ...]) -> None:
-    together, alone, reversed_ = seeded_noise([7, 8, 9]), seeded_noise([9]), seeded_noise([9, 8, 7])
+    together, alone, reversed_ = SeededNoise([7, 8, 9]), SeededNoise([9]), SeededNoise([9, 8, 7])
     for _ in range(3):  # every call draws on
         batch = together(torch.zeros(3, *shape))
         assert torch.equal(batch[2:], alone(torch.zeros(1, *shape)))
@@ -33,41 +32,41 @@ def test_a_sample_has_its_stream_whatever_its_batch(shape: tuple[int, ...]) -> N
 
 def test_a_number_means_consecutive_seeds() -> None:
     x = torch.zeros(3, 5)
-    by_number, by_list = seeded_noise(40), seeded_noise([40, 41, 42])
+    by_number, by_list = SeededNoise(40), SeededNoise([40, 41, 42])
     for _ in range(2):
         assert torch.equal(by_number(x), by_list(x))
-    assert torch.equal(seeded_noise()(x), seeded_noise(0)(x))
-    assert not torch.equal(seeded_noise(40)(x), seeded_noise(41)(x))
+    assert torch.equal(SeededNoise()(x), SeededNoise(0)(x))
+    assert not torch.equal(SeededNoise(40)(x), SeededNoise(41)(x))
 
 
 def test_noise_is_standard_normal_in_the_dtype_of_its_argument() -> None:
-    z = seeded_noise()(torch.zeros(4, 20_000))
+    z = SeededNoise()(torch.zeros(4, 20_000))
     assert z.mean().abs() < 4 / 80_000**0.5 and (z.std() - 1).abs() < 4 / 160_000**0.5
-    assert seeded_noise()(torch.zeros(0, 3)).shape == (0, 3)
+    assert SeededNoise()(torch.zeros(0, 3)).shape == (0, 3)
     for dtype in (torch.float64, torch.bfloat16):
-        assert seeded_noise()(torch.zeros(2, 3, dtype=dtype)).dtype == dtype
-    single = seeded_noise()(torch.zeros(2, 3))
-    assert torch.equal(seeded_noise()(torch.zeros(2, 3, dtype=torch.bfloat16)), single.bfloat16())
+        assert SeededNoise()(torch.zeros(2, 3, dtype=dtype)).dtype == dtype
+    single = SeededNoise()(torch.zeros(2, 3))
+    assert torch.equal(SeededNoise()(torch.zeros(2, 3, dtype=torch.bfloat16)), single.bfloat16())
 
 
 def test_seeds_must_be_as_many_as_samples() -> None:
-    with pytest.raises(ValueError, match="seeded_noise was given 2 seeds, but x has a batch of 3"):
-        seeded_noise([1, 2])(torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="SeededNoise was given 2 seeds, but x has a batch of 3"):
+        SeededNoise([1, 2])(torch.zeros(3, 1))
 
 
 # --- sample and trajectory ---
 
 
 def test_sample_is_the_last_state_of_the_trajectory(discrete: NoiseScheduleVP) -> None:
-    plan, x = make_plan("ddpm", discrete, calls=5, spacing="seed"), seeded(3, 2)
-    states = list(trajectory(shrink, plan, x, seeded_noise(1)))
+    plan, x = make_plan("ddpm", discrete, calls=5, spacing="linspace"), seeded(3, 2)
+    states = list(trajectory(shrink, plan, x, SeededNoise(1)))
     assert [state.shape for state in states] == [x.shape] * 5
-    assert torch.equal(sample(shrink, plan, x, seeded_noise(1)), states[-1])
-    assert not torch.equal(sample(shrink, plan, x, seeded_noise(2)), states[-1])
+    assert torch.equal(sample(shrink, plan, x, SeededNoise(1)), states[-1])
+    assert not torch.equal(sample(shrink, plan, x, SeededNoise(2)), states[-1])
 
 
 def test_without_a_source_of_noise_torch_draws_it(discrete: NoiseScheduleVP) -> None:
-    plan, x = make_plan("ddpm", discrete, calls=5, spacing="seed"), seeded(3, 2)
+    plan, x = make_plan("ddpm", discrete, calls=5, spacing="linspace"), seeded(3, 2)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         first = sample(shrink, plan, x)

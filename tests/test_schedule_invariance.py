@@ -15,18 +15,18 @@ from time_tuner import (
     NoiseScheduleVE,
     NoiseScheduleVP,
     Plan,
+    SeededNoise,
     make_plan,
     named_betas,
     rescale_zero_terminal_snr,
     sample,
-    seeded_noise,
 )
 from time_tuner.metrics import exact_moments
 from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.samplers import Sampler
 from time_tuner.samplers.ddpm import DDPM
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners import Calibration, Judge, reference_plan
+from time_tuner.tuners import Calibration, ReferenceDistance, reference_plan
 
 VP = NoiseScheduleVP("linear")
 OTHERS = {
@@ -79,8 +79,8 @@ def test_a_change_of_schedule_changes_nothing(sampler: Sampler, schedule: NoiseS
     """x / alpha is the same everywhere on the same lam grid."""
 
     def end(plan: Plan, eps: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
-        draws = seeded_noise(3)
-        x = plan.start(seeded(16, 1)).to(dtype)
+        draws = SeededNoise(3)
+        x = plan.initial_state(seeded(16, 1)).to(dtype)
         got = sample(eps, plan, x, lambda x: draws(x.double()).to(x))
         assert got.dtype == dtype
         return got.double() / plan.alpha[-1]
@@ -122,7 +122,7 @@ def test_the_exact_models_data_come_out(sampler: Sampler, schedule: NoiseSchedul
     torch.testing.assert_close(std, torch.tensor([0.5, 1.2]).double(), rtol=0, atol=2 * near)
     if not plan.stochastic:
         x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
-        got = sample(MIXTURE.eps(schedule), plan, plan.start(x))
+        got = sample(MIXTURE.eps(schedule), plan, plan.initial_state(x))
         assert float((got - quantile_of(x)).square().mean().sqrt()) < near
 
 
@@ -131,7 +131,7 @@ def test_moments_of_a_gaussian_are_those_of_samples(schedule: NoiseSchedule) -> 
     plan, model = make_plan("ddim", schedule, times=[schedule.T, *ends_of(schedule, True).tolist()]), Gaussian(1.0, 0.5)
     mean, std = exact_moments(model, plan)
     x = torch.special.ndtri((torch.arange(4001, dtype=torch.float64)[:, None] + 0.5) / 4001)
-    got = sample(model.eps(schedule), plan, plan.start(x))
+    got = sample(model.eps(schedule), plan, plan.initial_state(x))
     assert float(got.mean()) == pytest.approx(float(mean), abs=1e-9)
     assert float(got.std()) == pytest.approx(float(std), rel=1e-3)
 
@@ -151,7 +151,7 @@ def test_judging_and_calibrating_start_with_the_noise_of_the_schedule() -> None:
     schedule, model = NoiseScheduleVE(), Gaussian([2.0, -1.0], [0.3, 1.5])
     eps = model.eps(schedule)
     calibration = Calibration(eps, schedule, samples=2000)
-    judge = Judge(eps, schedule, 0.0, calibration.held_out())
+    judge = ReferenceDistance(eps, schedule, 0.0, calibration.held_out())
     for ends in (calibration.x0, judge.reference):
         torch.testing.assert_close(ends.mean(0).double(), model.mean, rtol=0, atol=0.1)
         torch.testing.assert_close(ends.std(0).double(), model.std, rtol=0.05, atol=0)
@@ -168,7 +168,7 @@ def test_alpha_falls_in_a_line_to_a_last_level_with_no_data() -> None:
 
 def test_noise_starts_as_large_as_the_first_point_has_it() -> None:
     noise = seeded(4, 2)
-    assert torch.allclose(make_plan("ddim", VP, 4, "quadratic").start(noise), noise, rtol=1e-15)
+    assert torch.allclose(make_plan("ddim", VP, 4, "quadratic").initial_state(noise), noise, rtol=1e-15)
     ve = make_plan("ddim", NoiseScheduleVE(), times=[80.0, 3.0, 0.0])
-    torch.testing.assert_close(ve.start(noise), math.sqrt(80**2 + 1) * noise)
-    assert torch.equal(make_plan("ddim", NoiseScheduleFlow(3.0), times=[1.0, 0.5, 0.0]).start(noise), noise)
+    torch.testing.assert_close(ve.initial_state(noise), math.sqrt(80**2 + 1) * noise)
+    assert torch.equal(make_plan("ddim", NoiseScheduleFlow(3.0), times=[1.0, 0.5, 0.0]).initial_state(noise), noise)

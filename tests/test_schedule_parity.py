@@ -60,7 +60,7 @@ def ours(
     schedule: NoiseSchedule, model_type: str, predict: Callable[..., Tensor], sampler: Any, noise: Tensor, **grid: Any
 ) -> Tensor:
     plan = make_plan(sampler, schedule, **grid)
-    return sample(model_wrapper(predict, schedule, model_type), plan, plan.start(noise))
+    return sample(model_wrapper(predict, schedule, model_type), plan, plan.initial_state(noise))
 
 
 def assert_same(got: Tensor, expected: Tensor) -> None:
@@ -138,12 +138,12 @@ def test_multistep_solvers_of_a_flow(scheduler: Any) -> None:
     assert schedule == NoiseScheduleFlow(3.0)
     made.set_timesteps(9)
 
-    def told(x: Tensor, n: Tensor) -> Tensor:
+    def floored(x: Tensor, n: Tensor) -> Tensor:
         return predict(x, torch.floor(torch.as_tensor(n) + 1e-3))  # they cut its fraction off
 
     sampler = "dpmpp" if scheduler is DPMSolverMultistepScheduler else "unipc"
-    start = float(schedule.at(schedule.time_of(1000 * made.sigmas[0])).scale)
-    got = ours(schedule, "flow", told, sampler, X / start, times=made.sigmas, unit="sigma")
+    start = float(schedule.at(schedule.from_network_time(1000 * made.sigmas[0])).scale)
+    got = ours(schedule, "flow", floored, sampler, X / start, times=made.sigmas, unit="sigma")
     assert_same(got, theirs(made, predict, 9, X))
 
 

@@ -29,7 +29,7 @@ SCHEDULES = {
     "flow": NoiseScheduleFlow(shift=3.0),
     "ve": NoiseScheduleVE(),
 }
-BY_LEVELS = {"seed", "leading", "trailing"}  # which a VE schedule has none of
+BY_LEVELS = {"linspace", "leading", "trailing"}  # which a VE schedule has none of
 LISTS = {"ays"}  # of one model each
 DISCRETE = SCHEDULES["discrete"]
 COUNTS = [*range(2, 24), 25, 33, 50, 64, 99, 100, 250, 500, 501, 999]
@@ -40,7 +40,7 @@ def times_of_levels(n: list[int], end: float, N: int = 1000) -> list[float]:
 
 
 FORMULAS: dict[str, Callable[[int], list[float]]] = {
-    "seed": lambda K: times_of_levels([int(n) for n in np.linspace(0, 999, K)][::-1], 0.0),
+    "linspace": lambda K: times_of_levels([int(n) for n in np.linspace(0, 999, K)][::-1], 0.0),
     "leading": lambda K: times_of_levels([1 + i * (1000 // K) for i in range(K - 1, -1, -1)], 0.001),
     "trailing": lambda K: times_of_levels([round(1000 - i * 1000 / K) - 1 for i in range(K)], 0.0),
     "uniform": lambda K: [1 + (0.001 - 1) * i / K for i in range(K + 1)],
@@ -59,7 +59,7 @@ def test_published_formulas(name: str, K: int, discrete: NoiseScheduleVP) -> Non
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_lam_is_even_in_lambda_and_meets_its_ends(schedule: NoiseSchedule) -> None:
-    times = SPACINGS["lam"](schedule, 12)
+    times = SPACINGS["logsnr"](schedule, 12)
     steps = schedule.at(times).lam.diff()
     steps = steps[steps.isfinite()]  # the first is not, from alpha = 0
     assert len(steps) == 12 - int(schedule.at(schedule.T).alpha == 0)
@@ -118,8 +118,8 @@ def noise_of(schedule: NoiseSchedule, times: torch.Tensor) -> torch.Tensor:
         ("exponential", torch.log),
         ("karras", lambda s: s ** (1 / 7)),
         ("karras(rho=3)", lambda s: s ** (1 / 3)),
-        ("kl", torch.arctan),
-        ("kl(std=0.5)", lambda s: torch.arctan(s / 0.5)),
+        ("kl_optimal", torch.arctan),
+        ("kl_optimal(std=0.5)", lambda s: torch.arctan(s / 0.5)),
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -188,7 +188,7 @@ def test_ays_are_the_published_lists(model: str, betas: bool) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
 def test_the_default_is_the_one_that_is_said(sampler: str, schedule: NoiseSchedule) -> None:
-    elsewhere = {"ddim": "kl", "dpmpp": "lam"}[sampler]
+    elsewhere = {"ddim": "kl_optimal", "dpmpp": "logsnr"}[sampler]
     kinds = {NoiseScheduleVP: "quadratic", NoiseScheduleFlow: "trailing", NoiseScheduleVE: elsewhere}
     assert make_plan(sampler, schedule, calls=7) == make_plan(sampler, schedule, calls=7, spacing=kinds[type(schedule)])
 
@@ -201,7 +201,7 @@ def test_times_come_in_any_unit(schedule: NoiseSchedule) -> None:
     times = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64) * schedule.T
     p = schedule.at(times)
     sigma = p.sigma if isinstance(schedule, NoiseScheduleFlow) else p.sigma / p.alpha
-    for unit, values in (("t", times), ("label", schedule.label(times)), ("sigma", sigma), ("lam", p.lam)):
+    for unit, values in (("t", times), ("label", schedule.network_time(times)), ("sigma", sigma), ("lam", p.lam)):
         plan = make_plan("ddim", schedule, times=values.tolist(), unit=unit)
         torch.testing.assert_close(plan.t, times, rtol=1e-9, atol=1e-12)
     for unit, end in (("sigma", 0.0), ("lam", math.inf)):
@@ -220,7 +220,7 @@ def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
     ("options", "says"),
     [
         ({"spacing": "karras(rho=0)"}, "rho of karras must be positive, got 0"),
-        ({"spacing": "kl(std=-1)"}, "std of kl must be positive, got -1"),
+        ({"spacing": "kl_optimal(std=-1)"}, "std of kl must be positive, got -1"),
         ({"spacing": "karras(sigma=1)"}, "spacing 'karras' has no option 'sigma'; its options: rho"),
         ({"spacing": "lam(rho=1)"}, "spacing 'lam' has no option 'rho'; its options: none"),
         ({"spacing": "karras(7)"}, "an option is written NAME=VALUE"),

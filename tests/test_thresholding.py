@@ -10,7 +10,7 @@ from torch import Tensor
 
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVP, make_plan, model_wrapper, sample, trajectory, tune
 from time_tuner.models.exact import Gaussian, Mixture
-from time_tuner.models.thresholding import Bounded, clipped, dynamically_thresholded
+from time_tuner.models.thresholding import ThresholdedModel, clipped, dynamically_thresholded
 from time_tuner.samplers import SAMPLERS
 
 N = 1000
@@ -164,7 +164,7 @@ def test_gradients_go_through(linear: NoiseScheduleVP) -> None:
         (lambda eps: dynamically_thresholded(eps, 1.5), r"ratio must be in \(0, 1\], got 1.5"),
         (lambda eps: dynamically_thresholded(eps, limit=2.0, maximum=1.0), "maximum must be at least limit, got 1.0"),
         (lambda eps: clipped(lambda *_: None), "eps has no schedule to tell its x0 by: give schedule="),
-        (lambda eps: Bounded(lambda *_: None, lambda x0: x0), "give schedule="),
+        (lambda eps: ThresholdedModel(lambda *_: None, lambda x0: x0), "give schedule="),
     ],
 )
 def test_bad_arguments_are_named(make: Any, says: str, linear: NoiseScheduleVP) -> None:

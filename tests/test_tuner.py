@@ -31,7 +31,7 @@ from published import (
 )
 from torch import Tensor
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, TimeTuner, make_plan, model_wrapper, seeded_noise
+from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, SeededNoise, TimeTuner, make_plan, model_wrapper
 from time_tuner.models.exact import Gaussian
 
 # On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
@@ -70,9 +70,9 @@ def test_sampling_is_ddim_written_out(model_type: str, guidance: str) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_eta_scales_the_noise_that_is_added(eta: float) -> None:
-    x, draw, times = seeded(6, 2), seeded_noise(3), leading(4)
+    x, draw, times = seeded(6, 2), SeededNoise(3), leading(4)
     tuner = TimeTuner(wrapped(DISCRETE), DISCRETE)
-    got = tuner.ddim_sample(x, num_steps=4, eta=eta, noise=seeded_noise(3))
+    got = tuner.ddim_sample(x, num_steps=4, eta=eta, noise=SeededNoise(3))
     for k in range(4):
         z = draw(x) if eta else 0
         x, _ = ddim_step(DISCRETE, by_hand(DISCRETE), x, times[k], times[k + 1], 1.0, eta, z)
@@ -83,7 +83,7 @@ def test_eta_is_zero_by_default_or_that_of_the_plan() -> None:
     x, tuner = seeded(6, 2), TimeTuner(ANY.eps(DISCRETE), DISCRETE)
     assert torch.equal(tuner.ddim_sample(x, num_steps=4), tuner.ddim_sample(x, num_steps=4, eta=0))
     plan = tuner.plan(4, eta=0.5)
-    ends = [tuner.ddim_sample(x, t_ratios=plan, noise=seeded_noise(1), **eta) for eta in ({}, {"eta": 0.5})]
+    ends = [tuner.ddim_sample(x, t_ratios=plan, noise=SeededNoise(1), **eta) for eta in ({}, {"eta": 0.5})]
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], tuner.ddim_sample(x, num_steps=4))
 
@@ -166,8 +166,8 @@ def test_a_model_of_another_schedule_is_refused() -> None:
 def test_intermediates_are_the_states_and_the_predictions_in_them(sampler: str, calls: int) -> None:
     x, tuner = seeded(6, 2), TimeTuner(wrapped(DISCRETE), DISCRETE)
     options = {"num_steps": calls, "t_ratios": [0.97, 1.02, 0.95, 1.0], "sampler": sampler}
-    end, seen = tuner.sample(x, return_intermediates=True, noise=seeded_noise(1), **options)
-    assert torch.equal(end, tuner.sample(x, noise=seeded_noise(1), **options))
+    end, seen = tuner.sample(x, return_intermediates=True, noise=SeededNoise(1), **options)
+    assert torch.equal(end, tuner.sample(x, noise=SeededNoise(1), **options))
     assert set(seen) == {"x_t", "x0_pred"} and len(seen["x_t"]) == len(seen["x0_pred"]) == calls + 1
     assert torch.equal(seen["x_t"][0], x) and torch.equal(seen["x0_pred"][0], x) and torch.equal(seen["x_t"][-1], end)
     plan, eps = tuner.plan(t_ratios=options["t_ratios"], num_steps=calls, sampler=sampler), by_hand(DISCRETE)
@@ -231,10 +231,10 @@ def test_every_sampler_offers_its_step(name: str) -> None:
         return (x - at.alpha * c) / at.sigma
 
     step, noise = TimeTuner(eps, LINEAR).step_fn(name), seeded(6, 2)
-    x_s, x0 = step(p.alpha * c + p.sigma * noise, t, s, noise=seeded_noise(0))
+    x_s, x0 = step(p.alpha * c + p.sigma * noise, t, s, noise=SeededNoise(0))
     torch.testing.assert_close(x0, c.expand(6, 2), rtol=1e-12, atol=1e-12)
     if make_plan(name, LINEAR, times=[t, s]).stochastic:
-        again = step(p.alpha * c + p.sigma * noise, t, s, noise=seeded_noise(9))
+        again = step(p.alpha * c + p.sigma * noise, t, s, noise=SeededNoise(9))
         assert not torch.equal(again[0], x_s) and torch.equal(again[1], x0)
     else:
         torch.testing.assert_close(x_s, q.alpha * c + q.sigma * noise, rtol=1e-10, atol=1e-10)
@@ -242,11 +242,11 @@ def test_every_sampler_offers_its_step(name: str) -> None:
 
 @guidances
 def test_the_step_of_ddim_is_the_step_written_out(guidance: str) -> None:
-    x, c, z = seeded(6, 2), torch.tensor([0, 1, 1, 0, 1, 0]), seeded_noise(4)(seeded(6, 2))
+    x, c, z = seeded(6, 2), torch.tensor([0, 1, 1, 0, 1, 0]), SeededNoise(4)(seeded(6, 2))
     step = TimeTuner(wrapped(DISCRETE, "v", guidance), DISCRETE).ddim_step_fn
     conditions = {"condition": c, "uncond_condition": torch.tensor([NONE])}
     for eta in (0.0, 0.7):
-        got = step(x, 0.7, 0.4, t_ratio=0.9, eta=eta, noise=seeded_noise(4), **conditions)
+        got = step(x, 0.7, 0.4, t_ratio=0.9, eta=eta, noise=SeededNoise(4), **conditions)
         expected = ddim_step(DISCRETE, by_hand(DISCRETE, "v", guidance, c), x, 0.7, 0.4, 0.9, eta, z)
         for ours, other in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, other, rtol=2e-4, atol=2e-4)

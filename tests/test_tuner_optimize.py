@@ -34,7 +34,7 @@ from published import (
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from time_tuner import SAMPLERS, TimeTuner, model_wrapper, seeded_noise
+from time_tuner import SAMPLERS, SeededNoise, TimeTuner, model_wrapper
 
 # On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
@@ -128,8 +128,8 @@ def test_every_sampler_is_tuned(name: str) -> None:
     ratios = tuner.optimize_timesteps(loader(), tuner.step_fn(name), timesteps=grid)
     assert ratios.shape == (len(plan),) and ratios[-1] == 1 and (ratios[:-1] != 1).any()
     tuned = tuner.plan(timesteps=grid, sampler=name, t_ratios=ratios)
-    end = tuner.sample(seeded(6, 2), name, timesteps=grid, t_ratios=ratios, noise=seeded_noise(1))
-    assert torch.equal(end, tuner.sample(seeded(6, 2), tuned.sampler, t_ratios=tuned, noise=seeded_noise(1)))
+    end = tuner.sample(seeded(6, 2), name, timesteps=grid, t_ratios=ratios, noise=SeededNoise(1))
+    assert torch.equal(end, tuner.sample(seeded(6, 2), tuned.sampler, t_ratios=tuned, noise=SeededNoise(1)))
 
 
 @strategies
@@ -167,7 +167,7 @@ def test_a_stochastic_run_is_judged_by_its_distribution() -> None:
     data = [{"image": THREE.sample(256)}]
     with pytest.warns(UserWarning, match="worse than untuned ones"):
         ratios = tuner.optimize_timesteps(data, tuner.step_fn("ddpm"), num_steps=8)
-    plain, tuned = (tuner.sample(x, "ddpm", 8, t_ratios=r, noise=seeded_noise(1)) for r in (None, ratios))
+    plain, tuned = (tuner.sample(x, "ddpm", 8, t_ratios=r, noise=SeededNoise(1)) for r in (None, ratios))
     target, exact = THREE.sample(1000, seed=9), exact_end(THREE.eps(DISCRETE), x)
     assert energy(tuned, target) > 1.5 * energy(plain, target)
     assert (tuned - exact).norm(dim=1).mean() < (plain - exact).norm(dim=1).mean()
@@ -354,10 +354,10 @@ def test_wrong_arguments_of_tuning_are_named(options: dict[str, Any], says: str)
 
 def test_a_network_of_integer_levels_is_tuned_by_the_search_alone() -> None:
     net, heard = told(lambda x, t_input: network(DISCRETE)(x, t_input.float()))
-    tuner = TimeTuner(model_wrapper(net, DISCRETE, labels="round"), DISCRETE)
+    tuner = TimeTuner(model_wrapper(net, DISCRETE, time_dtype="int"), DISCRETE)
     ratios = tuner.optimize_timesteps(loader(), num_steps=3)
     assert ratios[0] != 1 and all(level == round(level) for level in heard)
     with pytest.raises(
-        ValueError, match="lr and total_iters need gradients to the time, which labels='round' has none"
+        ValueError, match="lr and total_iters need gradients to the time, which time_dtype='int' has none"
     ):
         tuner.optimize_timesteps(loader(), num_steps=3, total_iters=5)

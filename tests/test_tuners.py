@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, make_plan, sample, seeded_noise, tune
-from time_tuner import exact
-from time_tuner.tuners import Calibration, Judge
+from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, sample, tune
+from time_tuner.tuners import Calibration, ReferenceDistance
 from time_tuner.tuners.guard import guarded
 from time_tuner.tuners.timesteps.minimize import answer, descend, lowest
 from time_tuner.tuners.timesteps.objectives import loss
@@ -98,8 +97,8 @@ def test_works_from_every_sampler_and_the_guard_never_hands_over_what_is_worse(n
     plan = make_plan(name, SCHEDULE, calls=6, spacing="leading")
     tuned = tune(EPS, plan, method, data=MIXTURE.sample(64, seed=3).float(), samples=64)
     assert (tuned.tau >= SCHEDULE.t_min * (1 - 1e-9)).all() and (tuned.tau <= 1 + 1e-9).all()
-    assert tuned.provenance["after"] <= tuned.provenance["before"]
-    judge = Judge(EPS, SCHEDULE, float(plan.t[-1]), seeded_noise(77)(torch.empty(64, 2)))
+    assert tuned.provenance["distance"]["tuned"] <= tuned.provenance["distance"]["untuned"]
+    judge = ReferenceDistance(EPS, SCHEDULE, float(plan.t[-1]), SeededNoise(77)(torch.empty(64, 2)))
     assert math.isfinite(judge(tuned))
     assert torch.equal(tuned.t, plan.t) and torch.equal(tuned.alpha, plan.alpha), "the grid is left alone"
 
@@ -108,7 +107,7 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
     plan = make_plan("ddim", SCHEDULE, calls=6, spacing="quadratic")
     bad = plan.with_tau(plan.t[:-1] * torch.tensor([1, 1, 1, 1, 2.5, 1.0], dtype=torch.float64))
 
-    def harmful(eps: object, plan: object, calibration: object, job: object) -> object:
+    def harmful(eps: object, plan: object, calibration: object, run: object) -> object:
         return bad
 
     TUNERS["harmful"] = harmful  # type: ignore[assignment]
@@ -119,8 +118,8 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
         del TUNERS["harmful"]
     assert torch.equal(bare.tau, bad.tau)
     assert torch.equal(guarded.tau, plan.tau)
-    assert guarded.provenance["reverted"] == [4]
-    assert guarded.provenance["bare"] > guarded.provenance["before"] == guarded.provenance["after"]
+    assert guarded.provenance["reverted_calls"] == [4]
+    assert guarded.provenance["distance"]["unguarded"] > guarded.provenance["distance"]["untuned"] == guarded.provenance["distance"]["tuned"]
 
 
 class Shares:
@@ -129,7 +128,7 @@ class Shares:
     def __init__(self, *worth: Tensor) -> None:
         self.worth = worth
 
-    def shares(self, plan: Plan) -> Tensor:
+    def per_sample(self, plan: Plan) -> Tensor:
         moved = (plan.tau != plan.t[:-1]).tolist()
         return 1 - sum((gain for gain, is_so in zip(self.worth, moved, strict=True) if is_so), torch.zeros(100))
 
@@ -140,8 +139,8 @@ def test_the_guard_puts_a_row_back_also_where_the_whole_is_better() -> None:
     gain, harm = torch.full((100,), 0.5), torch.full((100,), -0.2)
     found = guarded(tuned, untuned, Shares(gain, gain, harm))
     assert torch.equal(found.tau, torch.cat([tuned.tau[:2], untuned.tau[2:]]))
-    assert found.provenance["reverted"] == [2]
-    assert [found.provenance[name] for name in ("before", "bare", "after")] == pytest.approx([1, 0.2, 0])
+    assert found.provenance["reverted_calls"] == [2]
+    assert [found.provenance["distance"][name] for name in ("untuned", "unguarded", "tuned")] == pytest.approx([1, 0.2, 0])
 
 
 @pytest.mark.parametrize(("deviation", "kept"), [(0.5, True), (2.0, False)])
@@ -152,8 +151,8 @@ def test_a_gain_that_may_be_chance_is_not_handed_over(deviation: float, kept: bo
     gain = 0.1 + deviation * torch.tensor([1.0, -1.0]).repeat(50)
     found = guarded(tuned, untuned, Shares(gain, gain, gain))
     assert torch.equal(found.tau, tuned.tau if kept else untuned.tau)
-    assert found.provenance["bare"] < found.provenance["before"]
-    assert found.provenance["reverted"] == ([] if kept else [0, 1, 2])
+    assert found.provenance["distance"]["unguarded"] < found.provenance["distance"]["untuned"]
+    assert found.provenance["reverted_calls"] == ([] if kept else [0, 1, 2])
 
 
 @METHODS
@@ -161,7 +160,7 @@ def test_tuning_helps_on_noise_and_seeds_it_has_not_seen(method: str) -> None:
     eps = DIGITS.eps(SCHEDULE)
     plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
     tuned = tune(eps, plan, method, data=DIGITS.sample(256, seed=5).float())
-    judge = Judge(eps, SCHEDULE, float(plan.t[-1]), seeded_noise(4242)(torch.empty(500, 64)))
+    judge = ReferenceDistance(eps, SCHEDULE, float(plan.t[-1]), SeededNoise(4242)(torch.empty(500, 64)))
     assert judge(tuned) < judge(plan)
 
 
@@ -254,14 +253,14 @@ def test_bad_input_is_named() -> None:
 
 
 def test_a_judge_refuses_a_plan_that_ends_elsewhere() -> None:
-    judge = Judge(EPS, SCHEDULE, 0.0, torch.randn(4, 2), calls=10)
+    judge = ReferenceDistance(EPS, SCHEDULE, 0.0, torch.randn(4, 2), calls=10)
     with pytest.raises(ValueError, match=r"plan ends at t = 0\.001"):
         judge(make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic"))
 
 
 def test_the_judge_of_a_stochastic_plan_compares_the_sets_not_the_pairs() -> None:
-    noise = seeded_noise(10)(torch.empty(400, 2))
-    judge = Judge(EPS, SCHEDULE, 0.0, noise)
+    noise = SeededNoise(10)(torch.empty(400, 2))
+    judge = ReferenceDistance(EPS, SCHEDULE, 0.0, noise)
     few, many = (judge(make_plan("ddpm", SCHEDULE, calls=calls, spacing="trailing")) for calls in (4, 100))
     assert many < few
     shuffled = judge.reference[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
@@ -271,7 +270,7 @@ def test_the_judge_of_a_stochastic_plan_compares_the_sets_not_the_pairs() -> Non
 def test_sampling_with_a_tuned_plan_is_what_was_judged() -> None:
     plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
     calibration = Calibration(EPS, SCHEDULE, samples=64, seed=1)
-    judge = Judge(EPS, SCHEDULE, float(plan.t[-1]), calibration.held_out())
+    judge = ReferenceDistance(EPS, SCHEDULE, float(plan.t[-1]), calibration.held_out())
     tuned = tune(EPS, plan, samples=64, seed=1)
     ends = sample(EPS, tuned, calibration.held_out())
-    assert judge.distance(ends) == pytest.approx(tuned.provenance["after"], rel=1e-6)
+    assert judge.distance(ends) == pytest.approx(tuned.provenance["distance"]["tuned"], rel=1e-6)

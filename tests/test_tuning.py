@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, tune
-from time_tuner.cli.app import output as report
+from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, tune
 from time_tuner.cli.app import app
-from time_tuner import exact
+from time_tuner.cli.app import output as report
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
 from time_tuner.tuners.timesteps import search as ratios
 from time_tuner.tuners.timesteps import tuner as conditioning
@@ -65,9 +64,9 @@ def tuned(eps: Any = EPS, plan: Plan | None = None, method: str = "sequential", 
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "unipc", "heun", "ddpm"])
-@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
 def test_all_steps_at_once_come_to_what_they_come_to_one_by_one(sampler: str, objective: str) -> None:
-    if sampler == "ddpm" and objective == "finer":
+    if sampler == "ddpm" and objective == "substeps":
         pytest.skip("it is for samplers without noise")
     plan = make_plan(sampler, SCHEDULE, 6, "leading")
     alone, together = Counted(), Counted()
@@ -152,7 +151,7 @@ def test_budgets_are_read_as_people_write_them() -> None:
 
 
 @METHODS
-@pytest.mark.parametrize("how", [{}, {"batch": 10**6}, {"batch": 20}, {"objective": "finer"}, {"optimizer": "adam"}])
+@pytest.mark.parametrize("how", [{}, {"batch": 10**6}, {"batch": 20}, {"objective": "substeps"}, {"optimizer": "adam"}])
 def test_a_budget_is_kept_and_the_best_so_far_handed_over(method: str, how: dict[str, Any]) -> None:
     how = {"iterations": 10, **how} if "optimizer" in how else how
     free = Counted()
@@ -184,7 +183,7 @@ def test_a_budget_of_time_is_kept() -> None:
 
 @METHODS
 @pytest.mark.parametrize("optimizer", ["search", "adam"])
-@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
 def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> None:
     how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
     plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
@@ -204,7 +203,7 @@ def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> No
 
 
 @METHODS
-@pytest.mark.parametrize("objective", ["published", "noise", "finer"])
+@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
 def test_the_cost_of_one_value_a_step_is_foretold_exactly(
     monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
@@ -271,21 +270,21 @@ def test_a_function_of_ones_own_is_an_objective() -> None:
 def test_the_finer_step_is_where_the_exact_solution_is() -> None:
     """Sub-steps of second order are much nearer to it than the step is; both calls of Heun begin where it does."""
     for sampler in ("ddim", "heun"):
-        plan = make_plan(sampler, SCHEDULE, 10, "lam")
+        plan = make_plan(sampler, SCHEDULE, 10, "logsnr")
         run, draws = PlanRun(plan), Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
         state = direct(run, 4, draws)
         ks = (4,) if sampler == "ddim" else (4, 5)
         times = torch.linspace(float(plan.t[4]), float(plan.t[ks[-1] + 1]), 101)
         truth = sample(EPS, make_plan("dpmpp", SCHEDULE, times=times), state[1])
         for k in ks:
-            target = OBJECTIVES["finer"].target(Step(run, k, state, draws))
+            target = OBJECTIVES["substeps"].target(Step(run, k, state, draws))
             state = run.step(k, state, plan.t[k], draws)
         assert (target - truth).norm() < 0.2 * (state[1] - truth).norm()
 
 
 def test_an_objective_without_noise_refuses_samplers_with_noise() -> None:
     with pytest.raises(ValueError, match=r"objective='finer' compares with a run without noise.*'published'"):
-        tuned(plan=make_plan("ddpm", SCHEDULE, 5), objective="finer")
+        tuned(plan=make_plan("ddpm", SCHEDULE, 5), objective="substeps")
     with pytest.raises(
         ValueError, match=r"objective must be one of published, noise, finer, or a function, got 'best'"
     ):
@@ -299,13 +298,13 @@ def test_the_last_ratio_is_tuned_when_asked_for() -> None:
     to_zero = make_plan("ddim", SCHEDULE, 4, "trailing")
     with pytest.raises(ValueError, match=r"last=True needs an end before sigma = 0"):
         tuned(plan=to_zero, last=True, objective="published")
-    assert tuned(plan=to_zero, last=True, objective="finer").tau[-1] != to_zero.t[-2]
+    assert tuned(plan=to_zero, last=True, objective="substeps").tau[-1] != to_zero.t[-2]
 
 
 def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
     plan = make_plan("ddim", SCHEDULE, 5, "leading")
     notes = tuned(plan=plan, guard=True, objective="published").provenance
-    assert notes["bare"] > notes["before"] >= notes["after"] and notes["reverted"]
+    assert notes["distance"]["unguarded"] > notes["distance"]["untuned"] >= notes["distance"]["tuned"] and notes["reverted_calls"]
 
 
 @pytest.mark.parametrize("optimizer", ["search", "adam"])
@@ -359,7 +358,7 @@ def stopped_after(steps: int, **options: Any) -> None:
     [
         {},
         {"objective": "noise"},
-        {"objective": "finer", "last": True},
+        {"objective": "substeps", "last": True},
         {"method": "parallel"},
         {"method": "parallel", "batch": 10**6, "objective": "published"},
         {"optimizer": "adam", "iterations": 5},
@@ -543,10 +542,10 @@ def test_a_dry_run_of_joint_tuning_knows_the_budget_and_the_speed(tmp_path: Path
 
 def test_options_of_tuning_reach_it(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    done = call("--calls", 5, "--objective", "finer", "--last", "--batch", 8, "--budget", "70calls", "--out", path)
+    done = call("--calls", 5, "--objective", "substeps", "--last", "--batch", 8, "--budget", "70calls", "--out", path)
     assert done.exit_code == 0, done.stderr
     notes = Plan.load(path).provenance
-    assert notes["objective"] == "finer" and len(notes["loss_before"]) <= 5
+    assert notes["objective"] == "substeps" and len(notes["loss_before"]) <= 5
     assert notes["cost"]["data"] == {"calls": 100, "evaluations": 800}
     assert notes["cost"]["tuning"]["calls"] <= 70 and "70 calls" in notes["stopped"]
     wrong = call("--budget", "much", "--out", path)

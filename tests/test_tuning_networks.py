@@ -89,7 +89,7 @@ def test_no_gradient_is_asked_for(network: Network, discrete: NoiseScheduleVP) -
         return network(x, t)
 
     for method in ("sequential", "parallel"):
-        for objective in ("published", "noise", "finer"):
+        for objective in ("published", "noise", "substeps"):
             tuned(strict, discrete, method=method, objective=objective)
 
 
@@ -163,7 +163,7 @@ def peak(work: Callable[[], Any]) -> int:
     return watched.most
 
 
-@pytest.mark.parametrize("objective", ["published", "finer"])
+@pytest.mark.parametrize("objective", ["published", "substeps"])
 @pytest.mark.parametrize("batch", [32, 256])
 def test_memory_is_that_of_sampling_the_same_batch(
     network: Network, discrete: NoiseScheduleVP, batch: int, objective: str

@@ -18,12 +18,12 @@ from time_tuner import (
     NoiseScheduleVE,
     NoiseScheduleVP,
     Plan,
+    SeededNoise,
     make_plan,
     model_wrapper,
     named_betas,
     rescale_zero_terminal_snr,
     sample,
-    seeded_noise,
     trajectory,
     tune,
 )
@@ -58,7 +58,7 @@ def network(schedule: NoiseSchedule, model_type: str) -> Callable[..., Tensor]:
     """A network of this type, exact at the time it is told, in the precision of what it is shown."""
 
     def predict(x: Tensor, told: Tensor) -> Tensor:
-        p = schedule.at(schedule.time_of(told[0]))
+        p = schedule.at(schedule.from_network_time(told[0]))
         d = getattr(schedule, "sigma_data", 0.5)
         deviation = torch.sqrt(d**2 + p.sigma**2)
         if model_type.startswith("edm"):
@@ -109,7 +109,7 @@ def test_the_conversion_is_at_t_and_only_the_network_hears_tau(schedule: NoiseSc
     x = seeded(4, 2)
     same, other = model.x0(x, t), model.x0(x, t, tau)
     assert torch.equal(same, other) and torch.equal(*shown)
-    assert told == pytest.approx([float(schedule.label(t)), float(schedule.label(tau))], rel=1e-6)
+    assert told == pytest.approx([float(schedule.network_time(t)), float(schedule.network_time(tau))], rel=1e-6)
     assert told[0] != told[1]
 
 
@@ -119,8 +119,8 @@ def test_float32_is_as_good_as_float64(schedule: NoiseSchedule, model_type: str,
     """By design: the same run with the data found by way of the noise loses it all where alpha is next to nothing."""
     plan, x = make_plan(sampler, schedule, times=ends_of(schedule)), seeded(64, 2)
     wrapped = model_wrapper(network(schedule, model_type), schedule, model_type).bind()
-    exact = sample(MIXTURE.eps(schedule), plan, plan.start(x))
-    got = sample(wrapped, plan, plan.start(x).float())
+    exact = sample(MIXTURE.eps(schedule), plan, plan.initial_state(x))
+    got = sample(wrapped, plan, plan.initial_state(x).float())
     assert got.dtype == torch.float32
     assert float((got.double() - exact).abs().max()) < 2e-5
 
@@ -154,8 +154,8 @@ def test_the_plan_says_which_calls_have_it(schedule: NoiseSchedule) -> None:
             asked.append("x0")
             return exact.x0(*args)
 
-    sample(Noting(), plan, plan.start(seeded(2, 2)))
-    assert asked == [row.unit for row in plan.rows] == ["x0"] + ["eps"] * 5
+    sample(Noting(), plan, plan.initial_state(seeded(2, 2)))
+    assert asked == [row.predicts for row in plan.rows] == ["x0"] + ["eps"] * 5
 
 
 def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
@@ -194,15 +194,15 @@ def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
 def test_rows_are_the_sampler_itself(sampler: Sampler, schedule: NoiseSchedule) -> None:
     plan, x = plan_of(sampler, schedule), seeded(5, 2)
     for each in (plan, plan.with_corrections(None)):
-        got = sample(MIXTURE.eps(schedule), each, plan.start(x), seeded_noise(5))
-        expected = by_hand(each, plan.start(x), MIXTURE.eps(schedule), seeded_noise(5))
+        got = sample(MIXTURE.eps(schedule), each, plan.initial_state(x), SeededNoise(5))
+        expected = by_hand(each, plan.initial_state(x), MIXTURE.eps(schedule), SeededNoise(5))
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
 @every
 @kinds
 def test_table_and_file_reproduce_the_loop(sampler: Sampler, schedule: NoiseSchedule) -> None:
-    plan, said, drawn, source = plan_of(sampler, schedule), [], {}, seeded_noise(5)
+    plan, said, drawn, source = plan_of(sampler, schedule), [], {}, SeededNoise(5)
     exact = MIXTURE.eps(schedule)
 
     class Noting:
@@ -218,7 +218,7 @@ def test_table_and_file_reproduce_the_loop(sampler: Sampler, schedule: NoiseSche
         drawn[len(said) - 1] = source(x)
         return drawn[len(said) - 1]
 
-    x = plan.start(seeded(6, 2))
+    x = plan.initial_state(seeded(6, 2))
     states = torch.stack(list(trajectory(Noting(), plan, x, noise)))
     draws = [drawn.get(k, torch.full_like(x, 1e6)) for k in range(len(plan))]
     table = coefficients(plan)
@@ -240,12 +240,12 @@ def test_table_and_file_reproduce_the_loop(sampler: Sampler, schedule: NoiseSche
 @pytest.mark.parametrize("schedule", [FLOW, ZERO], ids=["flow", "zero"])
 def test_gradients_are_finite_from_alpha_0(sampler: Sampler, schedule: NoiseSchedule) -> None:
     plan = plan_of(sampler, schedule)
-    tau, inner, corrections = plan.tau.clone(), plan.ends[1:-1].clone(), plan.corrections.clone()
+    tau, inner, corrections = plan.tau.clone(), plan.step_times[1:-1].clone(), plan.corrections.clone()
     for value in (tau, inner, corrections):
         value.requires_grad_()
-    moved = plan.with_times(torch.cat([plan.ends[:1], inner, plan.ends[-1:]])).with_tau(tau)
+    moved = plan.with_times(torch.cat([plan.step_times[:1], inner, plan.step_times[-1:]])).with_tau(tau)
     moved = moved.with_corrections(corrections)
-    *_, end = trajectory(MIXTURE.eps(schedule), moved, seeded(4, 2), seeded_noise(0))
+    *_, end = trajectory(MIXTURE.eps(schedule), moved, seeded(4, 2), SeededNoise(0))
     for gradient in torch.autograd.grad(end.square().sum(), (tau, inner, corrections)):
         assert gradient.isfinite().all() and gradient.any()
 
@@ -261,7 +261,7 @@ def test_a_bare_eps_is_refused_at_alpha_0_and_taken_elsewhere() -> None:
     for schedule, later in ((FLOW, [0.999, 0.5, 0.0]), (COSINE, [1.0, 0.5, 0.0])):
         plan, exact = make_plan("ddim", schedule, times=later), MIXTURE.eps(schedule)
         got = sample(lambda x, t, tau, exact=exact: exact(x, t, tau), plan, seeded(2, 2))
-        assert plan.rows[0].unit == "x0"
+        assert plan.rows[0].predicts == "x0"
         torch.testing.assert_close(got, sample(exact, plan, seeded(2, 2)), rtol=1e-9, atol=1e-9)
 
 
@@ -313,7 +313,7 @@ def test_tuning_works_from_alpha_0() -> None:
         plan = make_plan("dpmpp", schedule, times=ends_of(schedule))
         for method in ("sequential", "parallel"):
             got = tune(model.eps(schedule), plan, method, samples=64)
-            assert got.provenance["after"] <= got.provenance["before"]
+            assert got.provenance["distance"]["tuned"] <= got.provenance["distance"]["untuned"]
 
 
 def test_a_point_with_no_data_has_no_lam() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from time_tuner import load_model, make_plan, sample, seeded_noise
+from time_tuner import SeededNoise, load_model, make_plan, sample
 from time_tuner.digits.metrics import digit_accuracy, digit_frechet
 
 BATCH = 250
@@ -30,7 +30,7 @@ def draw(n: int, calls: int, first_seed: int, bfloat16: bool) -> tuple[torch.Ten
         part = labels[i : i + BATCH]
         model = load_model("digits", label=part)
         plan = make_plan("ddim", model.schedule, calls=calls, spacing="trailing")
-        x = seeded_noise(first_seed + i)(torch.empty(len(part), *model.shape))
+        x = SeededNoise(first_seed + i)(torch.empty(len(part), *model.shape))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             images.append(sample(model.eps, plan, x))
     return torch.cat(images), labels

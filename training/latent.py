@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from time_tuner import TimeTuner, model_wrapper, seeded_noise
+from time_tuner import SeededNoise, TimeTuner, model_wrapper
 from time_tuner.digits.latent import AutoEncoder, LatentDigits
 from time_tuner.digits.metrics import digit_accuracy, digit_frechet
 from time_tuner.digits.networks import NULL_LABEL
@@ -118,7 +118,7 @@ def figures(model: LatentDigits, digits: Digits) -> dict[str, Any]:
         model.network, model.schedule, guidance_type="classifier-free", guidance_scale=2.0, cond_process_fn=model.embed
     )
     tuner = TimeTuner(guided, model.schedule)
-    noise = seeded_noise(0)(torch.empty(len(labels), *model.shape))
+    noise = SeededNoise(0)(torch.empty(len(labels), *model.shape))
     drawn = [
         model.decode(tuner.ddim_sample(x, num_steps=50, condition=y, uncond_condition=NULL_LABEL))
         for x, y in zip(noise.split(size), labels.split(size), strict=True)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from time_tuner import load_model, make_plan, tune
-from time_tuner.models.batching import Batched
+from time_tuner.models.batching import BatchedModel
 from time_tuner.samplers.ddim import DDIM
 from time_tuner.samplers.unipc import UniPC
-from time_tuner.tuners import Calibration, Judge
+from time_tuner.tuners import Calibration, ReferenceDistance
 
 SAMPLES, CALLS, PAIRS = 120, (5, 10), 1024
 OUT = Path(__file__).parent.parent / "src" / "time_tuner" / "digits" / "assets" / "plans"
@@ -28,8 +28,8 @@ METHODS = {"ddim": "sequential", "joint": "joint"}
 def main(models: list[str], plans: list[str], iterations: int) -> None:
     for name in models:
         model = load_model(name, label=[i % 10 for i in range(SAMPLES)])
-        calibration = Calibration(Batched(model.eps, SAMPLES), model.schedule, samples=SAMPLES, shape=model.shape)
-        judges: dict[float, Judge] = {}
+        calibration = Calibration(BatchedModel(model.eps, SAMPLES), model.schedule, samples=SAMPLES, shape=model.shape)
+        judges: dict[float, ReferenceDistance] = {}
         for kind in plans:
             how: dict[str, Any] = {}
             if kind == "joint":
@@ -41,11 +41,13 @@ def main(models: list[str], plans: list[str], iterations: int) -> None:
                 plan = plan.with_provenance(model=name, label="each in turn", guidance_scale=1.0, spacing=spacing)
                 end = round(float(plan.t[-1]), 9)
                 if end not in judges:
-                    judges[end] = Judge(calibration.eps, model.schedule, float(plan.t[-1]), calibration.held_out())
+                    judges[end] = ReferenceDistance(
+                        calibration.eps, model.schedule, float(plan.t[-1]), calibration.held_out()
+                    )
                 tuned = tune(model.eps, plan, METHODS[kind], calibration, guard=judges[end], verbose=True, **how)
                 tuned.save(OUT / name / f"{kind}-{calls}.json")
-                measured = tuned.provenance
-                print(f"{name}, {kind}-{calls}: distance {measured['before']:.4f} -> {measured['after']:.4f}")
+                measured = tuned.provenance["distance"]
+                print(f"{name}, {kind}-{calls}: distance {measured['untuned']:.4f} -> {measured['tuned']:.4f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from .loading import Model, load_model
 from .models import exact
 from .models.wrapper import model_wrapper
-from .noise import seeded_noise
+from .noise import SeededNoise
 from .paper.interface import TimeTuner
 from .plans.build import make_plan, resample
 from .plans.plan import Plan
@@ -33,6 +33,7 @@ __all__ = [
     "NoiseScheduleVE",
     "NoiseScheduleVP",
     "Plan",
+    "SeededNoise",
     "TimeTuner",
     "exact",
     "load_model",
@@ -45,7 +46,6 @@ __all__ = [
     "respaced_betas",
     "sample",
     "schedule_from",
-    "seeded_noise",
     "trajectory",
     "tune",
     "tune_several",

@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
+def check_int(name: str, value: Any, least: int | None = None) -> int:
     """A whole number, which may be one of numpy's.
 
     Raises:
@@ -18,7 +18,7 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     return int(value)
 
 
-def takes(function: Any, count: int) -> bool:
+def accepts(function: Any, count: int) -> bool:
     """Whether this is a function of so many arguments, as far as it tells what it takes."""
     try:
         signature(function).bind(*[None] * count)

@@ -95,7 +95,7 @@ def exact_moments(data: Gaussian, plan: Plan) -> tuple[Tensor, Tensor]:
     draws = iter(unit[2:])
     # A mean on the first axis alone: the model of every coordinate, in weights.
     weights = Gaussian(data.mean.reshape(-1, 1) * unit[0], data.std.reshape(-1, 1).expand(-1, calls + 2))
-    end = plan.start(unit[1].expand(data.mean.numel(), -1))
+    end = plan.initial_state(unit[1].expand(data.mean.numel(), -1))
     eps = weights.eps(plan.schedule)
     for end in trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)):  # noqa: B007, B020 - the last
         pass

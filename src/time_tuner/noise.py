@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class seeded_noise:  # noqa: N801 - called like a function, and remembers where each sample's stream is
+class SeededNoise:
     """Standard normal noise in which sample i has a stream of its own, so that the batch it is in does not matter.
 
     Args:
@@ -32,7 +32,7 @@ class seeded_noise:  # noqa: N801 - called like a function, and remembers where 
             for i in range(len(self._generators), len(x)):
                 self._generators.append(torch.Generator().manual_seed(self._first + i))
         elif len(x) != len(self._generators):
-            raise ValueError(f"seeded_noise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
+            raise ValueError(f"SeededNoise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         held = self._ahead
         same = (len(held), *held.shape[2:], held.dtype) == (*x.shape, dtype)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ._checks import takes
+from ._checks import accepts
 from .plans.plan import Plan
 from .plans.rows import HALF, Call
 from .samplers import Noise
@@ -20,7 +20,7 @@ It may also have `.x0(x, t, tau)`, the data, which is what is asked for where th
 """
 
 
-class Observed:
+class HookedModel:
     """A model, and `look(unit, x, t, said)` at everything that it says; unit is "eps" or "x0"."""
 
     def __init__(self, eps: Eps, look: Callable[[str, Tensor, Any, Tensor], None]) -> None:
@@ -41,7 +41,7 @@ class Observed:
         return said
 
 
-def told(eps: Eps, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+def predict(eps: Eps, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
     """What the network says of x at call k, told `tau`, at the solver's `t` (by default the plan's): eps, or x0 where
     the row has that.
 
@@ -49,13 +49,13 @@ def told(eps: Eps, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: 
         ValueError: it answers with another shape than that of x, or is asked for x0 at alpha = 0 and has none.
     """
     p = plan.point(k)
-    say = getattr(eps, "x0", None) if plan.rows[k].unit == "x0" else eps
+    say = getattr(eps, "x0", None) if plan.rows[k].predicts == "x0" else eps
     if say is None and p.alpha == 0:
         raise ValueError(
             f"eps has no .x0, which is needed at call {k}: at t = {float(p.t):.4g} alpha is 0 and the noise tells "
             "nothing of the data; give a model from model_wrapper, or start the run a little later (times=)"
         )
-    said = (eps if say is None else say)(x, p.t if t is None else t, plan.told[k] if tau is None else tau)
+    said = (eps if say is None else say)(x, p.t if t is None else t, plan.taus[k] if tau is None else tau)
     if not isinstance(said, Tensor) or said.shape != x.shape:
         got = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
         raise ValueError(
@@ -70,7 +70,7 @@ def trajectory(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None = None) -> I
 
     Args:
         eps: `eps(x, t, tau)`, see `Eps`.
-        x: the state at `plan.t[0]`, (B, ...): `plan.start(noise)`, which on a variance-preserving schedule is standard
+        x: the state at `plan.t[0]`, (B, ...): `plan.initial_state(noise)`, which on a variance-preserving schedule is standard
             normal noise itself.
         noise: what a stochastic sampler draws from, a callable of x; `torch.randn_like` by default.
     """
@@ -79,7 +79,7 @@ def trajectory(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None = None) -> I
     past: tuple[Call, ...] = ()
     noise = noise or torch.randn_like
     for k in range(len(plan)):
-        x, past = advance(plan, k, past, x, told(eps, plan, k, x), noise)
+        x, past = advance(plan, k, past, x, predict(eps, plan, k, x), noise)
         yield x
 
 
@@ -110,7 +110,7 @@ def _what_broke(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None) -> str:
     if not _finite(x):
         return "x must be finite, got NaN or infinity in it"
     said: list[Tensor] = []
-    run = trajectory(Observed(eps, lambda unit, x, t, answer: said.append(answer)), plan, x, noise)
+    run = trajectory(HookedModel(eps, lambda unit, x, t, answer: said.append(answer)), plan, x, noise)
     for k, state in enumerate(run):
         where = f"at call {k} (t = {float(plan.t[k]):.4g}, tau = {float(plan.tau[k]):.4g})"
         if not _finite(said.pop()):
@@ -124,7 +124,7 @@ def _what_broke(eps: Eps, plan: Plan, x: Tensor, noise: Noise | None) -> str:
 
 def check_model(eps: Eps) -> None:
     """Raise a ValueError if this is a function that does not take x, t and tau."""
-    if not takes(eps, 3):
+    if not accepts(eps, 3):
         raise ValueError(
             f"eps must be a function eps(x, t, tau), got {eps!r}: wrap a network with model_wrapper(network, schedule)"
         )
@@ -154,15 +154,15 @@ def advance(
     row, dtype = plan.rows[k], x.dtype
     if eps.dtype is not dtype and dtype not in HALF:
         eps = eps.to(dtype)  # once, and not at each use
-    kept = past[1 - row.reach :] if row.reach > 1 else ()
+    kept = past[1 - row.history :] if row.history > 1 else ()
     call = Call(x, eps, None if row.corrected is None else row.corrected((*kept, (x, eps)), dtype))
     calls = (*kept, call)
-    return row.following((*kept, (*call, noise(x))) if row.draws else calls, dtype), calls
+    return row.next_state((*kept, (*call, noise(x))) if row.uses_noise else calls, dtype), calls
 
 
 def coefficients(plan: Plan) -> Tensor:
     """The whole run as a table, float64 (K, 1 + 2 K): row k is the state after call k as a combination of x_T,
-    eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `plan.rows[k].unit` is "x0".
+    eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `plan.rows[k].predicts` is "x0".
 
     It is the loop itself, run on unit vectors.
     """

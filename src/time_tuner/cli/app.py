@@ -283,7 +283,7 @@ def show(
     plan = Plan.load(plan_file, calls)
     report.say.print(report.facts_table(plan))
     report.say.print(report.plan_table(plan))
-    if {"before", "bare", "after", "reverted"} <= plan.provenance.keys():
+    if {"distance", "reverted_calls"} <= plan.provenance.keys():
         report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
     if out is not None:
         plots.save(plots.plot_tau(plan), out)
@@ -328,7 +328,7 @@ def compare_command(
     labels = drawing.parse_labels(label)
     shape = drawing.load(model, None, 1.0).shape
     count = (100 if data.is_picture(shape) else 10_000) if count is None else count
-    spacing = spacing or ("seed" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
+    spacing = spacing or ("linspace" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
     compare(drawing.load(model, drawing.dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
 
 

@@ -15,7 +15,7 @@ from ..data import is_picture
 from ..loading import Model
 from ..metrics import distance, exact_moments
 from ..models.exact import ExactEps, Gaussian
-from ..noise import seeded_noise
+from ..noise import SeededNoise
 from ..plans.build import parse_run
 from ..plans.plan import Plan
 from ..sampling import sample
@@ -52,13 +52,13 @@ def read_run(text: str, model: Model, spacing: str | None) -> Plan:
 def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int) -> list[Run]:
     """`count` samples of each run, all from the same noise."""
     plans = [read_run(text, model, spacing) for text in runs]
-    x = seeded_noise(seed)(torch.empty(count, *model.shape))
+    x = SeededNoise(seed)(torch.empty(count, *model.shape))
     drawn = []
     for text, plan in zip(runs, plans, strict=True):
         meter = report.Meter(model.eps)
         began = time.perf_counter()
         with meter.bar(text, len(plan)):
-            samples = sample(meter, plan, plan.start(x), seeded_noise(2**31 + seed))
+            samples = sample(meter, plan, plan.initial_state(x), SeededNoise(2**31 + seed))
         drawn.append(Run(text.rpartition("/")[2], plan, samples, time.perf_counter() - began))
     return drawn
 
@@ -74,9 +74,9 @@ def table(model: Model, runs: Sequence[Run], count: int, seed: int) -> Table:
         if end not in ends:
             meter = report.Meter(model.eps)
             with meter.bar("many-call run to measure by", REFERENCE_CALLS):
-                x = seeded_noise(seed)(torch.empty(count, *model.shape))
+                x = SeededNoise(seed)(torch.empty(count, *model.shape))
                 reference = reference_plan(model.schedule, end, REFERENCE_CALLS)
-                ends[end] = sample(meter, reference, reference.start(x))
+                ends[end] = sample(meter, reference, reference.initial_state(x))
         apart = "-" if run.plan.stochastic else f"{float(distance(run.samples, ends[end]).mean()):.4f}"
         values = (f"{float(run.samples.mean()):.4f}", f"{float(run.samples.std()):.4f}", apart, f"{run.seconds:.2f}")
         made.add_row(run.name, str(len(run.plan)), *values)

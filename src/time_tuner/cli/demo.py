@@ -13,13 +13,13 @@ from torch import Tensor
 from .. import data, plots
 from ..loading import load_model
 from ..metrics import distance
-from ..models.batching import Batched
-from ..noise import seeded_noise
+from ..models.batching import BatchedModel
+from ..noise import SeededNoise
 from ..plans.build import make_plan, reference_plan
 from ..plans.plan import Plan
 from ..samplers import sampler_from_dict
 from ..sampling import sample
-from ..tuners import Calibration, Judge
+from ..tuners import Calibration, ReferenceDistance
 from ..tuners.tune import estimate, tune
 from . import output as report
 
@@ -74,7 +74,7 @@ def run(out: Path, seed: int = 0) -> None:
     results.append(bench.reference())
     report.say.print(_table(results))
     for result in results:
-        if "after" in result.plan.provenance:
+        if "distance" in result.plan.provenance:
             report.say.print(f"{result.name}: {report.verdict(result.plan)}.", soft_wrap=True)
     files = _write(out, results)
     report.say.print(f"\n{time.perf_counter() - began:.0f} s in all. Written to [bold]{out}[/bold]:")
@@ -95,12 +95,12 @@ class Bench:
         self.meter = report.Meter(model.eps)
         end = float(make_plan("ddim", model.schedule, CALLS, SPACING).t[-1])
         self.many = reference_plan(model.schedule, end, REFERENCE_CALLS)
-        network = Batched(self.meter, SAMPLES)
+        network = BatchedModel(self.meter, SAMPLES)
         self.calibration = Calibration(network, model.schedule, None, SAMPLES, seed, model.shape)
         noise = self.calibration.held_out()
         began = time.perf_counter()
         with self.meter.bar("many-call run to judge by", REFERENCE_CALLS):
-            self.judge = Judge(self.meter, model.schedule, end, noise, REFERENCE_CALLS, seed)
+            self.judge = ReferenceDistance(self.meter, model.schedule, end, noise, REFERENCE_CALLS, seed)
         self.seconds = time.perf_counter() - began
 
     def tune(self, name: str, plan: Plan, how: dict[str, Any]) -> Plan:
@@ -124,7 +124,7 @@ class Bench:
         return Result("many calls", self.many, 0.0, self.seconds, self._pictures(self.many))
 
     def _pictures(self, plan: Plan) -> Tensor:
-        noise = seeded_noise(PICTURES * self.seed)
+        noise = SeededNoise(PICTURES * self.seed)
         with self.drawer.bar("pictures", len(plan)):
             return sample(self.drawer, plan, noise(torch.empty(PICTURES, *self.shape)))
 

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from ..models.batching import take
+from ..models.batching import select
 from ..plans.plan import Plan
-from ..sampling import Eps, Observed
+from ..sampling import Eps, HookedModel
 from ..tuners import Progress as Tuning
 from ..tuners.budget import Cost
 
@@ -24,7 +24,7 @@ aside = Console(stderr=True, highlight=False)
 """Where progress goes: standard error."""
 
 
-class Meter(Observed):
+class Meter(HookedModel):
     """A model that moves a progress bar whenever it is called."""
 
     def __init__(self, eps: Eps) -> None:
@@ -37,10 +37,10 @@ class Meter(Observed):
             if self._progress.finished:
                 self._stop()
 
-    def take(self, rows: Tensor) -> "Meter":
+    def select(self, rows: Tensor) -> "Meter":
         """The model for some samples of its batch, which moves the same bar."""
         part = copy(self)
-        part.eps = take(self.eps, rows)
+        part.eps = select(self.eps, rows)
         return part
 
     def tell(self, done: Tuning) -> None:
@@ -153,16 +153,16 @@ def measure_table(plan: Plan, title: str = "") -> Table:
     """What tuning was worth, from the provenance of a plan that was judged."""
     note = plan.provenance
     made = table("plan", "distance", "change", title=title)
-    for name, key in (("untuned", "before"), ("tuned, bare", "bare"), ("handed over", "after")):
-        change = "" if key == "before" or not note["before"] else f"{note[key] / note['before'] - 1:+.1%}"
-        made.add_row(name, f"{note[key]:.4f}", change)
+    for name, key in (("untuned", "untuned"), ("tuned, before the guard", "unguarded"), ("tuned", "tuned")):
+        change = "" if key == "untuned" or not note["distance"]["untuned"] else f"{note["distance"][key] / note['distance']['untuned'] - 1:+.1%}"
+        made.add_row(name, f"{note['distance'][key]:.4f}", change)
     return made
 
 
 def verdict(plan: Plan) -> str:
     """The same in one sentence."""
-    before, bare, after = (plan.provenance[key] for key in ("before", "bare", "after"))
-    reverted = plan.provenance["reverted"]
+    before, bare, after = (plan.provenance["distance"][key] for key in ("untuned", "unguarded", "tuned"))
+    reverted = plan.provenance["reverted_calls"]
     if after == before:
         if bare == before:
             said = "tuning changed nothing: the untuned plan is handed over"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import data, plots
 from ..loading import Model, load_model
-from ..noise import seeded_noise
+from ..noise import SeededNoise
 from ..plans.plan import Plan
 from ..sampling import sample
 from . import output as report
@@ -52,8 +52,8 @@ def draw(loaded: Model, name: str, plan: Plan, count: int, labels: Any, guidance
             if first and isinstance(labels, list):  # a batch has its labels built in
                 meter.eps = load(name, dealt(labels, first, size), guidance_scale).eps
             seeds = range(seed + first, seed + first + size)
-            x = plan.start(seeded_noise(seeds)(torch.empty(size, *loaded.shape)))
-            drawn.append(sample(meter, plan, x, seeded_noise([STEP_NOISE + s for s in seeds])))
+            x = plan.initial_state(SeededNoise(seeds)(torch.empty(size, *loaded.shape)))
+            drawn.append(sample(meter, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])))
     return torch.cat(drawn)
 
 

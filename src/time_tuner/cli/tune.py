@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..loading import Model
-from ..models.batching import take
+from ..models.batching import select
 from ..plans.plan import Plan
 from ..tuners.budget import Cost
 from ..tuners.joint.sizing import BATCH, seconds_a_call
@@ -44,7 +44,7 @@ def costs(plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]
 
 def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
     """Print what tuning these plans will cost, and about how long it takes, by a few calls of the model."""
-    some = take(model.eps, torch.arange(BATCH) % how["samples"])
+    some = select(model.eps, torch.arange(BATCH) % how["samples"])
     call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *model.shape))
     for plan, cost in zip(plans, costs(plans, own_samples=own_samples, call=call, **how), strict=True):
         report.say.print(report.cost_table(cost, f"{len(plan)} calls"))

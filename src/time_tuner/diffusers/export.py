@@ -9,7 +9,7 @@ from ..plans.plan import Plan
 from ..schedules import NoiseScheduleFlow
 
 
-def sigmas_of(plan: Plan) -> list[float]:
+def to_sigmas(plan: Plan) -> list[float]:
     """Where the plan's steps end, as noise levels: for `sigmas=` of a scheduler or a pipeline, for ComfyUI and others.
 
     S + 1 falling numbers: sigma / alpha where noise preserves variance, sigma in a rectified flow. Warns of what such
@@ -18,34 +18,34 @@ def sigmas_of(plan: Plan) -> list[float]:
     _warn(plan, "sigmas")
     if isinstance(plan.schedule, NoiseScheduleFlow):
         _say("schedulers of rectified flows apply their shift to sigmas= too: set it to 1 (set_shift(1.0))")
-    p = plan.schedule.at(plan.ends)
+    p = plan.schedule.at(plan.step_times)
     return _flow_or_ratio(plan, p.alpha, p.sigma)
 
 
-def timesteps_of(plan: Plan, whole: bool = True) -> list[float]:
+def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
     """Where the plan's steps begin, as the network's levels: for `timesteps=` of a scheduler or a pipeline.
 
-    S falling numbers; rounded to whole ones if `whole`, as most schedulers do by themselves. Warns of what such a list
+    S falling numbers; rounded to whole ones if `rounded`, as most schedulers do by themselves. Warns of what such a list
     cannot hold.
     """
     _warn(plan, "timesteps")
-    labels = plan.schedule.label(plan.ends[:-1])
-    if not whole:
+    labels = plan.schedule.network_time(plan.step_times[:-1])
+    if not rounded:
         return labels.tolist()
-    rounded = torch.round(labels)
-    if not torch.allclose(labels, rounded, rtol=0, atol=1e-3):
+    nearest = torch.round(labels)
+    if not torch.allclose(labels, nearest, rtol=0, atol=1e-3):
         _say(
-            f"timesteps were rounded, by up to {float((labels - rounded).abs().max()):.2g}: most schedulers take "
+            f"timesteps were rounded, by up to {float((labels - nearest).abs().max()):.2g}: most schedulers take "
             "whole ones"
         )
-    return rounded.tolist()
+    return nearest.tolist()
 
 
 def _flow_or_ratio(plan: Plan, alpha: Tensor, sigma: Tensor) -> list[float]:
     if isinstance(plan.schedule, NoiseScheduleFlow):
         return sigma.tolist()
     if (alpha == 0).any():
-        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use timesteps_of")
+        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
     return (sigma / alpha).tolist()
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import whole
-from ..schedules import as_times
+from .._checks import check_int
+from ..schedules import as_float64
 from .config import config_of, prediction_of, schedule_of
-from .paused import Held, Probe
+from .paused import PausedPipeline, PausingScheduler
 
 DEALT = ("prompt", "label", "image")
 """Words in the names of arguments that hold one entry for each condition."""
@@ -52,7 +52,7 @@ class PipelineModel:
         batch: int = 4,
         **inputs: Any,
     ) -> None:
-        self.pipe, self.batch = pipe, whole("batch", batch, 1)
+        self.pipe, self.batch = pipe, check_int("batch", batch, 1)
         self._takes = _parameters(pipe)
         given = {"prompt": _listed("prompts", prompts), "class_labels": _listed("class_labels", class_labels)}
         self._inputs = inputs | {name: value for name, value in given.items() if value is not None}
@@ -60,10 +60,10 @@ class PipelineModel:
         config = config_of(pipe.scheduler)
         self.prediction = prediction_of(config)
         self._rows: list[int] | None = None  # which rows of the whole these are, where it is a part
-        self._held: dict[tuple[int, ...], Held] = {}
+        self._paused: dict[tuple[int, ...], PausedPipeline] = {}
         self._own, self._bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-        self._probe = Probe(pipe)
-        pipe.scheduler = self._probe
+        self._scheduler = PausingScheduler(pipe)
+        pipe.scheduler = self._scheduler
         pipe.set_progress_bar_config(**{**self._bar, "disable": True})
         try:
             self._look(config)
@@ -81,9 +81,9 @@ class PipelineModel:
 
     def close(self) -> None:
         """Give the pipeline back as it was."""
-        for held in self._held.values():
-            held.close()
-        self._held.clear()
+        for paused in self._paused.values():
+            paused.close()
+        self._paused.clear()
         self.pipe.scheduler = self._own
         self.pipe._progress_bar_config = self._bar
 
@@ -95,19 +95,19 @@ class PipelineModel:
         """The data in x (B, ...)."""
         return self._predict("x0", x, t, tau)
 
-    def take(self, rows: Tensor) -> "PipelineModel":
+    def select(self, rows: Tensor) -> "PipelineModel":
         """The same for some rows (n,) of the batch, each under the condition that it has there."""
         part = copy(self)
         part._rows = [self._row(i) for i in rows.tolist()]
         return part
 
-    def heard(self, tau: Any) -> Tensor:
+    def rounded_times(self, tau: Any) -> Tensor:
         """The times that the network really hears when it is told `tau`: rounded, where the pipeline rounds them."""
-        tau = as_times(tau).detach()
+        tau = as_float64(tau).detach()
         if self._rounds is None:
             return tau
-        label = self.schedule.label(tau).float().to(self._rounds)
-        return as_times(self.schedule.time_of(label.double()))
+        label = self.schedule.network_time(tau).float().to(self._rounds)
+        return as_float64(self.schedule.from_network_time(label.double()))
 
     def facts(self) -> dict[str, Any]:
         """What a plan should say of the pipeline that it was made for; plain values."""
@@ -127,7 +127,7 @@ class PipelineModel:
         p = self.schedule.at(t)
         if p.t.dim():
             raise ValueError(f"t must be one time for all samples of a pipeline, got shape {tuple(p.t.shape)}")
-        label = self.schedule.label(t if tau is None else tau)
+        label = self.schedule.network_time(t if tau is None else tau)
         parts = [
             self.prediction.read(unit, self._said(first, x[first : first + self.batch], label), part, p)
             for first, part in ((i, x[i : i + self.batch]) for i in range(0, len(x), self.batch))
@@ -136,19 +136,19 @@ class PipelineModel:
 
     def _said(self, first: int, x: Tensor, label: Tensor) -> Tensor:
         """What the pipeline says of rows `first`, ... of a batch."""
-        held = self._hold(tuple(self._row(first + i) % self.conditions for i in range(len(x))))
-        copies = len(held.first) // len(x)  # some pipelines (DiT) keep two of each state under guidance
-        return held.ask(torch.cat([x] * copies), label)[: len(x)]
+        paused = self._hold(tuple(self._row(first + i) % self.conditions for i in range(len(x))))
+        copies = len(paused.first) // len(x)  # some pipelines (DiT) keep two of each state under guidance
+        return paused.predict(torch.cat([x] * copies), label)[: len(x)]
 
     def _row(self, i: int) -> int:
         return i if self._rows is None else self._rows[i]
 
-    def _hold(self, conditions: tuple[int, ...]) -> Held:
-        if conditions not in self._held:
-            if len(self._held) == MOST_HELD:
-                self._held.pop(next(iter(self._held))).close()
-            self._held[conditions] = Held(self._probe, self._inputs_of(conditions))
-        return self._held[conditions]
+    def _hold(self, conditions: tuple[int, ...]) -> PausedPipeline:
+        if conditions not in self._paused:
+            if len(self._paused) == MOST_HELD:
+                self._paused.pop(next(iter(self._paused))).close()
+            self._paused[conditions] = PausedPipeline(self._scheduler, self._inputs_of(conditions))
+        return self._paused[conditions]
 
     def _look(self, config: Mapping[str, Any]) -> None:
         """Learn what the pipeline is like from two calls of its network, in the same state and told the same."""
@@ -157,18 +157,18 @@ class PipelineModel:
         hook = network.register_forward_pre_hook(
             lambda _, args, kw: dtypes.append(_time_dtype(args, kw)), with_kwargs=True
         )
-        held = Held(self._probe, self._inputs_of((0,)), iterations=2)
+        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=2)
         try:
             hook.remove()
-            self.schedule = schedule_of(config, mu=self._probe.mu)
-            self.shape, self.dtype, self.device = held.first.shape[1:], held.first.dtype, held.first.device
+            self.schedule = schedule_of(config, mu=self._scheduler.mu)
+            self.shape, self.dtype, self.device = paused.first.shape[1:], paused.first.dtype, paused.first.device
             self._rounds = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
-                again = held.ask(held.first, held.label)
+                again = paused.predict(paused.first, paused.label)
         finally:
             hook.remove()
-            held.close()
-        if not torch.allclose(again, held.first_said, rtol=1e-3, atol=1e-5):
+            paused.close()
+        if not torch.allclose(again, paused.first_said, rtol=1e-3, atol=1e-5):
             raise ValueError(
                 f"what {type(self.pipe).__name__} predicts depends on how many calls it has made, not on state and "
                 "time alone (control_guidance_start and _end do that): leave that out to tune it"

@@ -11,11 +11,11 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
-from .._checks import whole
+from .._checks import check_int
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler, sampler_from_dict
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, as_times
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, as_float64
 from .config import prediction_of
 
 KNOWN = (*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler")
@@ -55,12 +55,12 @@ def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) ->
     sigmas = getattr(own, "sigmas", None)
     if sigmas is None:  # DDPM, DDIM, PNDM: the last step leads to alpha = 1, or to the first level
         end = 0.0 if config.get("set_alpha_to_one", name == "DDPMScheduler") else schedule.t_min
-        times = torch.cat([schedule.time_of(labels), torch.tensor([end], dtype=torch.float64)])
+        times = torch.cat([schedule.from_network_time(labels), torch.tensor([end], dtype=torch.float64)])
     else:
         times = _times_at(_distinct(sigmas), schedule)
         if len(times) == len(labels) + 1:  # single precision put the levels off by a little
-            near = (schedule.label(times[:-1]) - labels).abs() < 0.01
-            times[:-1] = torch.where(near, schedule.time_of(labels), times[:-1])
+            near = (schedule.network_time(times[:-1]) - labels).abs() < 0.01
+            times[:-1] = torch.where(near, schedule.from_network_time(labels), times[:-1])
     if len(times) != steps + 1:
         raise ValueError(f"{name} has {len(times) - 1} steps where {steps} were asked for: give spacing=")
     return torch.where(times > 0, times.clamp(schedule.t_min, schedule.T), times)
@@ -83,7 +83,7 @@ def untuned(
     if spacing is not None:
         plan = make_plan(sampler, schedule, calls, spacing)
     else:
-        calls = whole("calls", calls, 1)
+        calls = check_int("calls", calls, 1)
         to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
         steps = len(sampler.steps(calls, to_zero))
         plan = make_plan(sampler, schedule, calls, times=own_times(config, schedule, steps))
@@ -93,10 +93,10 @@ def untuned(
 def _times_at(sigmas: Tensor, schedule: NoiseSchedule) -> Tensor:
     """The times of diffusers' sigmas: sigma / alpha where noise preserves variance, sigma in a flow."""
     if isinstance(schedule, NoiseScheduleFlow):
-        return schedule.time_of(schedule.scale * sigmas)
+        return schedule.from_network_time(schedule.scale * sigmas)
     return torch.where(sigmas > 0, schedule.inverse_lambda(-torch.log(sigmas.clamp(min=1e-12))).double(), 0.0)
 
 
 def _distinct(values: Any) -> Tensor:
     """Falling, without what is there twice."""
-    return as_times(values).unique().flip(0)
+    return as_float64(values).unique().flip(0)

@@ -22,15 +22,15 @@ ITERATIONS = 1000
 """Of one run of a pipeline's loop; then it is run anew."""
 
 
-class _LetGo(BaseException):
+class _Abort(BaseException):
     """Ends the pipeline's call from inside."""
 
 
-class Held:
+class PausedPipeline:
     """A pipeline under fixed inputs, one batch of them.
 
     Args:
-        probe: the pipeline's scheduler while it is held.
+        probe: the pipeline's scheduler while it is paused.
         inputs: of the pipeline's call.
         iterations: how many questions one run of its loop answers.
 
@@ -41,12 +41,12 @@ class Held:
         left: how many more questions this run of its loop can answer.
     """
 
-    def __init__(self, probe: "Probe", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
-        self._probe, self._inputs, self._iterations = probe, inputs, iterations
+    def __init__(self, probe: "PausingScheduler", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
+        self._scheduler, self._inputs, self._iterations = probe, inputs, iterations
         self._thread: Thread | None = None
         self.first, self.first_said = self._start()
 
-    def ask(self, x: Tensor, label: Tensor) -> Tensor:
+    def predict(self, x: Tensor, label: Tensor) -> Tensor:
         """What the pipeline hands to its scheduler in the state x (b, ...), its network being told `label` (0-dim).
 
         Raises:
@@ -55,11 +55,11 @@ class Held:
         if not self.left:
             self._start()
         x = x.to(self.first)
-        label = label.to(dtype=torch.float32, device=self._probe.device)
+        label = label.to(dtype=torch.float32, device=self._scheduler.device)
         state, said = self._resume((x, label, torch.is_grad_enabled(), _saving()))
         if state is not x and not torch.equal(state, x):
             raise ValueError(
-                f"{type(self._probe.pipe).__name__} changes the state between two calls of its network (inpainting "
+                f"{type(self._scheduler.pipe).__name__} changes the state between two calls of its network (inpainting "
                 "with a network of 4 channels does): tune on a pipeline that does not, and run the plan here"
             )
         return said
@@ -82,14 +82,14 @@ class Held:
         if not self.left:
             self.close()
             raise ValueError(
-                f"{type(self._probe.pipe).__name__} does not go through scheduler.timesteps in a loop, or only once: "
+                f"{type(self._scheduler.pipe).__name__} does not go through scheduler.timesteps in a loop, or only once: "
                 "it cannot be tuned as it is (is strength too small?); wrap its network with model_wrapper"
             )
         return answer
 
     def _resume(self, question: Any) -> tuple[Tensor, Tensor]:
         assert self._thread is not None
-        self._probe.held = self
+        self._scheduler.paused = self
         if question is None:
             self._thread.start()
         else:
@@ -101,26 +101,26 @@ class Held:
         return answer
 
     def _run(self) -> None:
-        pipe, self._as_asked = self._probe.pipe, ExitStack()
+        pipe, self._as_asked = self._scheduler.pipe, ExitStack()
         try:
             pipe(**self._inputs, num_inference_steps=self._iterations)
             answer: BaseException = ValueError(
                 f"{type(pipe).__name__} ended without calling scheduler.step: it cannot be tuned as it is; wrap its "
                 "network with model_wrapper"
             )
-        except _LetGo:
+        except _Abort:
             return
         except BaseException as error:
             answer = error
         self._answers.put(answer)
 
-    def stand(self, said: Tensor, state: Tensor) -> Tensor:
+    def pause(self, said: Tensor, state: Tensor) -> Tensor:
         """Called in the pipeline's thread: hand over what was said of a state, wait, and come back with the next."""
         self._as_asked.close()
         self._answers.put((state, said))
         question = self._questions.get()
         if question is None:
-            raise _LetGo
+            raise _Abort
         x, self.label, grad, saving = question
         torch.set_grad_enabled(grad)  # of this thread; the pipeline has turned it off
         if saving is not None:
@@ -136,8 +136,8 @@ def _saving() -> Any:
     return None if hooks is None else hooks(False)
 
 
-class Probe(SchedulerMixin, ConfigMixin):
-    """Takes the place of a pipeline's scheduler while it is held, with that one's configuration.
+class PausingScheduler(SchedulerMixin, ConfigMixin):
+    """Takes the place of a pipeline's scheduler while it is paused, with that one's configuration.
 
     Attributes:
         mu: the shift that the pipeline made of the size of its images, if any.
@@ -148,7 +148,7 @@ class Probe(SchedulerMixin, ConfigMixin):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
-        self.held: Any = None  # who is running: one at a time, while all others stand still
+        self.paused: Any = None  # who is running: one at a time, while all others stand still
         self.mu: float | None = None
         self.device = torch.device("cpu")
         self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
@@ -160,8 +160,8 @@ class Probe(SchedulerMixin, ConfigMixin):
         self.device = torch.device(device or "cpu")
         count = len(sigmas) if num_inference_steps is None else num_inference_steps
         last = float(self.config.get("num_train_timesteps", 1000)) - 1
-        self.held.label = torch.tensor(last, device=self.device)
-        self.timesteps = _times_to_tell(self.held, count, self.device)
+        self.paused.label = torch.tensor(last, device=self.device)
+        self.timesteps = _times_to_tell(self.paused, count, self.device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where an image-to-image run would begin; questions are asked at any time."""
@@ -182,18 +182,18 @@ class Probe(SchedulerMixin, ConfigMixin):
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        x = self.held.stand(model_output, sample)
+        x = self.paused.pause(model_output, sample)
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
 
 
-def _times_to_tell(held: Held, count: int, device: torch.device) -> Tensor:
+def _times_to_tell(paused: PausedPipeline, count: int, device: torch.device) -> Tensor:
     """Timesteps that, when a pipeline's loop goes through them, are those that are asked for at that moment."""
 
     class Told(Tensor):
         def __iter__(self) -> Iterator[Tensor]:
-            held.left = len(self)
-            while held.left:
-                held.left -= 1
-                yield held.label
+            paused.left = len(self)
+            while paused.left:
+                paused.left -= 1
+                yield paused.label
 
     return torch.arange(count, 0, -1, device=device, dtype=torch.float32).as_subclass(Told)

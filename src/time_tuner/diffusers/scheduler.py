@@ -17,7 +17,7 @@ from ..plans.plan import Plan
 from ..plans.rows import Call
 from ..samplers import Sampler
 from ..sampling import advance
-from ..schedules import NoiseScheduleFlow, NoiseScheduleVE, as_times
+from ..schedules import NoiseScheduleFlow, NoiseScheduleVE, as_float64
 from .config import Prediction, check_plan, config_of, prediction_of, schedule_of
 from .native_grid import KNOWN, own_class, untuned
 
@@ -149,7 +149,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         self._k: int | None = None
         self._past: tuple[Call, ...] = ()
         if begin is None:
-            self.timesteps = plan.schedule.label(plan.tau).to(device=device, dtype=torch.float32)
+            self.timesteps = plan.schedule.network_time(plan.tau).to(device=device, dtype=torch.float32)
             self.num_inference_steps = len(plan)
 
     @property
@@ -251,7 +251,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         def noise(x: Tensor) -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-        p, unit = run.point(k), run.rows[k].unit
+        p, unit = run.point(k), run.rows[k].predicts
         said = self.prediction.read(unit, model_output, sample, p)
         previous, self._past = advance(run, k, self._past, sample, said, noise)
         self._k += 1
@@ -270,9 +270,11 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         if row is not None:
             t = self._plan.t[row].expand(len(original_samples))
         else:
-            told = as_times(timesteps).reshape(-1)
-            here = (as_times(self.timesteps) - told[:, None]).abs()
-            t = torch.where(here.amin(1) < 1e-3, self._plan.t[here.argmin(1)], self._plan.schedule.time_of(told))
+            told = as_float64(timesteps).reshape(-1)
+            here = (as_float64(self.timesteps) - told[:, None]).abs()
+            t = torch.where(
+                here.amin(1) < 1e-3, self._plan.t[here.argmin(1)], self._plan.schedule.from_network_time(told)
+            )
             t = t.expand(len(original_samples))
         p = self._plan.schedule.at(t)
         shape = (-1, *[1] * (original_samples.dim() - 1))

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, Judge
+from ..tuners import Budget, ReferenceDistance
 from ..tuners.tune import options_of, tune
 from .config import config_of
 from .model import PipelineModel
@@ -25,7 +25,7 @@ def tune_pipeline(
     batch: int = 4,
     data: Any = None,
     seed: int = 0,
-    guard: bool | Judge = True,
+    guard: bool | ReferenceDistance = True,
     budget: str | int | Budget | None = None,
     verbose: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -87,4 +87,4 @@ def tune_pipeline(
             verbose=verbose,
             **dict(options or {}),
         )
-        return tuned.with_tau(eps.heard(tuned.tau))
+        return tuned.with_tau(eps.rounded_times(tuned.tau))

@@ -22,7 +22,7 @@ CONDITION = 64  # numbers in the embedding of a label
 
 _WIDTH = 64
 _BLOCKS = 4
-_TOLD = 128  # numbers that say the time and the condition to a block
+_EMBEDDED = 128  # numbers of the embedded time and condition that a block receives
 _FREQUENCIES = 32
 
 
@@ -65,21 +65,21 @@ class LatentNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.time = nn.Linear(2 * _FREQUENCIES, _TOLD)
-        self.condition = nn.Linear(CONDITION, _TOLD)
-        self.told = nn.Sequential(nn.SiLU(), nn.Linear(_TOLD, _TOLD), nn.SiLU())
+        self.time = nn.Linear(2 * _FREQUENCIES, _EMBEDDED)
+        self.condition = nn.Linear(CONDITION, _EMBEDDED)
+        self.embedding = nn.Sequential(nn.SiLU(), nn.Linear(_EMBEDDED, _EMBEDDED), nn.SiLU())
         self.inlet = nn.Conv2d(CHANNELS, _WIDTH, 3, padding=1)
-        self.blocks = nn.ModuleList(_Block(_WIDTH, _TOLD) for _ in range(_BLOCKS))
+        self.blocks = nn.ModuleList(_Block(_WIDTH, _EMBEDDED) for _ in range(_BLOCKS))
         self.across = nn.ModuleList(_Across(_WIDTH) for _ in range(_BLOCKS))
         self.outlet = nn.Sequential(_normed(_WIDTH), nn.Conv2d(_WIDTH, CHANNELS, 3, padding=1))
-        self.share = nn.Linear(_TOLD, CHANNELS)  # of x that is noise, almost all of it where there is much
+        self.share = nn.Linear(_EMBEDDED, CHANNELS)  # of x that is noise, almost all of it where there is much
 
     def forward(self, x: Tensor, n: Tensor, cond: Tensor) -> Tensor:
-        told = self.told(self.time(_waves(n)) + self.condition(cond))
+        embedded = self.embedding(self.time(_waves(n)) + self.condition(cond))
         h = self.inlet(x)
         for block, across in zip(self.blocks, self.across, strict=True):
-            h = block(across(h), told)
-        noise: Tensor = self.share(told)[..., None, None] * x + self.outlet(h)
+            h = block(across(h), embedded)
+        noise: Tensor = self.share(embedded)[..., None, None] * x + self.outlet(h)
         return noise
 
 
@@ -130,26 +130,26 @@ def load_latent_digits() -> LatentDigits:
 
 
 class _Block(nn.Module):
-    """Two convolutions beside the identity; what it is told scales and shifts the middle."""
+    """Two convolutions beside the identity; the embedded time and condition scale and shift the middle."""
 
-    def __init__(self, width: int, told: int = 0) -> None:
+    def __init__(self, width: int, embedded: int = 0) -> None:
         super().__init__()
         self.first = nn.Sequential(_normed(width), nn.Conv2d(width, width, 3, padding=1))
         self.norm = nn.GroupNorm(8, width)
-        self.modulation = nn.Linear(told, 2 * width) if told else None
+        self.modulation = nn.Linear(embedded, 2 * width) if embedded else None
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedded: Tensor | None = None) -> Tensor:
         h = self.norm(self.first(x))
         if self.modulation is not None:
-            scale, shift = self.modulation(told)[..., None, None].chunk(2, 1)
+            scale, shift = self.modulation(embedded)[..., None, None].chunk(2, 1)
             h = h * (1 + scale) + shift
         added: Tensor = self.second(nn.functional.silu(h))
         return x + added
 
 
 class _Across(nn.Module):
-    """Every place of the 7 x 7 hears of every other, beside the identity."""
+    """A linear map between the 7 x 7 places, beside the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -157,8 +157,8 @@ class _Across(nn.Module):
         self.places = nn.Linear(SIZE * SIZE, SIZE * SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
-        heard: Tensor = self.places(self.norm(x).flatten(2)).view_as(x)
-        return x + heard
+        mixed: Tensor = self.places(self.norm(x).flatten(2)).view_as(x)
+        return x + mixed
 
 
 def _normed(width: int) -> Any:

@@ -7,31 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import whole
+from .._checks import check_int
 from ..sampling import Eps
-from ..schedules import as_times
-from ..tuners.budget import Ledger
+from ..schedules import as_float64
+from ..tuners.budget import CostLog
 
 
-def take(eps: Eps, rows: Tensor) -> Eps:
+def select(eps: Eps, rows: Tensor) -> Eps:
     """The model for some samples of its batch: those conditions that belong to them."""
-    part = getattr(eps, "take", None)
+    part = getattr(eps, "select", None)
     taken: Eps = eps if part is None else part(rows)
     return taken
 
 
-class Batched:
+class BatchedModel:
     """`eps(x, t, tau)` of any number of samples, in network calls of at most `batch` samples each.
 
     Args:
         eps: the model.
         batch: the most samples in a call; None: all there are. Where the device runs out of memory it is halved.
-        ledger: where calls are booked.
+        cost_log: where calls are booked.
     """
 
-    def __init__(self, eps: Eps, batch: int | None = None, ledger: Ledger | None = None) -> None:
-        self.eps, self.batch = eps, None if batch is None else whole("batch", batch, 1)
-        self.ledger = Ledger() if ledger is None else ledger
+    def __init__(self, eps: Eps, batch: int | None = None, cost_log: CostLog | None = None) -> None:
+        self.eps, self.batch = eps, None if batch is None else check_int("batch", batch, 1)
+        self.cost_log = CostLog() if cost_log is None else cost_log
 
     def __getattr__(self, name: str) -> Any:
         if name == "eps":  # while it is being copied
@@ -39,9 +39,9 @@ class Batched:
         found = getattr(self.eps, name)  # its schedule and shape, where it has them
         return partial(self._asked, "x0") if name == "x0" else found
 
-    def take(self, rows: Tensor) -> "Batched":
+    def select(self, rows: Tensor) -> "BatchedModel":
         """The same for some samples of the batch."""
-        return Batched(take(self.eps, rows), self.batch, self.ledger)
+        return BatchedModel(select(self.eps, rows), self.batch, self.cost_log)
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self._asked("eps", x, t, tau)
@@ -56,7 +56,7 @@ class Batched:
         size = len(xs[0])
         if len(xs) == 1:
             return (self._call(xs[0], ts[0], taus[0], size),)
-        t, tau = (torch.stack([as_times(one) for one in times]).repeat_interleave(size) for times in (ts, taus))
+        t, tau = (torch.stack([as_float64(one) for one in times]).repeat_interleave(size) for times in (ts, taus))
         said: tuple[Tensor, ...] = self._call(torch.cat(list(xs)), t, tau, size).split(size)
         return said
 
@@ -65,10 +65,10 @@ class Batched:
         if len(x) < 2:
             return False
         rows = torch.arange(2)
-        eps, x, times = take(self.eps, rows), x[:2], torch.stack([t, 0.75 * t])
+        eps, x, times = select(self.eps, rows), x[:2], torch.stack([t, 0.75 * t])
         try:
-            both = self.ledger.count(eps(x, times, times))
-            each = [self.ledger.count(eps(x, one, one)) for one in times]
+            both = self.cost_log.count(eps(x, times, times))
+            each = [self.cost_log.count(eps(x, one, one)) for one in times]
             alone = torch.stack([said[i] for i, said in enumerate(each)])
             return bool(both.shape == x.shape and torch.allclose(both, alone, rtol=1e-3, atol=1e-4))
         except Exception:  # whatever a function of the user's makes of it: steps are then taken one at a time
@@ -93,8 +93,8 @@ class Batched:
 
     def _part(self, x: Tensor, t: Any, tau: Any, size: int, first: int, last: int, unit: str) -> Tensor:
         whole = last - first == size == len(x)
-        eps = self.eps if whole else take(self.eps, torch.arange(first, last) % size)
+        eps = self.eps if whole else select(self.eps, torch.arange(first, last) % size)
         times = [one[first:last] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
         ask = eps if unit == "eps" else getattr(eps, unit)
-        said: Tensor = self.ledger.count(ask(x[first:last], *times))
+        said: Tensor = self.cost_log.count(ask(x[first:last], *times))
         return said

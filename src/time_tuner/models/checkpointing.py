@@ -14,7 +14,7 @@ from ..plans.plan import Plan
 from ..sampling import Eps
 
 
-class Checkpointed:
+class CheckpointedModel:
     """A model whose activations are not kept for the backward pass but computed again: a call costs a forward more, and
     a run needs the memory of a single call."""
 

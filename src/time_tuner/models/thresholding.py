@@ -13,7 +13,7 @@ from ..schedules import NoiseSchedule
 from .wrapper import for_samples
 
 
-def clipped(eps: Eps, limit: float = 1.0, schedule: NoiseSchedule | None = None) -> "Bounded":
+def clipped(eps: Eps, limit: float = 1.0, schedule: NoiseSchedule | None = None) -> "ThresholdedModel":
     """The model with its x0 clipped to [-limit, limit] (static thresholding).
 
     Args:
@@ -25,7 +25,7 @@ def clipped(eps: Eps, limit: float = 1.0, schedule: NoiseSchedule | None = None)
         ValueError: a limit that is not positive, or no schedule.
     """
     _check("limit", limit, limit > 0)
-    return Bounded(eps, lambda x0: x0.clamp(-limit, limit), schedule)
+    return ThresholdedModel(eps, lambda x0: x0.clamp(-limit, limit), schedule)
 
 
 def dynamically_thresholded(
@@ -34,7 +34,7 @@ def dynamically_thresholded(
     limit: float = 1.0,
     maximum: float = math.inf,
     schedule: NoiseSchedule | None = None,
-) -> "Bounded":
+) -> "ThresholdedModel":
     """The model with dynamic thresholding (Saharia et al., 2022, https://arxiv.org/abs/2205.11487, sec. 2.3): each
     sample's x0 is clipped to [-s, s], where s is the quantile `ratio` of its |x0| but at least `limit`, and then scaled
     by limit / s.
@@ -56,10 +56,10 @@ def dynamically_thresholded(
         s = s.view(-1, *[1] * (x0.dim() - 1))
         return x0.clamp(-s, s) * (limit / s)
 
-    return Bounded(eps, bound, schedule)
+    return ThresholdedModel(eps, bound, schedule)
 
 
-class Bounded:
+class ThresholdedModel:
     """`eps(x, t, tau)` with a function of the predicted x0 in between; made by the functions of this module.
 
     x0 and back is computed at the solver's t, whatever the network is told, and for half precision in float32.

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..schedules import NoiseSchedule, NoiseScheduleVE, Point, as_times
+from ..schedules import NoiseSchedule, NoiseScheduleVE, Point, as_float64
 
 MODEL_TYPES = ("noise", "x_start", "v", "score", "flow", "edm", "edm_v")
 GUIDANCE_TYPES = ("uncond", "classifier", "classifier-free")
-LABELS = ("float", "round", "bfloat16", "float16")
+TIME_DTYPES = ("float32", "int", "bfloat16", "float16")
 
 
 def to_noise(model_type: str, output: Tensor, x: Tensor, p: Point, sigma_data: float = 0.5) -> Tensor:
@@ -85,10 +85,10 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         guidance_scale: w.
         classifier_fn: called `classifier_fn(x, t_input, cond, **classifier_kwargs)`, gives log p(c | x), (B,).
         cond_process_fn: embeds a raw condition, once for each `bind`.
-        labels: "float", or "round" for networks that take only integer levels: tuned times are then rounded to the
+        time_dtype: "float32", or "int" for networks that take only integer levels: tuned times are then rounded to the
             nearest level, and what lies between two levels is lost. "bfloat16" or "float16" where a pipeline casts the
             time to that dtype: then this is what the network hears here, too (bfloat16 knows only every fourth of the
-            levels from 512 to 1024), and `plan.with_tau(eps.heard(plan.tau))` is a plan that holds it.
+            levels from 512 to 1024), and `plan.with_tau(eps.rounded_times(plan.tau))` is a plan that holds it.
 
     Raises:
         ValueError: names the argument, what was got and the way out.
@@ -105,12 +105,12 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         classifier_fn: Callable[..., Tensor] | None = None,
         classifier_kwargs: Mapping[str, Any] | None = None,
         cond_process_fn: Callable[[Any], Any] | None = None,
-        labels: str = "float",
+        time_dtype: str = "float32",
     ) -> None:
         for name, value, allowed in (
             ("model_type", model_type, MODEL_TYPES),
             ("guidance_type", guidance_type, GUIDANCE_TYPES),
-            ("labels", labels, LABELS),
+            ("time_dtype", time_dtype, TIME_DTYPES),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -131,7 +131,7 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         self.classifier_fn = classifier_fn
         self.classifier_kwargs = dict(classifier_kwargs or {})
         self.cond_process_fn = cond_process_fn
-        self.labels = labels
+        self.time_dtype = time_dtype
         self._recent: list[tuple[Any, int | None, Tensor | None]] = []
 
     def __call__(
@@ -176,22 +176,24 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
         return found[2]
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
-        """What the network is told for tau: (B,), float32, or int64 with labels="round"."""
-        n = self._rounded(self.schedule.label(tau))
-        if self.labels == "round":
+        """What the network is told for tau: (B,), float32, or int64 with time_dtype="int"."""
+        n = self._rounded(self.schedule.network_time(tau))
+        if self.time_dtype == "int":
             return n.long().expand(len(x)).to(x.device)
         return n.to(device=x.device, dtype=torch.float32).expand(len(x))
 
     def _rounded(self, n: Tensor) -> Tensor:
-        if self.labels == "round":
+        if self.time_dtype == "int":
             return torch.round(n.detach())
-        return n if self.labels == "float" else n.to(getattr(torch, self.labels)).to(n.dtype)
+        return n if self.time_dtype == "float32" else n.to(getattr(torch, self.time_dtype)).to(n.dtype)
 
-    def heard(self, tau: Any) -> Tensor:
+    def rounded_times(self, tau: Any) -> Tensor:
         """The times that the network really hears when it is told `tau`, of the same shape: its labels, rounded."""
-        tau = as_times(tau).detach()
+        tau = as_float64(tau).detach()
         return (
-            tau if self.labels == "float" else as_times(self.schedule.time_of(self._rounded(self.schedule.label(tau))))
+            tau
+            if self.time_dtype == "float32"
+            else as_float64(self.schedule.from_network_time(self._rounded(self.schedule.network_time(tau))))
         )
 
 
@@ -226,14 +228,14 @@ class BoundModel:
         ).any():
             what = f"model_type={w.model_type!r}" if w.model_type in ("noise", "score") else "guidance by a classifier"
             raise ValueError(
-                f"{what} says nothing of the data at alpha = 0 (t = {float(as_times(t).max()):.4g}): start the run a "
+                f"{what} says nothing of the data at alpha = 0 (t = {float(as_float64(t).max()):.4g}): start the run a "
                 "little later (times=)"
             )
         return self._predict(x, t, tau, to_data)
 
-    def heard(self, tau: Any) -> Tensor:
-        """The times that the network really hears when it is told `tau`; see `labels` of `model_wrapper`."""
-        return self.wrapper.heard(tau)
+    def rounded_times(self, tau: Any) -> Tensor:
+        """The times that the network really hears when it is told `tau`; see `time_dtype` of `model_wrapper`."""
+        return self.wrapper.rounded_times(tau)
 
     def _predict(self, x: Tensor, t: Any, tau: Any, convert: Callable[..., Tensor]) -> Tensor:
         w = self.wrapper
@@ -253,7 +255,7 @@ class BoundModel:
             said = said + w.guidance_scale * factor * self._classifier_gradient(x, t_input, condition)
         return said
 
-    def take(self, rows: Tensor) -> "BoundModel":
+    def select(self, rows: Tensor) -> "BoundModel":
         """The same for some samples of the batch: each with its own condition, where they have one each."""
         parts = [
             c if c is None or len(c) == 1 else c[rows.to(c.device)] for c in (self.condition, self.uncond_condition)

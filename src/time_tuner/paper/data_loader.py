@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.batching import take
-from ..noise import HELD_OUT, NOISE, first_seed, seeded_noise
+from ..models.batching import select
+from ..noise import HELD_OUT, NOISE, SeededNoise, first_seed
 from ..sampling import Eps
-from ..tuners.calibration import Draws
+from ..tuners.calibration import CalibrationBatch
 
 
-class LoaderDraws:
-    """Draws from a loader of dicts with `image` (B, ...) and, optionally, `label` (B, ...); a short one is cycled.
+class LoaderCalibration:
+    """CalibrationBatch from a loader of dicts with `image` (B, ...) and, optionally, `label` (B, ...); a short one is cycled.
 
     Args:
         loader: the data loader, or any iterable that can be started again.
@@ -40,7 +40,7 @@ class LoaderDraws:
         self._uncond, self._device, self._seed = uncond_condition, device, seed
         self._stream: Iterator[tuple[Tensor, Any]] = self._batches()
         self._samples = samples
-        self._fixed: Draws | None = None
+        self._fixed: CalibrationBatch | None = None
         self.iterations = 0  # batches that one ratio needs, for the word about a short loader
 
     def _batches(self) -> Iterator[tuple[Tensor, Any]]:
@@ -75,13 +75,13 @@ class LoaderDraws:
         # A tuple cannot be written to, so that its embedding can be kept.
         return image if image.is_floating_point() else image.float(), tuple(label) if isinstance(label, list) else label
 
-    def _draws(self, x0: Tensor, label: Any, first: int) -> Draws:
+    def _draws(self, x0: Tensor, label: Any, first: int) -> CalibrationBatch:
         model = self._bind(label, self._uncond)
         # Under "uncond" the labels of the data are of no concern to the model, nor to a step function.
         used = getattr(model, "condition", None) is not None
-        return Draws(model, x0, seeded_noise(first)(x0), first, label if used else None)
+        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, label if used else None)
 
-    def _first(self, samples: int, first: int) -> Draws:
+    def _first(self, samples: int, first: int) -> CalibrationBatch:
         """The loader's first images, with noise from this seed on; their labels are embedded once, for all that ask."""
         if self._fixed is None:
             images: list[Tensor] = []
@@ -97,19 +97,19 @@ class LoaderDraws:
             x0, joined = torch.cat(images)[: self._samples], _joined(labels, images)
             self._fixed = self._draws(x0, None if joined is None else joined[: self._samples], 0)
         x0, label = self._fixed.x0[:samples], self._fixed.condition
-        model = take(self._fixed.model, torch.arange(len(x0)))
-        return Draws(model, x0, seeded_noise(first)(x0), first, None if label is None else label[:samples])
+        model = select(self._fixed.model, torch.arange(len(x0)))
+        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, None if label is None else label[:samples])
 
-    def fixed(self, samples: int) -> Draws:
+    def fixed(self, samples: int) -> CalibrationBatch:
         """The loader's first images with noise, the same at every call."""
         return self._first(samples, first_seed(self._seed, NOISE))
 
-    def batch(self, i: int) -> Draws:
+    def batch(self, i: int) -> CalibrationBatch:
         """The loader's next batch with the noise of iteration i."""
         x0, label = next(self._stream)
         return self._draws(x0, label, first_seed(self._seed, NOISE) + (i + 1) * len(x0))
 
-    def held_out(self, samples: int) -> Draws:
+    def held_out(self, samples: int) -> CalibrationBatch:
         """Noise that is not tuned on, under the conditions of the loader's first images."""
         return self._first(samples, first_seed(self._seed, HELD_OUT))
 

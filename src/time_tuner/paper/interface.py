@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._checks import whole
+from .._checks import check_int
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Noise, Sampler, sampler_from_dict
-from ..sampling import Eps, Observed, check_schedule, sample
-from ..schedules import NoiseSchedule, Point, as_times
-from ..tuners import Judge
-from ..tuners.base import Job, tqdm_bar
-from ..tuners.calibration import Draws
+from ..sampling import Eps, HookedModel, check_schedule, sample
+from ..schedules import NoiseSchedule, Point, as_float64
+from ..tuners import ReferenceDistance
+from ..tuners.base import TuningRun, tqdm_bar
+from ..tuners.calibration import CalibrationBatch
 from ..tuners.timesteps.adam import adam
 from ..tuners.timesteps.runs import PlanRun, Run, State
 from ..tuners.timesteps.search import Search
-from .data_loader import LoaderDraws
+from .data_loader import LoaderCalibration
 from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
 
 
@@ -93,9 +93,9 @@ class TimeTuner:
 
     def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
         times = _numbers("timesteps", timesteps).sort(descending=True).values
-        times = self.noise_schedule.time_of(times)
+        times = self.noise_schedule.from_network_time(times)
         least = self.noise_schedule.t_min
-        return torch.cat([times, as_times([least if times[-1] > least * (1 + 1e-9) else 0.0])])
+        return torch.cat([times, as_float64([least if times[-1] > least * (1 + 1e-9) else 0.0])])
 
     def ddim_sample(
         self,
@@ -148,7 +148,7 @@ class TimeTuner:
         bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
 
         with bar:
-            end = sample(Observed(watched or eps, lambda *_: bar.update()), plan, x, noise)
+            end = sample(HookedModel(watched or eps, lambda *_: bar.update()), plan, x, noise)
         if watched is None:
             return end
         return end, {"x_t": [*watched.states, end], "x0_pred": [x, *watched.data]}
@@ -200,7 +200,7 @@ class TimeTuner:
         """
         if tune_type not in ("sequential", "parallel"):
             raise ValueError(f"tune_type must be 'sequential' or 'parallel', got {tune_type!r}")
-        samples = whole("samples", samples, 2)
+        samples = check_int("samples", samples, 2)
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run
         if isinstance(step, SamplerStep):
@@ -209,23 +209,23 @@ class TimeTuner:
         else:
             grid = self.plan(num_steps, timesteps)
             run = FunctionRun(grid.schedule, Point(grid.t, grid.alpha, grid.sigma), step, step_fn_kwargs)
-        if getattr(self.model_fn, "labels", None) == "round" and not (lr is None and total_iters is None):
+        if getattr(self.model_fn, "time_dtype", None) == "int" and not (lr is None and total_iters is None):
             raise ValueError(
-                "lr and total_iters need gradients to the time, which labels='round' has none of: leave them out, the "
+                "lr and total_iters need gradients to the time, which time_dtype='int' has none of: leave them out, the "
                 "search works with forward calls only"
             )
         bind = self._bound if hasattr(self.model_fn, "bind") else lambda label, uncond: self.model_fn
-        draws = LoaderDraws(
+        draws = LoaderCalibration(
             data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed, samples
         )
         held_out = draws.held_out(min(samples, 64))
-        job = Job(tell=tqdm_bar(tune_type) if verbose else None)
+        tuning = TuningRun(tell=tqdm_bar(tune_type) if verbose else None)
         if lr is None and total_iters is None:
-            ratios = Search(run, draws.fixed(samples), tune_type, job=job)().ratios
+            ratios = Search(run, draws.fixed(samples), tune_type, tuning=tuning)().ratios
         else:
             iterations = 500 if total_iters is None else total_iters
             draws.iterations = iterations
-            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, job=job)
+            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, tuning=tuning)
         before, after = _judged(run, ratios, held_out)
         if not after <= before:
             warnings.warn(
@@ -247,9 +247,9 @@ class TimeTuner:
 
 
 @torch.no_grad()
-def _judged(run: Run, ratios: Tensor, draws: Draws) -> tuple[float, float]:
+def _judged(run: Run, ratios: Tensor, draws: CalibrationBatch) -> tuple[float, float]:
     """How far the untuned and the tuned run end from a many-step one, from noise not tuned on."""
-    judge = Judge(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
+    judge = ReferenceDistance(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
     stochastic = isinstance(run, PlanRun) and run.plan.stochastic
 
     def measure(ratios: Tensor) -> float:
@@ -263,7 +263,7 @@ def _judged(run: Run, ratios: Tensor, draws: Draws) -> tuple[float, float]:
 
 def _numbers(name: str, values: Any) -> Tensor:
     try:
-        numbers = as_times(values)
+        numbers = as_float64(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be a list of numbers, got {type(values).__name__}: {error}") from None
     if numbers.dim() != 1 or not len(numbers):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..plans.build import make_plan
 from ..samplers import Noise, Sampler
-from ..sampling import Eps, Observed, trajectory
-from ..schedules import NoiseSchedule, Point, as_times
-from ..tuners.calibration import Draws
+from ..sampling import Eps, HookedModel, trajectory
+from ..schedules import NoiseSchedule, Point, as_float64
+from ..tuners.calibration import CalibrationBatch
 from ..tuners.timesteps.runs import Run, State
 
 StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
@@ -19,7 +19,7 @@ StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 network being told t_ratio times the time. Under guidance it is also given `condition=`, the labels of the data."""
 
 
-class Watched(Observed):
+class Watched(HookedModel):
     """A model that notes the states it is called with, and the data it sees in them."""
 
     def __init__(self, eps: Eps, schedule: NoiseSchedule) -> None:
@@ -68,8 +68,8 @@ class SamplerStep:
         """The state at s and the data predicted on the way, from the state x (B, ...) at t > s."""
         eps = Watched(self.bind(condition, uncond_condition), self.schedule)
         sampler = self.with_options(**options).sampler
-        plan = make_plan(sampler, self.schedule, times=torch.stack([as_times(t), as_times(s)]))
-        plan = plan.with_tau(as_times(t_ratio) * plan.t[:-1])
+        plan = make_plan(sampler, self.schedule, times=torch.stack([as_float64(t), as_float64(s)]))
+        plan = plan.with_tau(as_float64(t_ratio) * plan.t[:-1])
         return list(trajectory(eps, plan, x, noise))[-1], eps.data[-1]
 
 
@@ -80,7 +80,7 @@ class FunctionRun(Run):
         super().__init__(schedule, points)
         self.step_fn, self.kwargs = step_fn, kwargs
 
-    def step(self, k: int, state: State, tau: Tensor, draws: Draws) -> State:
+    def step(self, k: int, state: State, tau: Tensor, draws: CalibrationBatch) -> State:
         _, x = state
         t, s = self.points.t[k], self.points.t[k + 1]
         condition = {} if draws.condition is None else {"condition": draws.condition}

@@ -9,11 +9,11 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from .._checks import whole
+from .._checks import check_int
 from .._spec import parse_options
 from ..samplers import Sampler, sampler_from_dict
 from ..samplers.dpmpp import DPMSolverPP
-from ..schedules import NoiseSchedule, NoiseScheduleVE, as_times
+from ..schedules import NoiseSchedule, NoiseScheduleVE, as_float64
 from ..schedules.base import time_at_angle
 from ..spacings import default_spacing, spacing_of
 from .grid import calls_for, check_calls, checked_ends, place_calls, times_in
@@ -77,10 +77,10 @@ def resample(plan: Plan, calls: int) -> Plan:
     Raises:
         ValueError: a number of calls that the sampler cannot make.
     """
-    calls = whole("calls", calls, 1)
+    calls = check_int("calls", calls, 1)
     if calls == len(plan):
         return plan
-    schedule, ends = plan.schedule, plan.ends.detach()
+    schedule, ends = plan.schedule, plan.step_times.detach()
     steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
     angles = schedule.at(ends).angle.numpy()
     shares = np.linspace(0, 1, steps + 1)[1:-1]
@@ -89,7 +89,7 @@ def resample(plan: Plan, calls: int) -> Plan:
         if len(ends) > 2
         else angles[:1] + (angles[-1] - angles[0]) * shares
     )
-    times = time_at_angle(schedule, as_times(inner))
+    times = time_at_angle(schedule, as_float64(inner))
     made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
         **{**plan.provenance, "resampled_from": len(plan)}
@@ -104,7 +104,7 @@ def _ratios(plan: Plan, made: Plan) -> Tensor:
     read = PchipInterpolator(known, ratios[first])(asked) if len(known) > 1 else np.full(len(asked), ratios[0])
     low, high = made.schedule.t_min, made.schedule.T
     t = made.t[:-1]
-    return as_times(read ** min(1.0, len(plan) / len(made))).clamp(
+    return as_float64(read ** min(1.0, len(plan) / len(made))).clamp(
         torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0)
     )
 

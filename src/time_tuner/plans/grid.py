@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import whole
+from .._checks import check_int
 from ..samplers import Sampler
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, Point, as_times
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, Point, as_float64
 
 
 def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
@@ -42,7 +42,7 @@ def calls_for(sampler: Sampler, ends: Tensor) -> int:
 
 def check_calls(calls: int, schedule: NoiseSchedule) -> int:
     """The number of network calls, which the schedule has levels for."""
-    calls = whole("calls", calls, 1)
+    calls = check_int("calls", calls, 1)
     if calls > schedule.total_N:
         raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
     return calls
@@ -50,7 +50,7 @@ def check_calls(calls: int, schedule: NoiseSchedule) -> int:
 
 def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
     try:
-        ends = as_times(times)
+        ends = as_float64(times)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"times must be numbers: {error}") from None
     if ends.dim() != 1 or len(ends) < 2:
@@ -90,13 +90,13 @@ def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     try:
-        given = as_times(values)
+        given = as_float64(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"times must be numbers: {error}") from None
     if unit == "t":
         return given
     if unit == "label":
-        times = as_times(schedule.time_of(given))
+        times = as_float64(schedule.from_network_time(given))
     else:
         if unit == "sigma" and (given < 0).any():
             raise ValueError(f"times in sigma must not be negative, got {float(given.min())}")
@@ -104,7 +104,7 @@ def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
             given = given / (1 - given)
         lam = -torch.log(given) if unit == "sigma" else given
         end = lam == torch.inf
-        times = torch.where(end, 0.0, as_times(schedule.inverse_lambda(torch.where(end, 0.0, lam))))
+        times = torch.where(end, 0.0, as_float64(schedule.inverse_lambda(torch.where(end, 0.0, lam))))
     high, low = schedule.T, schedule.t_min
     times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
     return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)

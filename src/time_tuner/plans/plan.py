@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._files import read_json, same_numbers, write_json
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
-from ..schedules import NoiseSchedule, Point, as_times, schedule_from_dict
+from ..schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 from .grid import checked_ends, place_calls
 from .rows import Row, compile_rows
 
@@ -53,7 +53,7 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("t", "alpha", "sigma", "tau", "corrections"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, as_times(getattr(self, name)))
+                object.__setattr__(self, name, as_float64(getattr(self, name)))
         _validate(self)
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         """Whether running it draws noise."""
-        return any(row.draws for row in self.rows)
+        return any(row.uses_noise for row in self.rows)
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Plan:
         return self.sampler.steps(len(self), bool(self.sigma[-1] == 0))
 
     @property
-    def ends(self) -> Tensor:
+    def step_times(self) -> Tensor:
         """The times where steps begin and end, (S + 1,): t without what lies inside a step."""
         firsts = [sum(self.steps[:i]) for i in range(len(self.steps))]
         return self.t[[*firsts, len(self)]]
@@ -103,11 +103,11 @@ class Plan:
         return tuple(map(Point, self.t.unbind(), self.alpha.unbind(), self.sigma.unbind()))
 
     @cached_property
-    def told(self) -> tuple[Tensor, ...]:
+    def taus(self) -> tuple[Tensor, ...]:
         """tau of each call, 0-dim each."""
         return self.tau.unbind()
 
-    def start(self, noise: Tensor) -> Tensor:
+    def initial_state(self, noise: Tensor) -> Tensor:
         """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times
         it: the noise itself on a variance-preserving schedule, about sigma_max times it on a variance-exploding one."""
         return float(self.point(0).scale.detach()) * noise
@@ -120,14 +120,14 @@ class Plan:
 
     def with_tau(self, tau: Any) -> "Plan":
         """The same run with the network told other times, (K,)."""
-        tau = as_times(tau)
+        tau = as_float64(tau)
         if tau.shape != self.tau.shape:
             raise ValueError(f"tau must hold one time for each of {len(self)} calls, got shape {tuple(tau.shape)}")
         return replace(self, tau=tau)
 
     def with_corrections(self, corrections: Any) -> "Plan":
         """The same run with other corrections, (K, K) strictly lower triangular, or None."""
-        return replace(self, corrections=None if corrections is None else as_times(corrections))
+        return replace(self, corrections=None if corrections is None else as_float64(corrections))
 
     def with_provenance(self, **values: Any) -> "Plan":
         """The same run with these entries added to what is known of its making."""
@@ -268,7 +268,7 @@ def _validate(plan: Plan) -> None:
     c = plan.corrections
     if c is not None and (c.shape != (calls, calls) or c.detach().triu().any()):
         raise ValueError(f"corrections must be ({calls}, {calls}) and strictly lower triangular, got {tuple(c.shape)}")
-    checked_ends(plan.ends.detach(), plan.schedule)
+    checked_ends(plan.step_times.detach(), plan.schedule)
     if (plan.t.diff() > 0).any() or (plan.sigma[:-1] <= 0).any():
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
     point = plan.schedule.at(plan.t.detach())

@@ -29,7 +29,7 @@ LOST = 200.0
 better than LOST * 6e-8 = 1e-5, and at alpha = 0 not at all."""
 
 
-def unit(p: Point) -> str:
+def predicted_quantity(p: Point) -> str:
     """What a call at p is a prediction of, "eps" or "x0"."""
     return "x0" if p.sigma > LOST * p.alpha else "eps"
 
@@ -78,16 +78,16 @@ class Row:
     """One call: the corrected state at its point (None without a corrector), then the state after it."""
 
     corrected: Combination | None
-    following: Combination
-    draws: bool
-    reach: int  # how many calls it looks back on, itself included
-    unit: str = "eps"  # what the network says, or "x0"
+    next_state: Combination
+    uses_noise: bool
+    history: int  # how many calls it looks back on, itself included
+    predicts: str = "eps"  # what the network says, or "x0"
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON holds it, for whoever runs a plan without this library."""
-        said = {} if self.unit == "eps" else {"unit": self.unit}
+        said = {} if self.predicts == "eps" else {"predicts": self.predicts}
         corrected = {} if self.corrected is None else {"corrected": self.corrected.to_list()}
-        return said | corrected | {"following": self.following.to_list()}
+        return said | corrected | {"next_state": self.next_state.to_list()}
 
 
 def compile_rows(
@@ -136,9 +136,9 @@ def _compile_row(
 ) -> Row:
     """Row k, whose step begins with call `starts[k]`; notes in `corrected` whether the sampler corrects at k."""
     sees = max(look_back, before + 1)
-    reach = k + 1 if corrections is not None else sees
-    says = [unit(points[k - ago]) for ago in range(reach)]
-    terms: list[Term] = [*((what, ago) for ago in range(reach) for what in ("x", says[ago], "c")), ("z", 0)]
+    history = k + 1 if corrections is not None else sees
+    says = [predicted_quantity(points[k - ago]) for ago in range(history)]
+    terms: list[Term] = [*((what, ago) for ago in range(history) for what in ("x", says[ago], "c")), ("z", 0)]
     units: dict[Term, Tensor] = dict(zip(terms, torch.eye(len(terms), dtype=torch.float64), strict=True))
 
     def noise_said(i: int) -> Tensor:
@@ -167,18 +167,18 @@ def _compile_row(
     q = points[k + 1]
     past = tuple(evaluation(i) for i in range(k - look_back + 1, k + 1))
     if q.sigma == 0:
-        following = past[-1].x0
+        next_state = past[-1].x0
     elif past[-1].p.alpha == 0:
-        following = q.alpha * past[-1].x0 + q.sigma * past[-1].eps
+        next_state = q.alpha * past[-1].x0 + q.sigma * past[-1].eps
     else:
-        following = sampler.step(past, q, noise)
+        next_state = sampler.step(past, q, noise)
     if corrections is not None and k:
         b = points[starts[k]]
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
         said = torch.stack([noise_said(j) for j in range(k + 1)])
-        following = following + gamma * (corrections[k, :k] @ (said[:k] - said[k]))
+        next_state = next_state + gamma * (corrections[k, :k] @ (said[:k] - said[k]))
     combined = None if correction is None else _combination(terms, correction)
-    return Row(combined, _combination(terms, following), draws, reach, says[0])
+    return Row(combined, _combination(terms, next_state), draws, history, says[0])
 
 
 def _combination(terms: list[Term], vector: Tensor) -> Combination:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..schedules import Point
 
 Noise: TypeAlias = Callable[[Tensor], Tensor]
-"""Draws standard normal noise of the shape of its argument."""
+"""CalibrationBatch standard normal noise of the shape of its argument."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Sampler:
         """The state at q, from the last evaluations (the newest last; as many as `look_back` says).
 
         Called only with sigma > 0 at q, and alpha > 0 in the past: a step to sigma = 0 is x = x0 for every sampler, and
-        one from alpha = 0 is alpha_q x0 + sigma_q eps. Draws noise at most once.
+        one from alpha = 0 is alpha_q x0 + sigma_q eps. CalibrationBatch noise at most once.
         """
         raise NotImplementedError
 

@@ -24,16 +24,16 @@ class DPMSolverPP(Multistep):
     """
 
     algorithm_type: str = "dpmsolver++"
-    curvature: str = "published"
+    third_order_weight: str = "published"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_option(self, "algorithm_type", ("dpmsolver++", "dpmsolver"))
-        check_option(self, "curvature", ("published", "full"))
+        check_option(self, "third_order_weight", ("published", "taylor"))
 
     @property
     def convergence(self) -> int:
-        return self.order if self.curvature == "full" else min(self.order, 2)
+        return self.order if self.third_order_weight == "taylor" else min(self.order, 2)
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         data = self.algorithm_type == "dpmsolver++"
@@ -43,7 +43,7 @@ class DPMSolverPP(Multistep):
         if len(d) == 2:
             return x - b * w[0] / 2 * d[1]
         if len(d) == 3:
-            return x - b * w[1] * d[1] - (2 if self.curvature == "full" else 1) * b * w[2] * d[2]
+            return x - b * w[1] * d[1] - (2 if self.third_order_weight == "taylor" else 1) * b * w[2] * d[2]
         return x
 
 

@@ -8,7 +8,7 @@ and carry gradients.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .base import NoiseSchedule, Point, Values, as_times
+from .base import NoiseSchedule, Point, Values, as_float64
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
 from .flow import NoiseScheduleFlow, resolution_shift
 from .from_diffusers import schedule_from
@@ -23,7 +23,7 @@ __all__ = [
     "NoiseScheduleVP",
     "Point",
     "Values",
-    "as_times",
+    "as_float64",
     "named_betas",
     "rescale_zero_terminal_snr",
     "resolution_shift",

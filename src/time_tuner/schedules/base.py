@@ -11,7 +11,7 @@ Values: TypeAlias = Sequence[float] | Tensor | Any
 """Numbers in any container torch understands: a list, a tensor, a numpy array."""
 
 
-def as_times(t: Any) -> Tensor:
+def as_float64(t: Any) -> Tensor:
     """`t` as a float64 CPU tensor of its own shape; gradients are kept."""
     return torch.as_tensor(t, dtype=torch.float64, device="cpu")
 
@@ -62,10 +62,10 @@ class NoiseSchedule(Protocol):
     def inverse_lambda(self, lam: Any) -> Tensor:
         """The time at which log(alpha / sigma) is `lam`."""
 
-    def label(self, t: Any) -> Tensor:
+    def network_time(self, t: Any) -> Tensor:
         """What a network of this schedule is told at time t, float64: its level, its time or its noise."""
 
-    def time_of(self, label: Any) -> Tensor:
+    def from_network_time(self, label: Any) -> Tensor:
         """The time at which a network of this schedule is told `label`."""
 
     def to_dict(self) -> dict[str, Any]:

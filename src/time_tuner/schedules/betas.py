@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Values, as_times
+from .base import Values, as_float64
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
@@ -41,7 +41,7 @@ def rescale_zero_terminal_snr(betas: Values) -> Tensor:
     """The alphas_cumprod (N,) of these betas with alpha shifted and scaled so that its last is exactly 0 and its first
     stays (Lin et al., 2024, alg. 1, https://arxiv.org/abs/2305.08891)."""
     levels = checked_levels("betas", betas)
-    alpha = torch.exp(0.5 * torch.log1p(-as_times(levels)).cumsum(0))
+    alpha = torch.exp(0.5 * torch.log1p(-as_float64(levels)).cumsum(0))
     if len(alpha) < 2:
         raise ValueError("betas must be at least 2 to be rescaled, got 1")
     return ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
@@ -60,7 +60,7 @@ def respaced_betas(betas: Values, indices: Any) -> Tensor:
     Raises:
         ValueError: names the argument, what was got and the way out.
     """
-    log_alpha_bar = torch.log1p(-as_times(checked_levels("betas", betas))).cumsum(0)
+    log_alpha_bar = torch.log1p(-as_float64(checked_levels("betas", betas))).cumsum(0)
     try:
         kept = torch.as_tensor(indices)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -81,7 +81,7 @@ def checked_levels(name: str, values: Values) -> tuple[float, ...]:
         ValueError: names what is wrong, and where.
     """
     try:
-        levels = as_times(values)
+        levels = as_float64(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name} must be N numbers, got {type(values).__name__}: {error}") from None
     if levels.dim() != 1 or not len(levels):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Point, as_times
+from .base import Point, as_float64
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NoiseScheduleFlow:
 
     def at(self, t: Any) -> Point:
         """The point at time t; alpha is exactly 0 at t = 1."""
-        t = as_times(t)
+        t = as_float64(t)
         below = 1 + (self.shift - 1) * t
         return Point(t, (1 - t) / below, self.shift * t / below)
 
@@ -55,15 +55,15 @@ class NoiseScheduleFlow:
 
     def inverse_lambda(self, lam: Any) -> Tensor:
         """The time at which sigma = 1 / (1 + e^lam)."""
-        return self._time((-as_times(lam)).sigmoid())
+        return self._time((-as_float64(lam)).sigmoid())
 
-    def label(self, t: Any) -> Tensor:
+    def network_time(self, t: Any) -> Tensor:
         """scale * sigma_t."""
         return self.scale * self.at(t).sigma
 
-    def time_of(self, label: Any) -> Tensor:
+    def from_network_time(self, label: Any) -> Tensor:
         """The inverse of `label`."""
-        return self._time(as_times(label) / self.scale)
+        return self._time(as_float64(label) / self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "flow", **asdict(self)}

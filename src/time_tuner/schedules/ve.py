@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Point, as_times
+from .base import Point, as_float64
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class NoiseScheduleVE:
 
     def at(self, t: Any) -> Point:
         """The point at time t = sigma."""
-        t = as_times(t)
+        t = as_float64(t)
         return Point(t, torch.ones_like(t), t)
 
     def inverse_lambda(self, lam: Any) -> Tensor:
         """The time t = e^{-lam}."""
-        return torch.exp(-as_times(lam))
+        return torch.exp(-as_float64(lam))
 
-    def label(self, t: Any) -> Tensor:
+    def network_time(self, t: Any) -> Tensor:
         """log(t) / 4, or t."""
-        return torch.log(as_times(t)) / 4 if self.told == "log" else as_times(t)
+        return torch.log(as_float64(t)) / 4 if self.told == "log" else as_float64(t)
 
-    def time_of(self, label: Any) -> Tensor:
+    def from_network_time(self, label: Any) -> Tensor:
         """The inverse of `label`."""
-        return torch.exp(4 * as_times(label)) if self.told == "log" else as_times(label)
+        return torch.exp(4 * as_float64(label)) if self.told == "log" else as_float64(label)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "ve", **asdict(self)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Point, Values, as_times
+from .base import Point, Values, as_float64
 from .betas import checked_levels
 
 
@@ -76,9 +76,9 @@ class NoiseScheduleVP:
     def _nodes(self) -> tuple[Tensor, Tensor]:
         """Times 0, 1/N .. 1 and log alpha there, both (N + 1,); without the last where that holds no data."""
         if self.alphas_cumprod is not None:
-            log_alpha = 0.5 * torch.log(as_times(self.alphas_cumprod))
+            log_alpha = 0.5 * torch.log(as_float64(self.alphas_cumprod))
         else:
-            log_alpha = 0.5 * torch.cumsum(torch.log1p(-as_times(self.betas)), 0)
+            log_alpha = 0.5 * torch.cumsum(torch.log1p(-as_float64(self.betas)), 0)
         times = torch.arange(self.total_N + 1, dtype=torch.float64) / self.total_N
         log_alpha = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha])
         some = log_alpha > -torch.inf
@@ -100,7 +100,7 @@ class NoiseScheduleVP:
 
     def at(self, t: Any) -> Point:
         """The point at time t: t, alpha_t, sigma_t of the shape of t. At t = 0 sigma is 0, without a gradient."""
-        t = as_times(t)
+        t = as_float64(t)
         log_alpha = self._log_alpha(t)
         noisy = log_alpha < 0
         # The inner `where` keeps the square root at 0, whose gradient is infinite, out of the graph.
@@ -109,7 +109,7 @@ class NoiseScheduleVP:
 
     def inverse_lambda(self, lam: Any) -> Tensor:
         """The time t with log(alpha_t / sigma_t) = lam; same shape as `lam`."""
-        lam = as_times(lam)
+        lam = as_float64(lam)
         log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
         if self.schedule == "discrete":
             times, nodes = self._nodes
@@ -125,21 +125,21 @@ class NoiseScheduleVP:
             t = torch.arccos(cosine) / _COSINE_A - _COSINE_S
         return t.to(self.dtype)
 
-    def label(self, t: Any) -> Tensor:
+    def network_time(self, t: Any) -> Tensor:
         """What a network is told at time t: for a discrete schedule its level n = t N - 1, which falls between two
         levels when t does; for a continuous one t itself."""
-        n: Tensor = as_times(t) * self.total_N - 1 if self.schedule == "discrete" else as_times(t)
+        n: Tensor = as_float64(t) * self.total_N - 1 if self.schedule == "discrete" else as_float64(t)
         return n
 
-    def time_of(self, label: Any) -> Tensor:
+    def from_network_time(self, label: Any) -> Tensor:
         """The inverse of `label`."""
-        n = as_times(label)
+        n = as_float64(label)
         t: Tensor = (n + 1) / self.total_N if self.schedule == "discrete" else n
         return t
 
     def marginal_log_mean_coeff(self, t: Any) -> Tensor:
         """log alpha_t; same shape as `t`."""
-        return self._log_alpha(as_times(t)).to(self.dtype)
+        return self._log_alpha(as_float64(t)).to(self.dtype)
 
     def marginal_alpha(self, t: Any) -> Tensor:
         """alpha_t; same shape as `t`."""

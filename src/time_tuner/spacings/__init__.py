@@ -11,8 +11,8 @@ from torch import Tensor
 from .._spec import parse_options
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
-from .by_snr import ays, exponential, karras, kl, lam
-from .by_time import leading, quadratic, seed, trailing, uniform
+from .by_snr import ays, exponential, karras, kl_optimal, logsnr
+from .by_time import leading, linspace, quadratic, trailing, uniform
 from .dmn import dmn
 
 __all__ = [
@@ -26,15 +26,15 @@ Spacing: TypeAlias = Callable[..., Tensor]
 """`spacing(schedule, steps)`: steps + 1 falling times, float64."""
 
 SPACINGS: dict[str, Spacing] = {
-    "seed": seed,
+    "linspace": linspace,
     "leading": leading,
     "trailing": trailing,
     "uniform": uniform,
     "quadratic": quadratic,
-    "lam": lam,
+    "logsnr": logsnr,
     "exponential": exponential,
     "karras": karras,
-    "kl": kl,
+    "kl_optimal": kl_optimal,
     "dmn": dmn,
     "ays": ays,
 }
@@ -44,11 +44,11 @@ SPACINGS: dict[str, Spacing] = {
 def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
     """The spacing of a run that names none: what measured best there, see docs/schedules.md.
 
-    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl" for samplers
-    of first order and "lam" for the others.
+    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl_optimal" for samplers
+    of first order and "logsnr" for the others.
     """
     if isinstance(schedule, NoiseScheduleVE):
-        return "kl" if sampler.convergence == 1 else "lam"
+        return "kl_optimal" if sampler.convergence == 1 else "logsnr"
     return "trailing" if isinstance(schedule, NoiseScheduleFlow) else "quadratic"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedules import NoiseSchedule, as_times
+from ..schedules import NoiseSchedule, as_float64
 
 
 def lam_range(schedule: NoiseSchedule) -> tuple[float, float]:
@@ -21,7 +21,7 @@ def lam_range(schedule: NoiseSchedule) -> tuple[float, float]:
     return float(first.lam), float(schedule.at(schedule.t_min).lam)
 
 
-def lam(schedule: NoiseSchedule, steps: int) -> Tensor:
+def logsnr(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Even steps in lam = log(alpha / sigma), from T to the least trained time."""
     first, last = lam_range(schedule)
     return times_of_lam(schedule, torch.linspace(first, last, steps + 1, dtype=torch.float64))
@@ -44,11 +44,11 @@ def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
     return _then_zero(schedule, noise, steps)
 
 
-def kl(schedule: NoiseSchedule, steps: int, std: float = 1.0) -> Tensor:
+def kl_optimal(schedule: NoiseSchedule, steps: int, std: float = 1.0) -> Tensor:
     """Even steps in arctan(s / std) from T to the least trained time, then 0: optimal in KL for data N(0, std^2)
     (Sabour et al., 2024, https://arxiv.org/abs/2404.14507)."""
     if not 0 < std < math.inf:
-        raise ValueError(f"std of kl must be positive, got {std!r}")
+        raise ValueError(f"std of kl_optimal must be positive, got {std!r}")
 
     def noise(u: Tensor, high: float, low: float) -> Tensor:
         return std * torch.tan(math.atan(high / std) * (1 - u) + math.atan(low / std) * u)
@@ -78,16 +78,16 @@ def ays(schedule: NoiseSchedule, steps: int, model: str = "sd15") -> Tensor:
     if abs(first + published[0]) > 0.01:
         raise ValueError(
             f"spacing ays has the list of {model}, which starts at sigma / alpha = {AYS[model][0]}, "
-            f"but the schedule at {math.exp(-first):.4g}: take kl or karras"
+            f"but the schedule at {math.exp(-first):.4g}: take kl_optimal or karras"
         )
     u = np.linspace(0, len(published) - 1, steps + 1)[:-1]
-    times = times_of_lam(schedule, as_times(-np.interp(u, np.arange(len(published)), published)), last=False)
+    times = times_of_lam(schedule, as_float64(-np.interp(u, np.arange(len(published)), published)), last=False)
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
 def times_of_lam(schedule: NoiseSchedule, lam: Tensor, last: bool = True) -> Tensor:
     """Their times; the first is T and the last the least trained time exactly, whatever the inverse rounds to."""
-    times = as_times(schedule.inverse_lambda(lam)).clone()
+    times = as_float64(schedule.inverse_lambda(lam)).clone()
     if last:
         times[-1] = schedule.t_min
     times[0] = schedule.T

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..schedules import NoiseSchedule, NoiseScheduleVE
 
 
-def seed(schedule: NoiseSchedule, steps: int) -> Tensor:
+def linspace(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Levels n = int(linspace(0, N - 1, S)) at t = (n + 1) / N, then 0."""
     last = schedule.total_N - 1
     n = np.linspace(0, last, steps, dtype=np.int64)[::-1] if steps > 1 else np.array([last])
@@ -41,7 +41,7 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Tensor:
 def _nodes(schedule: NoiseSchedule, n: Tensor, end: float) -> Tensor:
     if isinstance(schedule, NoiseScheduleVE):
         raise ValueError(
-            f"this spacing goes by the levels of a network, and {schedule!r} has none: take karras, kl or lam"
+            f"this spacing goes by the levels of a network, and {schedule!r} has none: take karras, kl_optimal or logsnr"
         )
     times = (n.double() + 1) / schedule.total_N
     if schedule.T < 1:  # a schedule that ends early has its levels spread over what there is

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedules import NoiseSchedule, as_times
+from ..schedules import NoiseSchedule, as_float64
 from .by_snr import lam_range, times_of_lam
 
 MOST = 24
@@ -66,8 +66,8 @@ def _lams(first: float, last: float, steps: int, power: float) -> tuple[float, .
     if count > 1:
 
         def objective(inner: np.ndarray) -> tuple[float, np.ndarray]:
-            x = as_times(inner).requires_grad_()
-            ends = as_times([first]), as_times([last])
+            x = as_float64(inner).requires_grad_()
+            ends = as_float64([first]), as_float64([last])
             with torch.enable_grad():
                 value = torch.log(bound(torch.cat([ends[0], x, ends[1]]), power))
                 value.backward()

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .._files import read_json, write_json
-from .budget import Budget, Cost, Ledger, Meter
+from .budget import Budget, Cost, CostLog, Meter
 from .checkpoint import same
 
 FORMAT = "time-tuner partial plan"
@@ -53,7 +53,7 @@ def tqdm_bar(what: str) -> Callable[[Progress], None]:
     return tell
 
 
-class Job:
+class TuningRun:
     """One run of a tuner.
 
     A tuner that saves its state after each step with `done` and starts from `state` can be interrupted and continued:
@@ -63,7 +63,7 @@ class Job:
 
     Args:
         budget: what may be spent on tuning.
-        ledger: where the network calls are booked.
+        cost_log: where the network calls are booked.
         path: the file that keeps the state while the tuner is at work; None to keep nothing.
         made: what the plan is tuned from, in plain values: a state that was made from anything else is not continued.
         tell: called with the `Progress` after each step.
@@ -76,17 +76,17 @@ class Job:
     def __init__(
         self,
         budget: Budget | None = None,
-        ledger: Ledger | None = None,
+        cost_log: CostLog | None = None,
         path: Path | None = None,
         made: Mapping[str, Any] | None = None,
         tell: Callable[[Progress], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.path, self.made, self._tell = path, dict(made or {}), tell
-        self.ledger = Ledger() if ledger is None else ledger
+        self.cost_log = CostLog() if cost_log is None else cost_log
         self.stopped: str | None = None
         kept = self._kept(say or (lambda sentence: None))
-        self.meter = Meter(budget or Budget(), self.ledger, kept.get("seconds", 0.0))
+        self.meter = Meter(budget or Budget(), self.cost_log, kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.meter.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
@@ -119,16 +119,16 @@ class Job:
         """Whether anyone is told how far it is."""
         return self._tell is not None
 
-    def go_on(self, step: int) -> None:
+    def resume_at(self, step: int) -> None:
         """Say that work begins that is not in a kept state: what the state has cost is booked, in place of what it cost
         to take it up again."""
         if self._spent is not None:
-            self.ledger.spent["tuning"], self._spent = self._spent, None
+            self.cost_log.spent["tuning"], self._spent = self._spent, None
             self._base = (step, self.meter.seconds)
 
-    def affords(self, calls: int) -> bool:
+    def can_afford(self, calls: int) -> bool:
         """Whether so many more network calls are within the budget."""
-        return self.meter.affords(calls)
+        return self.meter.can_afford(calls)
 
     def stop(self, how: str) -> None:
         """Note that the budget was spent before the tuner was done."""
@@ -136,7 +136,7 @@ class Job:
 
     def done(self, step: int, steps: int, before: float, after: float, state: Mapping[str, Any]) -> None:
         """Keep the state after a step, and tell how far it is."""
-        seconds, spent = self.meter.seconds, self.ledger.of("tuning")
+        seconds, spent = self.meter.seconds, self.cost_log.of("tuning")
         self.state = dict(state)
         self._keep()
         if self._tell is not None:
@@ -149,6 +149,6 @@ class Job:
 
     def _keep(self, **more: Any) -> None:
         if self.path is not None:
-            values = {"seconds": self.meter.seconds, "spent": asdict(self.ledger.of("tuning")), "state": self.state}
+            values = {"seconds": self.meter.seconds, "spent": asdict(self.cost_log.of("tuning")), "state": self.state}
             budget = str(self.meter.budget)
             write_json(self.path, {"format": FORMAT, "made": self.made, "budget": budget, **values, **more})

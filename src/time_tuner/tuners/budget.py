@@ -75,32 +75,32 @@ def forward(samples: int, batch: int | None = None) -> Cost:
 
 
 @dataclass
-class Ledger:
+class CostLog:
     """What was spent, and on what: every call is booked under the purpose that it is made for."""
 
-    purpose: str = "tuning"
+    current: str = "tuning"
     spent: dict[str, Cost] = field(default_factory=dict)
 
     @contextmanager
-    def during(self, purpose: str) -> Iterator[None]:
+    def purpose(self, name: str) -> Iterator[None]:
         """Book what is called in the block under another purpose."""
-        before, self.purpose = self.purpose, purpose
+        before, self.current = self.current, name
         try:
             yield
         finally:
-            self.purpose = before
+            self.current = before
 
     def count(self, said: Any) -> Any:
         """Book one call of the network, which gave `said`; and its backward, if there will be one."""
         if isinstance(said, Tensor):
-            self.book(Cost(1, len(said)))
+            self.add(Cost(1, len(said)))
             if said.requires_grad:
-                purpose = self.purpose
-                said.register_hook(lambda gradient: self.book(Cost(2, 2 * len(gradient)), purpose))
+                purpose = self.current
+                said.register_hook(lambda gradient: self.add(Cost(2, 2 * len(gradient)), purpose))
         return said
 
-    def book(self, cost: Cost, purpose: str | None = None) -> None:
-        purpose = purpose or self.purpose
+    def add(self, cost: Cost, purpose: str | None = None) -> None:
+        purpose = purpose or self.current
         self.spent[purpose] = self.of(purpose) + cost
 
     def of(self, purpose: str) -> Cost:
@@ -112,21 +112,21 @@ class Ledger:
 
 
 class Meter:
-    """How far a budget is used up, by what a ledger holds under "tuning" and by the clock.
+    """How far a budget is used up, by what a cost_log holds under "tuning" and by the clock.
 
     Args:
         budget: what may be spent.
-        ledger: where calls are booked.
+        cost_log: where calls are booked.
         seconds: spent before, by a run that this one continues.
     """
 
-    def __init__(self, budget: Budget, ledger: Ledger, seconds: float = 0.0) -> None:
-        self.budget, self.ledger = budget, ledger
+    def __init__(self, budget: Budget, cost_log: CostLog, seconds: float = 0.0) -> None:
+        self.budget, self.cost_log = budget, cost_log
         self.began = time.monotonic() - seconds
 
     @property
     def calls(self) -> int:
-        return self.ledger.of("tuning").calls
+        return self.cost_log.of("tuning").calls
 
     @property
     def seconds(self) -> float:
@@ -139,7 +139,7 @@ class Meter:
         seconds = 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds
         return max(calls, seconds)
 
-    def affords(self, calls: int) -> bool:
+    def can_afford(self, calls: int) -> bool:
         """Whether so many more network calls are within the budget."""
         calls_left = self.budget.calls is None or self.calls + calls <= self.budget.calls
         return calls_left and (self.budget.seconds is None or self.seconds < self.budget.seconds)

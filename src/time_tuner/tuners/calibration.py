@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import whole
-from ..models.batching import Batched, take
-from ..noise import _BLOCK, DATA, HELD_OUT, NOISE, first_seed, seeded_noise
+from .._checks import check_int
+from ..models.batching import BatchedModel, select
+from ..noise import _BLOCK, DATA, HELD_OUT, NOISE, SeededNoise, first_seed
 from ..plans.build import reference_plan
 from ..sampling import Eps, sample
 from ..schedules import NoiseSchedule, Point
@@ -22,7 +22,7 @@ OWN_CALLS = 50  # of the runs that the model's own samples are the ends of
 
 
 @dataclass(frozen=True)
-class Draws:
+class CalibrationBatch:
     """Data and noise that a loss is averaged over, and the model as it sees them.
 
     Attributes:
@@ -42,9 +42,9 @@ class Draws:
         """x = alpha x_0 + sigma eps."""
         return p.alpha * self.x0 + p.sigma * self.noise
 
-    def z(self, k: int) -> Tensor:
+    def step_noise(self, k: int) -> Tensor:
         """What a stochastic sampler draws at call k: the same whenever it is asked."""
-        return seeded_noise(self.first + 4 * _BLOCK + (k + 1) * len(self.x0))(self.x0)
+        return SeededNoise(self.first + 4 * _BLOCK + (k + 1) * len(self.x0))(self.x0)
 
 
 class Calibration:
@@ -70,11 +70,11 @@ class Calibration:
         shape: tuple[int, ...] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        samples, seed = whole("samples", samples, 2), whole("seed", seed)
+        samples, seed = check_int("samples", samples, 2), check_int("seed", seed)
         sizes = shape if isinstance(shape, Sequence) else ()
         if shape is not None and not (sizes and all(isinstance(size, Integral) and size > 0 for size in sizes)):
             raise ValueError(f"shape must be that of one sample, as in (3, 32, 32), got {shape!r}")
-        self.eps = eps if isinstance(eps, Batched) else Batched(eps, samples)
+        self.eps = eps if isinstance(eps, BatchedModel) else BatchedModel(eps, samples)
         self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
         known = shape if shape is not None else getattr(eps, "shape", None)
         self.taught: dict[Any, Any] = {}  # runs of a teacher, for plans that are tuned on them one after another
@@ -92,16 +92,16 @@ class Calibration:
 
     def held_out(self) -> Tensor:
         """Noise to judge on, (samples, ...): never tuned on."""
-        return seeded_noise(first_seed(self.seed, HELD_OUT))(self._empty(self.samples))
+        return SeededNoise(first_seed(self.seed, HELD_OUT))(self._empty(self.samples))
 
     @cached_property
     def x0(self) -> Tensor:
         """Data to tune on, (samples, ...); fewer where fewer were given."""
         if self._data is None:
-            x = seeded_noise(first_seed(self.seed, DATA))(self._empty(self.samples))
+            x = SeededNoise(first_seed(self.seed, DATA))(self._empty(self.samples))
             plan = reference_plan(self.schedule, 0.0, OWN_CALLS)
-            with self.eps.ledger.during("data"):
-                return sample(self.eps, plan, plan.start(x))
+            with self.eps.cost_log.purpose("data"):
+                return sample(self.eps, plan, plan.initial_state(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 
@@ -119,26 +119,26 @@ class Calibration:
         return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
     @torch.no_grad()
-    def answer(self, model: Batched) -> list[float]:
+    def answer(self, model: BatchedModel) -> list[float]:
         """Some numbers of what a model says of a batch of noise, by which it is known again."""
         count = min(self.samples, model.batch or self.samples)
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        x = float(p.scale) * seeded_noise(0)(self._empty(count))
-        said = take(model, torch.arange(count))(x, p.t, p.t).double().flatten().nan_to_num()
+        x = float(p.scale) * SeededNoise(0)(self._empty(count))
+        said = select(model, torch.arange(count))(x, p.t, p.t).double().flatten().nan_to_num()
         return [float(f"{value:.4g}") for value in said[:: max(1, len(said) // ANSWERS)][:ANSWERS]]
 
-    def draws(self, model: Eps) -> Draws:
+    def draws(self, model: Eps) -> CalibrationBatch:
         """The data with noise, the same at every call."""
         first = first_seed(self.seed, NOISE)
-        return Draws(model, self.x0, seeded_noise(first)(self.x0), first)
+        return CalibrationBatch(model, self.x0, SeededNoise(first)(self.x0), first)
 
-    def batch(self, model: Eps, i: int, size: int) -> Draws:
+    def batch(self, model: Eps, i: int, size: int) -> CalibrationBatch:
         """Batch number i of an endless stream: data drawn with replacement from all there is, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
         first = first_seed(self.seed, NOISE) + (i + 1) * size
         pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
         x0 = pool[pick].to(self.device)
-        return Draws(model, x0, seeded_noise(first)(x0), first)
+        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first)
 
 
 def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:

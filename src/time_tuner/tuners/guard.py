@@ -7,16 +7,16 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..models.batching import Batched
-from ..noise import seeded_noise
+from ..models.batching import BatchedModel
+from ..noise import SeededNoise
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import Eps, sample
 from ..schedules import NoiseSchedule
-from .budget import Ledger
+from .budget import CostLog
 
 
-class Judge:
+class ReferenceDistance:
     """How far plans end from where a many-step run from the same noise ends; smaller is better.
 
     The measure is the mean *unsquared* distance E |x_K - y|: the mean square can fall while pictures get worse
@@ -37,9 +37,9 @@ class Judge:
     ) -> None:
         self.eps, self.x, self.seed, self.end = eps, x, seed, end
         reference = reference_plan(schedule, end, calls)
-        ledger = getattr(eps, "ledger", None)
-        with nullcontext() if ledger is None else ledger.during("reference"):
-            self.reference = sample(eps, reference, reference.start(x))
+        cost_log = getattr(eps, "cost_log", None)
+        with nullcontext() if cost_log is None else cost_log.purpose("reference"):
+            self.reference = sample(eps, reference, reference.initial_state(x))
 
     def __call__(self, plan: Plan) -> float:
         """The measure of a plan.
@@ -47,18 +47,18 @@ class Judge:
         Raises:
             ValueError: the plan ends at another time than the judge's.
         """
-        return float(self.shares(plan).mean())
+        return float(self.per_sample(plan).mean())
 
-    def shares(self, plan: Plan) -> Tensor:
+    def per_sample(self, plan: Plan) -> Tensor:
         """What each sample contributes to the measure of a plan, (B,): their mean is the measure."""
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        return self._shares(sample(self.eps, plan, plan.start(self.x), seeded_noise(self.seed)), plan.stochastic)
+        return self._shares(sample(self.eps, plan, plan.initial_state(self.x), SeededNoise(self.seed)), plan.stochastic)
 
-    def booked(self, ledger: Ledger) -> "Judge":
+    def booked(self, cost_log: CostLog) -> "ReferenceDistance":
         """The same judge, whose network calls are booked here."""
         other = copy(self)
-        other.eps = Batched(self.eps, getattr(self.eps, "batch", None), ledger)
+        other.eps = BatchedModel(self.eps, getattr(self.eps, "batch", None), cost_log)
         return other
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:
@@ -74,13 +74,13 @@ class Judge:
         return across.mean(0) + across.mean(1) - (torch.cdist(x, x).sum(1) + torch.cdist(y, y).sum(1)) / others
 
 
-def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
+def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
     """The tuned plan, or what of it is better than the untuned one; the measures go into its provenance.
 
     Rows are put back to untuned one at a time, last first, while that lowers the measure. A gain over the untuned plan
     that is no larger than its own standard error need not be one on other noise: then the untuned plan is what remains.
     """
-    before, bare = judge.shares(untuned), judge.shares(plan)
+    before, bare = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, bare, list[int]()
     for k in reversed(range(len(plan))):
         if best.tau[k] == best.t[k]:
@@ -88,7 +88,7 @@ def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
         tau = best.tau.clone()
         tau[k] = best.t[k]
         trial = best.with_tau(tau)
-        shares = judge.shares(trial)
+        shares = judge.per_sample(trial)
         if shares.mean() >= after.mean():
             break
         best, after = trial, shares
@@ -98,5 +98,6 @@ def guarded(plan: Plan, untuned: Plan, judge: Judge) -> Plan:
     error = (1 + plan.stochastic) * gain.std(correction=0) / math.sqrt(len(gain))
     if gain.mean() < error:
         best, after, reverted = untuned, before, list(range(len(plan)))
-    measures = {name: float(of.mean()) for name, of in (("before", before), ("after", after), ("bare", bare))}
-    return best.with_provenance(**{**plan.provenance, **measures, "reverted": sorted(reverted)})
+    distances = (("untuned", before), ("tuned", after), ("unguarded", bare))
+    distance = {name: float(per_sample.mean()) for name, per_sample in distances}
+    return best.with_provenance(**{**plan.provenance, "distance": distance, "reverted_calls": sorted(reverted)})

@@ -8,21 +8,21 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .._checks import whole
-from ..models.batching import Batched
+from .._checks import check_int
+from ..models.batching import BatchedModel
 from ..plans.plan import Plan
 from ..sampling import Eps, check_model, check_schedule
-from .base import Job, Progress, tqdm_bar
-from .budget import Budget, Cost, Ledger, forward
+from .base import Progress, TuningRun, tqdm_bar
+from .budget import Budget, Cost, CostLog, forward
 from .calibration import OWN_CALLS, Calibration
 from .checkpoint import plain, versions
-from .guard import Judge, guarded
+from .guard import ReferenceDistance, guarded
 from .joint.tuner import Joint
 from .timesteps.tuner import Conditioning
 
 Tuner: TypeAlias = Callable[..., Plan]
-"""`tuner(eps, plan, calibration, job, **options)`: a plan, tuned. `eps` is counted and called in batches, see
-`Batched`; `job` says what may be spent, keeps the state and tells how far it is, see `Job`. A tuner that can foretell
+"""`tuner(eps, plan, calibration, run, **options)`: a plan, tuned. `eps` is counted and called in batches, see
+`BatchedModel`; `run` says what may be spent, keeps the state and tells how far it is, see `TuningRun`. A tuner that can foretell
 what it costs has a method `cost(plan, samples, batch, **options)`: for "tuning", and for "teacher" where it has one,
 what that costs as a rule, and at most."""
 
@@ -44,7 +44,7 @@ def tune(
     method: str = "sequential",
     data: Any = None,
     seed: int = 0,
-    guard: bool | Judge = True,
+    guard: bool | ReferenceDistance = True,
     *,
     samples: int = 256,
     batch: int | None = None,
@@ -68,7 +68,7 @@ def tune(
             "joint" needs none, and takes none.
         seed: of everything that is drawn.
         guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
-            or a `Judge` to judge several plans by one reference.
+            or a `ReferenceDistance` to judge several plans by one reference.
         samples: how many samples to tune on, and to judge on; of a model under several conditions as many as these.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
             there are to ask about, halved while the memory does not suffice. A batch larger than `samples` lets
@@ -84,25 +84,26 @@ def tune(
         progress: called with a `Progress` after each step; True for a bar on standard error.
         say: called with the sentence whether an earlier run is continued.
         verbose: the same as `progress=True`.
-        **options: of the method, for example `optimizer="adam"` for the published procedure, `objective="finer"` or
+        **options: of the method, for example `optimizer="adam"` for the published procedure, `objective="substeps"` or
             `last=True`.
 
     Returns:
         The tuned plan. Its provenance says how it was made, what that cost, and, with a guard, what it is worth:
-        "before" and "after", the distance to the end of a many-step run for the untuned and for this plan; "bare", for
-        the tuner's optimum; "reverted", the rows that the guard put back. "stopped" is there when the budget ran out.
+        "distance" holds the mean distance to the end of a many-step run of the "untuned" plan, of the "tuned" one, and
+        of the tuner's own result before the guard, "unguarded"; "reverted_calls" are the calls whose tau the guard set
+        back. "stopped" is there when the budget ran out.
 
     Raises:
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
             noise schedule than the plan.
     """
-    samples = whole("samples", samples, 2)
+    samples = check_int("samples", samples, 2)
     _check(method, options)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
-    if not isinstance(guard, bool | Judge):
-        raise ValueError(f"guard must be True, False or a Judge, got {guard!r}")
-    seed = whole("seed", seed)
+    if not isinstance(guard, bool | ReferenceDistance):
+        raise ValueError(f"guard must be True, False or a ReferenceDistance, got {guard!r}")
+    seed = check_int("seed", seed)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ValueError(f"progress must be True, False or a function, got {progress!r}")
     for name, path in (("checkpoint", checkpoint), ("cache", options.get("cache"))):
@@ -115,8 +116,8 @@ def tune(
     bound = getattr(eps, "samples", None)
     if isinstance(bound, int) and bound != samples:
         raise ValueError(f"samples must be as many as the model has conditions, {bound}, got {samples}")
-    ledger = Ledger()
-    network = Batched(eps, _batch(batch, samples, device, options), ledger)
+    cost_log = CostLog()
+    network = BatchedModel(eps, _batch(batch, samples, device, options), cost_log)
     if not isinstance(data, Calibration):
         calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device)
     made: dict[str, Any] = {
@@ -130,28 +131,30 @@ def tune(
         "versions": versions(),
     }
     if checkpoint is not None:
-        made["model"] = calibration.answer(Batched(eps, network.batch))  # a call that is no part of the work
+        made["model"] = calibration.answer(BatchedModel(eps, network.batch))  # a call that is no part of the work
     tell = tqdm_bar(method) if progress is True or verbose else progress or None
-    job = Job(Budget.parse(budget), ledger, None if checkpoint is None else Path(checkpoint), made, tell, say)
-    if job.plan is not None:
-        return Plan.from_dict(job.plan)
-    tuned = TUNERS[method](network, plan, calibration, job, **options).with_provenance(
+    run = TuningRun(Budget.parse(budget), cost_log, None if checkpoint is None else Path(checkpoint), made, tell, say)
+    if run.plan is not None:
+        return Plan.from_dict(run.plan)
+    tuned = TUNERS[method](network, plan, calibration, run, **options).with_provenance(
         method=method,
         seed=seed,
         samples=samples,
         data="own samples" if calibration.own else "given",
         versions=versions(),
-        **({"stopped": job.stopped} if job.stopped else {}),
+        **({"stopped": run.stopped} if run.stopped else {}),
     )
     if guard is not False:
-        if isinstance(guard, Judge):
-            judge = guard.booked(ledger)
+        if isinstance(guard, ReferenceDistance):
+            judge = guard.booked(cost_log)
         else:
-            judge = Judge(network, plan.schedule, float(plan.t[-1]), calibration.held_out(), REFERENCE_CALLS, seed)
-        with ledger.during("guard"):
+            judge = ReferenceDistance(
+                network, plan.schedule, float(plan.t[-1]), calibration.held_out(), REFERENCE_CALLS, seed
+            )
+        with cost_log.purpose("guard"):
             tuned = guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
-    tuned = tuned.with_provenance(cost=ledger.to_dict())
-    job.finish(tuned.to_dict())
+    tuned = tuned.with_provenance(cost=cost_log.to_dict())
+    run.finish(tuned.to_dict())
     return tuned
 
 
@@ -177,7 +180,7 @@ def estimate(
     Raises:
         ValueError: an unknown method or option.
     """
-    samples = whole("samples", samples, 2)
+    samples = check_int("samples", samples, 2)
     _check(method, options)
     batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
     run = forward(samples, batch)
@@ -202,7 +205,7 @@ def options_of(method: str) -> list[str]:
     """
     if method not in TUNERS:
         raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
-    return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the job
+    return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the run
 
 
 def _check(method: str, options: Mapping[str, Any]) -> None:
@@ -251,7 +254,7 @@ def tune_several(
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
-        data = Calibration(Batched(eps, samples), plans[0].schedule, data, samples, seed, shape, device)
+        data = Calibration(BatchedModel(eps, samples), plans[0].schedule, data, samples, seed, shape, device)
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")

@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..._checks import whole
+from ..._checks import check_int
 from ...plans.build import make_plan, resample
 from ...plans.plan import Plan
 from ...samplers import Sampler, sampler_from_dict, sampler_to_dict
@@ -19,7 +19,7 @@ SHORTEST = 1.02  # times the end of the run, at least, where the last step begin
 LATE = (0, 1, 2)  # so many steps of a grid for as many more are left out
 
 
-def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
+def candidate_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
     """The plans that may be tried, the given one first.
 
     A start differs from the plan in what is tuned, and in nothing else: other spacings are for where times are tuned,
@@ -35,7 +35,7 @@ def starting_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: 
     Raises:
         ValueError: not a positive number, or plans that do not fit.
     """
-    starts, found = whole("starts", starts, 1), [plan]
+    starts, found = check_int("starts", starts, 1), [plan]
     for other in others:
         fitting = resample(other, len(plan))
         if not _fits(fitting, plan):
@@ -75,7 +75,7 @@ def _orders(plan: Plan, parts: Sequence[str]) -> list[Sampler]:
 def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
     """The step ends of the plan, and those of every spacing, from its beginning or later, to the end of the plan."""
     steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
-    made = [plan.ends] if len(plan.steps) == steps else []
+    made = [plan.step_times] if len(plan.steps) == steps else []
     for spacing, late in product(SPACINGS.values(), LATE) if "times" in parts else ():
         try:
             ends = spacing(plan.schedule, steps + late)[late:]
@@ -83,18 +83,20 @@ def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
             continue
         if not plan.schedule.at(ends[0]).alpha and plan.point(0).alpha:
             continue  # there the model may have nothing to say
-        if ends[-2] > plan.ends[-1] * SHORTEST:
-            made.append(torch.cat([ends[:-1], plan.ends[-1:]]))
+        if ends[-2] > plan.step_times[-1] * SHORTEST:
+            made.append(torch.cat([ends[:-1], plan.step_times[-1:]]))
     angles = [plan.schedule.at(ends).angle for ends in made]
     return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
 
 
 def _same(one: Plan, other: Plan) -> bool:
     """Whether two plans make the same run."""
-    if one.sampler != other.sampler or len(one.ends) != len(other.ends):
+    if one.sampler != other.sampler or len(one.step_times) != len(other.step_times):
         return False
     none = torch.zeros(len(one), len(one), dtype=torch.float64)
-    numbers = [(plan.ends, plan.tau, none if plan.corrections is None else plan.corrections) for plan in (one, other)]
+    numbers = [
+        (plan.step_times, plan.tau, none if plan.corrections is None else plan.corrections) for plan in (one, other)
+    ]
     return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*numbers, strict=True))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...plans.plan import Plan
-from .loss import Slopes
+from .loss import Gradients
 from .parameters import Parameters
 
 RATE = 0.3  # the share of Newton's step, at first
@@ -18,12 +18,12 @@ ANCHOR = 0.1  # and by this share of the loss over the number of steps, for what
 REACH = 1.5  # how far a whole step may go in the numbers, of which a tenth is much
 PATIENCE = 0.25  # the share of the budget without progress after which it goes back
 GOOD = 0.5  # the share of the promised gain at which steps may grow
-LEAST_TRUST, MOST_TRUST = 1 / 32, 3.0
-NUMBERS = ("trust", "first", "best", "setbacks", "moved_at", "stale", "steps", "curved", "way")
+MIN_STEP_SCALE, MAX_STEP_SCALE = 1 / 32, 3.0
+NUMBERS = ("step_scale", "first", "best", "restarts", "moved_at", "stale", "steps", "curved", "num_averaged")
 VECTORS = ("v", "mean_v", "best_v", "gradient", "curvature")
 
 
-class Descent:
+class GaussNewton:
     """A way down from one start.
 
     A step goes a share of the way to the minimum of the quadratic model that the gradient and the curvature of the last
@@ -37,7 +37,7 @@ class Descent:
     Attributes:
         v, mean_v, best_v: where it is, the mean of the way since it last went back, and the best such mean seen.
         trust: in the model, 1 at first.
-        setbacks: how often it went back to the best.
+        restarts: how often it went back to the best.
         first, best: the validation loss of the start, and the least so far (infinite before the first look).
         moved_at: the share of the budget at which that was, or at which it last went back.
         stale: whether there were steps since the last look.
@@ -48,8 +48,8 @@ class Descent:
         self.parameters = parameters
         count, self.steps, self.curved = len(parameters), 0, 0
         self.v, self.mean_v, self.best_v = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
-        self.first, self.best, self.way = math.inf, math.inf, 0
-        self.stale, self.setbacks, self.moved_at, self.trust = True, 0, 0.0, 1.0
+        self.first, self.best, self.num_averaged = math.inf, math.inf, 0
+        self.stale, self.restarts, self.moved_at, self.step_scale = True, 0, 0.0, 1.0
         self.gradient = torch.zeros(count, dtype=torch.float64)
         self.curvature = torch.zeros(count, count, dtype=torch.float64)
 
@@ -66,7 +66,7 @@ class Descent:
         """Whether the next step should be told the curvature: every second one is enough."""
         return self.curved <= self.steps // 2
 
-    def step(self, slopes: Slopes, loss_of: Callable[[Plan], float]) -> None:
+    def step(self, slopes: Gradients, loss_of: Callable[[Plan], float]) -> None:
         """One step; `loss_of` is the loss of a plan on the same pairs.
 
         Raises:
@@ -87,7 +87,7 @@ class Descent:
         raised = curvature + torch.diag(
             DAMPING * curvature.diagonal() + ANCHOR * abs(slopes.loss) / self.steps + 1e-300
         )
-        rate = RATE * self.trust / 2**self.setbacks
+        rate = RATE * self.step_scale / 2**self.restarts
         step = -rate * torch.linalg.solve(raised, gradient)
         # Of a distance that is a cone, v^T curvature v is the mean of |J v|^2 / d: how far ends move, over d.
         moved = math.sqrt(max(0.0, float(step @ curvature @ step)))
@@ -99,11 +99,11 @@ class Descent:
         gained = slopes.loss - loss_of(self.parameters.plan(self.v))
         if not gained > 0:
             self.v.copy_(before)
-            self.trust = max(self.trust / 2, LEAST_TRUST)
+            self.step_scale = max(self.step_scale / 2, MIN_STEP_SCALE)
         elif gained > GOOD * promised:
-            self.trust = min(1.5 * self.trust, MOST_TRUST)
-        self.way += 1
-        self.mean_v.lerp_(self.v, (RECENT + 1) / (self.way + RECENT))
+            self.step_scale = min(1.5 * self.step_scale, MAX_STEP_SCALE)
+        self.num_averaged += 1
+        self.mean_v.lerp_(self.v, (RECENT + 1) / (self.num_averaged + RECENT))
         self.stale = True
 
     def look(self, loss: float, share: float) -> None:
@@ -120,7 +120,7 @@ class Descent:
         self.v.copy_(self.best_v)
         self.mean_v.copy_(self.best_v)
         self.gradient.zero_()  # what is known of the curvature still holds
-        self.setbacks, self.way = self.setbacks + 1, 0
+        self.restarts, self.num_averaged = self.restarts + 1, 0
 
     def to_dict(self) -> dict[str, Any]:
         """All that it takes to go on from here, as JSON holds it."""

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ...models.batching import Batched
-from ...models.checkpointing import Checkpointed, crowded
+from ...models.batching import BatchedModel
+from ...models.checkpointing import CheckpointedModel, crowded
 from ...plans.plan import Plan
-from ...sampling import Eps, Observed, sample, told, trajectory
+from ...sampling import Eps, HookedModel, predict, sample, trajectory
 from ..timesteps.objectives import numbers_of
 from .parameters import Parameters
 from .teacher import Pairs
@@ -24,7 +24,7 @@ NUDGE = 0.05  # of a time, by which the network is asked again for its slope
 
 
 @dataclass(frozen=True)
-class Slopes:
+class Gradients:
     """The mean distance over some pairs, its gradient (P,) by the numbers of a plan, and its curvature (P, P) where
     that was asked for."""
 
@@ -38,7 +38,7 @@ class Slopes:
 
 
 @dataclass(frozen=True)
-class TimeSlopes:
+class TimeGradients:
     """How it is told what a change of a model's times does to what it says.
 
     Attributes:
@@ -51,7 +51,7 @@ class TimeSlopes:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherLoss:
     """How far plans end from where the teacher ends.
 
     Attributes:
@@ -61,35 +61,35 @@ class Lesson:
         samples: how many samples the conditions of the model are for; pair i has those of sample i % samples.
     """
 
-    eps: Batched
+    eps: BatchedModel
     pairs: Pairs
     distance: Distance
     samples: int
 
-    def time_slopes(self, plan: Plan, parts: Sequence[str]) -> TimeSlopes:
+    def time_slopes(self, plan: Plan, parts: Sequence[str]) -> TimeGradients:
         """How the slopes in the times are told of this model, where any of them change."""
         if not {"times", "tau"} & set(parts):
-            return TimeSlopes()
+            return TimeGradients()
         two = torch.arange(min(2, len(self.pairs.x)))
-        eps, x = self.eps.take(two % self.samples), self.pairs.x[two]
-        with self.eps.ledger.during("sizing"):
-            if eps.takes_times(x, plan.told[-1].detach()):
+        eps, x = self.eps.select(two % self.samples), self.pairs.x[two]
+        with self.eps.cost_log.purpose("sizing"):
+            if eps.takes_times(x, plan.taus[-1].detach()):
                 with torch.enable_grad():
-                    tau = plan.told[-1].detach().expand(len(x)).clone().requires_grad_()
+                    tau = plan.taus[-1].detach().expand(len(x)).clone().requires_grad_()
                     said = eps(x, tau.detach(), tau)
                     if said.requires_grad and (torch.autograd.grad(said.sum(), tau, allow_unused=True)[0] is not None):
-                        return TimeSlopes(by_gradient=True, by_asking=("tau",))
+                        return TimeGradients(by_gradient=True, by_asking=("tau",))
             with torch.no_grad():
-                first, last = (eps(x, plan.t[k], plan.told[-1]) for k in (0, -2))
+                first, last = (eps(x, plan.t[k], plan.taus[-1]) for k in (0, -2))
         # Where steps move, tau moves with them; t matters to what a network for x0 or v says of the noise.
         alike = torch.equal(first, last) or "times" not in parts
-        return TimeSlopes(by_asking=("tau",) if alike else ("tau", "t"))
+        return TimeGradients(by_asking=("tau",) if alike else ("tau", "t"))
 
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan break."""
-        taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
-        end = plan.start(pairs.x)
+        taken, pairs = self.eps.select(rows % self.samples), self.pairs[rows]
+        end = plan.initial_state(pairs.x)
         for end in trajectory(taken, plan, end):  # noqa: B007, B020 - the last state is what is wanted
             pass
         if not end.isfinite().all():
@@ -99,22 +99,22 @@ class Lesson:
     def check(self, plan: Plan, loss: float, rows: Tensor) -> None:
         """Raise a ValueError that says where the runs of the plan break, if its loss on these pairs is infinite."""
         if math.isinf(loss):
-            sample(self.eps.take(rows % self.samples), plan, plan.start(self.pairs[rows].x))
+            sample(self.eps.select(rows % self.samples), plan, plan.initial_state(self.pairs[rows].x))
 
     def crowded(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run of these pairs are more than memory should hold."""
-        with self.eps.ledger.during("sizing"):  # not of the tuning: it is asked again when a run is continued
-            return crowded(self.eps.take(rows % self.samples), self.pairs.x[rows], plan)
+        with self.eps.cost_log.purpose("sizing"):  # not of the tuning: it is asked again when a run is continued
+            return crowded(self.eps.select(rows % self.samples), self.pairs.x[rows], plan)
 
     def slopes(
         self,
         parameters: Parameters,
         v: Tensor,
         rows: Tensor,
-        times: TimeSlopes,
+        times: TimeGradients,
         draw: torch.Generator | None = None,
         checkpoint: bool = False,
-    ) -> Slopes:
+    ) -> Gradients:
         r"""The mean distance over some of the pairs at v, and how it changes there.
 
         Every pair i runs with numbers of its own, so that one backward pass gives J_i^T q for each, J_i being the
@@ -131,11 +131,11 @@ class Lesson:
             draw: where u comes from; None for the gradient alone.
             checkpoint: keep the activations of one call at a time.
         """
-        taken, pairs = self.eps.take(rows % self.samples), self.pairs[rows]
+        taken, pairs = self.eps.select(rows % self.samples), self.pairs[rows]
         with torch.enable_grad():
             plan, numbers, derivative = parameters.linear(v)
-            eps = Observed(Checkpointed(taken) if checkpoint else taken, _with_gradient)
-            end, own = run_each(eps, plan, plan.start(pairs.x), numbers, times)
+            eps = HookedModel(CheckpointedModel(taken) if checkpoint else taken, _with_gradient)
+            end, own = run_each(eps, plan, plan.initial_state(pairs.x), numbers, times)
             at = end.detach().requires_grad_()
             distances = numbers_of("distance", self.distance(at, pairs.y))
             if not distances.requires_grad:
@@ -157,10 +157,10 @@ class Lesson:
             u = torch.randn(end.shape, generator=draw).to(end) * (felt / felt.mean().clamp(min=1e-30)) ** 0.25
             thrown = along(u, False)
             curvature = thrown.T @ (weights[:, None] * thrown) / len(rows)
-        return Slopes(float(distances.mean()), gradient, curvature)
+        return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeSlopes) -> tuple[Tensor, Tensor]:
+def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
     """The end of a run in which each sample has the numbers of `Parameters.linear` for its own, and these, (B, M), by
     which the end has a gradient."""
     calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
@@ -174,17 +174,17 @@ def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeSlopes
     return state, own
 
 
-def _said(eps: Eps, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeSlopes) -> Tensor:
+def _said(eps: Eps, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
     """What the network says of x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
-    if times.by_gradient and plan.rows[k].unit == "eps":
+    if times.by_gradient and plan.rows[k].predicts == "eps":
         own = {name: log.flatten().double().exp() for name, log in logs.items()}
-        return told(eps, plan, k, x, **own).to(x.dtype)
-    said = answer = told(eps, plan, k, x).to(x.dtype)
+        return predict(eps, plan, k, x, **own).to(x.dtype)
+    said = answer = predict(eps, plan, k, x).to(x.dtype)
     for name in times.by_asking:
         with torch.no_grad():
             now = getattr(plan, name)[k]
             by = NUDGE if now * (1 + NUDGE) <= plan.schedule.T else -NUDGE
-            slope = (told(eps, plan, k, x, **{name: now * (1 + by)}).to(x.dtype) - answer) / by
+            slope = (predict(eps, plan, k, x, **{name: now * (1 + by)}).to(x.dtype) - answer) / by
         said = said + (logs[name] - logs[name].detach()) * slope
     return said
 

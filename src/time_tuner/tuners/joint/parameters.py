@@ -40,7 +40,7 @@ class Parameters:
         self.start, self.parts = plan, tuple(part for part in PARTS if part in parts)
         calls = len(plan)
         self.lower = torch.tril_indices(calls, calls, -1)
-        angles = plan.schedule.at(plan.ends).angle
+        angles = plan.schedule.at(plan.step_times).angle
         self.first, self.increments = angles[0], -angles.diff()
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
         sizes = {"times": times, "tau": calls, "corrections": self.lower.shape[1]}
@@ -92,7 +92,7 @@ class Parameters:
             split["tau"].copy_(torch.log(plan.tau / (self.start.tau / self.start.t[:-1] * plan.t[:-1])))
 
     def _ends(self, values: Tensor) -> Tensor:
-        ends = self.start.ends
+        ends = self.start.step_times
         if len(ends) == 2:
             return ends
         grown = self.increments * torch.exp(values)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...plans.plan import Plan
 from ...sampling import Eps
 from ..budget import Budget, Cost, forward
-from .successive_halving import entries, turns
+from .successive_halving import max_candidates, num_rounds
 from .teacher import teaching
 
 BATCH = 16  # of twice as many half the steps are made, and each is hardly better
@@ -36,7 +36,7 @@ def next_look(done: int) -> int:
 def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
     """How long the model takes for a batch like this one: the shortest of some calls, the first of which is slow; of a
     small model at least what the arithmetic around a call takes."""
-    x, p = plan.start(noise), plan.point(len(plan) - 1)
+    x, p = plan.initial_state(noise), plan.point(len(plan) - 1)
     took = []
     with torch.no_grad():
         for _ in range(4):
@@ -113,8 +113,8 @@ def costs(
 
     def looking(count: int) -> Cost:
         given = 1 + len(others)
-        entered = max(given, min(starts, entries(count)))
-        looks, at = 1 + entered + turns(entered), next_look(0)
+        entered = max(given, min(starts, max_candidates(count)))
+        looks, at = 1 + entered + num_rounds(entered), next_look(0)
         while at <= count:
             looks, at = looks + 1, next_look(at)
         ranking = forward(min(held, BATCH), batch) * (RANKED * (entered > given))

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..._files import replacing
-from ...models.batching import take
-from ...noise import seeded_noise
+from ...models.batching import select
+from ...noise import SeededNoise
 from ...plans.build import reference_plan
 from ...plans.plan import Plan
 from ...samplers.unipc import UniPC
 from ...sampling import Eps, sample
-from ..base import Job
+from ..base import TuningRun
 from ..budget import Cost, forward
 
 BATCH = 64
@@ -54,7 +54,7 @@ def teach(
     first: int,
     like: Tensor,
     samples: int,
-    job: Job,
+    run: TuningRun,
     cache: Path | None = None,
     batch: int | None = None,
 ) -> Pairs:
@@ -68,21 +68,21 @@ def teach(
     Raises:
         ValueError: the cache was made by another teacher, from other noise, or with another model.
     """
-    x = seeded_noise(first)(like)
+    x = SeededNoise(first)(like)
     made = {"teacher": described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
     ends = x[:0] if cache is None or not cache.exists() else _read(cache, made).to(x)
     bar = tqdm(
-        total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=None if job.shown else True
+        total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=None if run.shown else True
     )
-    with bar, job.ledger.during("teacher"):
+    with bar, run.cost_log.purpose("teacher"):
         if len(ends):
-            again = sample(take(eps, torch.arange(1)), plan, plan.start(x[:1]))
+            again = sample(select(eps, torch.arange(1)), plan, plan.initial_state(x[:1]))
             if not torch.allclose(again, ends[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
         at_once = BATCH // batch * batch if batch and batch < BATCH else BATCH
         while len(ends) < len(x):
             rows = torch.arange(len(ends), min(len(ends) + at_once, len(x)))
-            end = sample(take(eps, rows % samples), plan, plan.start(x[rows]))
+            end = sample(select(eps, rows % samples), plan, plan.initial_state(x[rows]))
             ends = torch.cat([ends, end])
             if cache is not None:
                 _write(cache, ends, made)

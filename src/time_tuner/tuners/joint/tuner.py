@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._checks import takes, whole
-from ...models.batching import Batched
-from ...noise import first_seed, seeded_noise
+from ..._checks import accepts, check_int
+from ...models.batching import BatchedModel
+from ...noise import SeededNoise, first_seed
 from ...plans.plan import Plan
-from ..base import Job
+from ..base import TuningRun
 from ..budget import Cost, forward
 from ..calibration import Calibration
-from .candidates import starting_plans
-from .gauss_newton import Descent
-from .loss import Distance, Lesson, TimeSlopes
+from .candidates import candidate_plans
+from .gauss_newton import GaussNewton
+from .loss import Distance, TeacherLoss, TimeGradients
 from .parameters import PARTS, Parameters
 from .sizing import AGAIN, BATCH, FEWEST, MOST_HELD, MOST_RUNS, STARTS, costs, next_look, seconds_a_call, sizes
-from .successive_halving import Tournament, entries
+from .successive_halving import SuccessiveHalving, max_candidates
 from .teacher import Pairs, described, teach, usual_teacher
 
 TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 DELTA = 1e-3
-SETBACKS = 5  # after so many there is nothing to be found any more
+MAX_RESTARTS = 5  # after so many there is nothing to be found any more
 
 
 def robust(x: Tensor, y: Tensor) -> Tensor:
@@ -44,10 +44,10 @@ class Joint:
 
     def __call__(
         self,
-        eps: Batched,
+        eps: BatchedModel,
         plan: Plan,
         calibration: Calibration,
-        job: Job,
+        run: TuningRun,
         tune: Sequence[str] = PARTS,
         teacher: Plan | None = None,
         cache: str | Path | None = None,
@@ -61,7 +61,7 @@ class Joint:
         """The plan, tuned.
 
         Args:
-            eps, plan, calibration, job: the model, the plan to tune, the seeds, the budget and the kept state.
+            eps, plan, calibration, run: the model, the plan to tune, the seeds, the budget and the kept state.
             tune: which of "times", "tau" and "corrections".
             teacher: the many-step plan to learn from; by default 40 calls of UniPC(3), or the plan's if more.
             cache: a .safetensors file that keeps the teacher's runs, to go on from there or to use them again.
@@ -84,26 +84,26 @@ class Joint:
             raise ValueError("data must be left out for method='joint', which learns from the ends of its teacher")
         if torch.is_inference_mode_enabled():
             raise ValueError("method='joint' needs gradients: call it outside of torch.inference_mode")
-        if not takes(distance, 2):
+        if not accepts(distance, 2):
             raise ValueError(f"distance must be a function (x, y), got {distance!r}")
         if not (checkpoint_steps is None or isinstance(checkpoint_steps, bool)):
             raise ValueError(f"checkpoint_steps must be True, False or None, got {checkpoint_steps!r}")
         if not isinstance(others, Sequence) or not all(isinstance(other, Plan) for other in others):
             raise ValueError(f"others must be a list of plans, got {others!r}")
         teacher = _teacher(plan, teacher)
-        starts = whole("starts", starts, 1)
-        size = job.state.get("size", {})
-        if not size or not job.same_budget:
-            size = _size(eps, plan, len(teacher), calibration, job, size.get("pairs", pairs), iterations)
+        starts = check_int("starts", starts, 1)
+        size = run.state.get("size", {})
+        if not size or not run.same_budget:
+            size = _size(eps, plan, len(teacher), calibration, run, size.get("pairs", pairs), iterations)
         sure = 1 + len(others)  # what was given takes part in any case
-        count = max(sure, min(starts, entries(size["expected"])))
-        more = max(count, len(job.state.get("order", ()))) > sure  # also where a smaller budget goes on
-        plans = starting_plans(plan, starts if more else 1, others, parts)
-        if not job.state:
-            _try_out(eps, Parameters(plan, parts), distance, calibration, job, checkpoint_steps is not False)
-        taught = _taught(eps, teacher, size["pairs"], calibration, job, None if cache is None else Path(cache))
-        lesson = Lesson(eps, taught, distance, calibration.samples)
-        search = _Search(lesson, parts, size, job, checkpoint_steps)
+        count = max(sure, min(starts, max_candidates(size["expected"])))
+        more = max(count, len(run.state.get("order", ()))) > sure  # also where a smaller budget goes on
+        plans = candidate_plans(plan, starts if more else 1, others, parts)
+        if not run.state:
+            _try_out(eps, Parameters(plan, parts), distance, calibration, run, checkpoint_steps is not False)
+        taught = _taught(eps, teacher, size["pairs"], calibration, run, None if cache is None else Path(cache))
+        lesson = TeacherLoss(eps, taught, distance, calibration.samples)
+        search = _Search(lesson, parts, size, run, checkpoint_steps)
         found, notes = search(plans, sure, count)
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
         return found.with_provenance(**{**plan.provenance, **made, **notes})
@@ -120,7 +120,7 @@ class Joint:
     ) -> dict[str, tuple[Cost, Cost]]:
         """What the teacher's runs and tuning this plan cost as a rule, and at most."""
         _checked(plan, tune)
-        return costs(plan, _teacher(plan, teacher), batch, starts=whole("starts", starts, 1), **options)
+        return costs(plan, _teacher(plan, teacher), batch, starts=check_int("starts", starts, 1), **options)
 
 
 def _checked(plan: Plan, tune: Sequence[str]) -> tuple[str, ...]:
@@ -154,43 +154,50 @@ def _teacher(plan: Plan, teacher: Plan | None) -> Plan:
 
 
 def _try_out(
-    eps: Batched, parameters: Parameters, distance: Distance, calibration: Calibration, job: Job, checkpoint: bool
+    eps: BatchedModel,
+    parameters: Parameters,
+    distance: Distance,
+    calibration: Calibration,
+    run: TuningRun,
+    checkpoint: bool,
 ) -> None:
     """Raise a ValueError if the network or the distance has no gradient, before the teacher's runs are made."""
     two = torch.empty(2, *calibration.shape, device=calibration.device)
-    x = seeded_noise(first_seed(calibration.seed, TEACHER))(two)
-    lesson, v = Lesson(eps, Pairs(x, x), distance, calibration.samples), torch.zeros(len(parameters)).double()
-    with job.ledger.during("sizing"):
-        lesson.slopes(parameters, v, torch.arange(2), TimeSlopes(), checkpoint=checkpoint)
+    x = SeededNoise(first_seed(calibration.seed, TEACHER))(two)
+    lesson, v = TeacherLoss(eps, Pairs(x, x), distance, calibration.samples), torch.zeros(len(parameters)).double()
+    with run.cost_log.purpose("sizing"):
+        lesson.slopes(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
 
-def _taught(eps: Batched, teacher: Plan, pairs: int, calibration: Calibration, job: Job, cache: Path | None) -> Pairs:
+def _taught(
+    eps: BatchedModel, teacher: Plan, pairs: int, calibration: Calibration, run: TuningRun, cache: Path | None
+) -> Pairs:
     """The teacher's pairs, which a calibration that several plans are tuned on has already."""
     key = (described(teacher), pairs)
     if key not in calibration.taught:
         like = torch.empty(pairs, *calibration.shape, device=calibration.device)
         first = first_seed(calibration.seed, TEACHER)
-        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, job, cache, eps.batch)
+        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, run, cache, eps.batch)
     taught: Pairs = calibration.taught[key]
     return taught
 
 
 def _size(
-    eps: Batched,
+    eps: BatchedModel,
     plan: Plan,
     teacher: int,
     calibration: Calibration,
-    job: Job,
+    run: TuningRun,
     pairs: int | None,
     iterations: int | None,
 ) -> dict[str, int]:
     """How many pairs and iterations: as asked for, or what the time is enough for, by how fast the network is."""
-    pairs = None if pairs is None else whole("pairs", pairs, FEWEST)
-    iterations = None if iterations is None else whole("iterations", iterations, 1)
-    call, budget = 0.0, job.meter.budget
+    pairs = None if pairs is None else check_int("pairs", pairs, FEWEST)
+    iterations = None if iterations is None else check_int("iterations", iterations, 1)
+    call, budget = 0.0, run.meter.budget
     if budget.calls is None and (pairs is None or iterations is None):
-        model = eps.take(torch.arange(BATCH) % calibration.samples)
-        with job.ledger.during("sizing"):
+        model = eps.select(torch.arange(BATCH) % calibration.samples)
+        with run.cost_log.purpose("sizing"):
             call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
     return sizes(plan, teacher, call, budget, pairs, iterations, eps.batch)
 
@@ -206,24 +213,29 @@ class _Search:
         times: how slopes in the times are told.
     """
 
-    tournament: Tournament
+    tournament: SuccessiveHalving
 
     def __init__(
-        self, lesson: Lesson, parts: Sequence[str], size: dict[str, int], job: Job, checkpoint_steps: bool | None
+        self,
+        lesson: TeacherLoss,
+        parts: Sequence[str],
+        size: dict[str, int],
+        run: TuningRun,
+        checkpoint_steps: bool | None,
     ) -> None:
-        self.lesson, self.parts, self.size, self.job = lesson, parts, size, job
+        self.lesson, self.parts, self.size, self.run = lesson, parts, size, run
         count = len(lesson.pairs)
         held = min(MOST_HELD, count // 4)
         self.train, self.held = count - held, torch.arange(count - held, count)
         self.checkpoint_steps = checkpoint_steps
-        self.order: list[int] = job.state.get("order", [])
-        self.done: int = job.state.get("done", 0)
-        self.seen: int = job.state.get("seen", self.done)
-        self.times = TimeSlopes()
+        self.order: list[int] = run.state.get("order", [])
+        self.done: int = run.state.get("done", 0)
+        self.seen: int = run.state.get("seen", self.done)
+        self.times = TimeGradients()
 
     def __call__(self, plans: Sequence[Plan], sure: int, count: int) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and how. So many of the plans take part, the first few for sure."""
-        job = self.job
+        run = self.run
         self.times = self.lesson.time_slopes(plans[0], self.parts)
         look = self._calls(plans[0], len(self.held))
         if self.checkpoint_steps is None:
@@ -232,62 +244,62 @@ class _Search:
         runs = MOST_RUNS - 2 + asked + (AGAIN if self.checkpoint_steps else 0)
         iteration = runs * self._calls(plans[0], min(BATCH, self.train))
         ranking = self._calls(plans[0], min(BATCH, len(self.held))) * len(plans[sure:])
-        if not job.state and not job.affords(ranking + look * count + iteration):
+        if not run.state and not run.can_afford(ranking + look * count + iteration):
             plans, sure, count = plans[:1], 1, 1
-            if not job.affords(2 * look + iteration):
-                job.stop("is not enough for one iteration")
+            if not run.can_afford(2 * look + iteration):
+                run.stop("is not enough for one iteration")
                 return plans[0], {"iterations": 0}
         self._begin(plans, sure, count)
         tournament, given = self.tournament, self.tournament.tried[0]
-        while self._share() < 1 and job.affords(iteration + look):
-            if tournament.descent.setbacks > SETBACKS and tournament.decided:
+        while self._share() < 1 and run.can_afford(iteration + look):
+            if tournament.solver.restarts > MAX_RESTARTS and tournament.decided:
                 break
-            self._iterate(tournament.descent)
+            self._iterate(tournament.solver)
             if tournament.over(self._share()) or self.done >= next_look(self.seen):
                 self._look()
         self._look_at_new(1.0)
         best = min(tournament.tried, key=lambda one: one.best)
         if self.done:
-            job.done(self.done, self.done, given.first, best.best, self._kept())
-        if not job.affords(iteration + look):
-            job.stop(f"was spent at iteration {self.done}" if self.done else "is not enough for one iteration")
+            run.done(self.done, self.done, given.first, best.best, self._kept())
+        if not run.can_afford(iteration + look):
+            run.stop(f"was spent at iteration {self.done}" if self.done else "is not enough for one iteration")
         notes = {"iterations": self.done, "loss_before": given.first, "loss_after": best.best}
-        start = [round(float(t), 6) for t in best.parameters.start.ends]
+        start = [round(float(t), 6) for t in best.parameters.start.step_times]
         return best.best_plan(), {**notes, "start": start}
 
     def _begin(self, plans: Sequence[Plan], sure: int, count: int) -> None:
         """The tournament, begun, or as an earlier run has left it."""
-        state = self.job.state
+        state = self.run.state
         self.order = self.order or self._ranked(plans, sure, count)
-        tried = [Descent(Parameters(plans[i], self.parts)) for i in self.order]
-        for descent, kept in zip(tried, state.get("tried", []), strict=False):
-            descent.restore(kept)
-        self.job.go_on(self.done)
-        self.tournament = Tournament(tried, state)
+        tried = [GaussNewton(Parameters(plans[i], self.parts)) for i in self.order]
+        for solver, kept in zip(tried, state.get("tried", []), strict=False):
+            solver.restore(kept)
+        self.run.resume_at(self.done)
+        self.tournament = SuccessiveHalving(tried, state)
         if not self.done:
             self._look_at_new(0.0)
             self.lesson.check(tried[0].plan(), tried[0].first, self.held)
         if not state:
             self.tournament.since = self._share()
-        elif not self.job.same_budget:
+        elif not self.run.same_budget:
             self.tournament.stretch(self._share() / state["share"])
 
     def _look(self) -> None:
         """See how far the one whose turn it is has come on the validation pairs, whether its turn is over, and keep
         that."""
-        self.seen, share, descent = self.done, self._share(), self.tournament.descent
+        self.seen, share, solver = self.done, self._share(), self.tournament.solver
         over = self.tournament.over(share)
-        descent.look(self.lesson.of(descent.plan(), self.held), share)
+        solver.look(self.lesson.of(solver.plan(), self.held), share)
         if over:
             self.tournament.next(share)
         total = self.done if share >= 1 else round(self.done / share)
-        self.job.done(self.done, max(self.done, total), descent.first, descent.best, self._kept())
+        self.run.done(self.done, max(self.done, total), solver.first, solver.best, self._kept())
 
     def _look_at_new(self, share: float) -> None:
-        """Look at the validation pairs where a descent has moved since."""
-        for descent in self.tournament.tried:
-            if descent.stale:
-                descent.look(self.lesson.of(descent.plan(), self.held), share)
+        """Look at the validation pairs where a solver has moved since."""
+        for solver in self.tournament.tried:
+            if solver.stale:
+                solver.look(self.lesson.of(solver.plan(), self.held), share)
 
     def _kept(self) -> dict[str, Any]:
         """All that it takes to go on from here, as JSON holds it."""
@@ -301,7 +313,7 @@ class _Search:
 
     def _share(self) -> float:
         """How much of the budget is used up."""
-        return max(self.done / self.size["iterations"], self.job.meter.share)
+        return max(self.done / self.size["iterations"], self.run.meter.share)
 
     def _ranked(self, plans: Sequence[Plan], sure: int, count: int) -> list[int]:
         """So many of the plans: the first few, and those that end nearest untuned, of each grid the best one, for where
@@ -314,17 +326,17 @@ class _Search:
 
         grids: dict[bytes, list[int]] = {}
         for i, plan in enumerate(plans[sure:], sure):
-            grids.setdefault(plan.ends.numpy().tobytes(), []).append(i)
+            grids.setdefault(plan.step_times.numpy().tobytes(), []).append(i)
         # The other orders are asked about on the best grids alone.
         nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - sure]
         return [*range(sure), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
-    def _iterate(self, descent: Descent) -> None:
+    def _iterate(self, solver: GaussNewton) -> None:
         """One step downhill on a few pairs."""
         rows, draw = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        told, again = draw if descent.curious else None, bool(self.checkpoint_steps)
-        slopes = self.lesson.slopes(descent.parameters, descent.v, rows, self.times, told, again)
-        descent.step(slopes, lambda plan: self.lesson.of(plan, rows))
+        told, again = draw if solver.curious else None, bool(self.checkpoint_steps)
+        slopes = self.lesson.slopes(solver.parameters, solver.v, rows, self.times, told, again)
+        solver.step(slopes, lambda plan: self.lesson.of(plan, rows))
         self.done += 1
 
     def _rows(self) -> Tensor:

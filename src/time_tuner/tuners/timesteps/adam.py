@@ -5,35 +5,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._checks import whole
-from ..base import Job
-from ..calibration import Draws
+from ..._checks import check_int
+from ..base import TuningRun
+from ..calibration import CalibrationBatch
 from .objectives import OBJECTIVES, Objective, Step, loss, where
 from .runs import Run, direct, start
 
 
 def adam(
     run: Run,
-    batches: Callable[[int], Draws],
+    batches: Callable[[int], CalibrationBatch],
     strategy: str,
     lr: float = 2e-3,
     iterations: int = 500,
     objective: Objective = OBJECTIVES["published"],
     last: bool = False,
-    job: Job | None = None,
+    tuning: TuningRun | None = None,
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
     states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
-    iterations = whole("iterations", iterations, 1)
+    iterations = check_int("iterations", iterations, 1)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
-    job = Job() if job is None else job
+    tuning = TuningRun() if tuning is None else tuning
     ratios = torch.ones(len(run), dtype=torch.float64)
     steps = len(run) - (not last)
-    kept: list[float] = job.state.get("ratios", [])
+    kept: list[float] = tuning.state.get("ratios", [])
     ratios[: len(kept)] = torch.tensor(kept, dtype=torch.float64)
     for k in range(len(kept), steps):
-        job.go_on(k)
+        tuning.resume_at(k)
         t = run.point(k).t
         ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
@@ -45,7 +45,7 @@ def adam(
             + 3 * (objective.sees == "noise")
         )
         for i in range(iterations):
-            if not job.affords(cost):
+            if not tuning.can_afford(cost):
                 break
             draws = batches(k * iterations + i)
             with torch.no_grad():
@@ -67,7 +67,7 @@ def adam(
             optimizer.step()
         ratios[k] = ratio.detach()
         if len(values) < iterations:
-            job.stop(f"was spent at step {k} of {steps}")
+            tuning.stop(f"was spent at step {k} of {steps}")
             break
-        job.done(k + 1, steps, values[0], values[-1], {"ratios": ratios[: k + 1].tolist()})
+        tuning.done(k + 1, steps, values[0], values[-1], {"ratios": ratios[: k + 1].tolist()})
     return ratios

@@ -12,7 +12,7 @@ from ...plans.build import make_plan
 from ...samplers.dpmpp import DPMSolverPP
 from ...sampling import trajectory
 from ...schedules import Point
-from ..calibration import Draws
+from ..calibration import CalibrationBatch
 from .runs import PlanRun, Run, State
 
 SUBSTEPS = 4
@@ -32,7 +32,7 @@ class Step:
     run: Run
     k: int
     state: State
-    draws: Draws
+    draws: CalibrationBatch
     known: Tensor | None = None
 
     @cached_property
@@ -110,10 +110,10 @@ def true_noise(step: Step) -> Tensor:
 
 
 @torch.no_grad()
-def finer_step(step: Step) -> Tensor:
+def substeps_target(step: Step) -> Tensor:
     """Where four sub-steps of DPM-Solver++(2M), even in sqrt(t) and untuned, lead from where this step begins."""
     run, first = step.run, step.k - step.run.stage(step.k)
-    if isinstance(run, PlanRun) and run.plan.rows[step.k].draws:
+    if isinstance(run, PlanRun) and run.plan.rows[step.k].uses_noise:
         raise ValueError(
             f"objective='finer' compares with a run without noise, {run.plan.sampler!r} draws some: "
             "take objective='published' or 'noise'"
@@ -130,10 +130,10 @@ def finer_step(step: Step) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {
     "published": Objective(noise_before),
     "noise": Objective(true_noise),
-    "finer": Objective(finer_step, sees="state", calls=SUBSTEPS),
+    "substeps": Objective(substeps_target, sees="state", calls=SUBSTEPS),
 }
 """Every objective by its name in `tune` and on the command line. "published": the noise seen after the step equals the
-noise seen before it (Xia et al., 2024); "noise": it equals the true noise; "finer": the step ends where four smaller
+noise seen before it (Xia et al., 2024); "noise": it equals the true noise; "substeps": the step ends where four smaller
 ones would have ended."""
 
 Asked: TypeAlias = str | Objective | Callable[[Step, Tensor], Tensor]
@@ -156,7 +156,13 @@ def find_objective(asked: Asked) -> Objective:
 
 
 def loss(
-    run: Run, k: int, state: State, tau: Tensor, draws: Draws, target: Any, objective: Objective | None = None
+    run: Run,
+    k: int,
+    state: State,
+    tau: Tensor,
+    draws: CalibrationBatch,
+    target: Any,
+    objective: Objective | None = None,
 ) -> Tensor:
     """L_k for the network told `tau`; `target` is the objective's, by default what the network says at t_k."""
     objective = objective or OBJECTIVES["published"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models.batching import Batched
-from ..base import Job
+from ...models.batching import BatchedModel
+from ..base import TuningRun
 from ..budget import forward
-from ..calibration import Draws
+from ..calibration import CalibrationBatch
 from .minimize import answer, descend, lowest
 from .objectives import OBJECTIVES, Objective, Step, where
 from .runs import PlanRun, Run, State, direct, start
@@ -57,7 +57,7 @@ def evaluate(asked: Sequence[tuple[Problem, float]]) -> list[float]:
     steps = [problem.step for problem in problems]
     model = steps[0].draws.model
     states: list[State]
-    if len(asked) == 1 or not isinstance(model, Batched):
+    if len(asked) == 1 or not isinstance(model, BatchedModel):
         states = [_after(step, ratio) for step, (_, ratio) in zip(steps, asked, strict=True)]
     else:
         new = [i for i, (_, ratio) in enumerate(asked) if ratio != 1 and steps[i].run.says_noise(steps[i].k)]
@@ -66,7 +66,7 @@ def evaluate(asked: Sequence[tuple[Problem, float]]) -> list[float]:
         states = [_follow(step, said[i]) if i in said else _after(step, asked[i][1]) for i, step in enumerate(steps)]
     sees = [i for i, problem in enumerate(problems) if problem.objective.sees == "noise"]
     qs = [steps[i].q.t for i in sees]
-    if isinstance(model, Batched) and len(asked) > 1:
+    if isinstance(model, BatchedModel) and len(asked) > 1:
         seen = dict(zip(sees, model.each([states[i][1] for i in sees], qs, qs), strict=True))
     else:
         seen = {i: model(states[i][1], q, q) for i, q in zip(sees, qs, strict=True)}
@@ -95,17 +95,17 @@ class Search:
         strategy: "sequential" or "parallel".
         objective: what a step should come to.
         last: whether the last ratio is tuned too.
-        job: the budget, the kept state and the progress.
+        tuning: the budget, the kept state and the progress.
     """
 
     def __init__(
         self,
         run: Run,
-        draws: Draws,
+        draws: CalibrationBatch,
         strategy: str,
         objective: Objective = OBJECTIVES["published"],
         last: bool = False,
-        job: Job | None = None,
+        tuning: TuningRun | None = None,
     ) -> None:
         if last and objective.sees == "noise" and run.point(len(run)).sigma == 0:
             raise ValueError(
@@ -113,9 +113,9 @@ class Search:
                 "looks at the state, such as objective='finer'"
             )
         self.run, self.draws, self.strategy, self.objective = run, draws, strategy, objective
-        self.job = Job() if job is None else job
+        self.tuning = TuningRun() if tuning is None else tuning
         self.steps = len(run) - (not last)
-        kept = self.job.state.get("seen", {})
+        kept = self.tuning.state.get("seen", {})
         self.seen: dict[int, dict[float, float]] = {
             int(k): {float(ratio): value for ratio, value in pairs} for k, pairs in kept.items()
         }
@@ -128,7 +128,7 @@ class Search:
             self._together()
         else:
             self._one_by_one()
-        self.job.go_on(self.steps)
+        self.tuning.resume_at(self.steps)
         ratios = torch.ones(len(self.run), dtype=torch.float64)
         losses = []
         for k in sorted(self.seen):
@@ -138,7 +138,7 @@ class Search:
 
     def _goes_together(self) -> bool:
         model, p = self.draws.model, self.run.point(0)
-        if self.steps < 2 or not isinstance(self.run, PlanRun) or not isinstance(model, Batched):
+        if self.steps < 2 or not isinstance(self.run, PlanRun) or not isinstance(model, BatchedModel):
             return False
         larger = model.batch is None or model.batch > len(self.draws.x0)  # else there is nothing to gain
         return larger and model.takes_times(self.draws.at(p), p.t)
@@ -153,15 +153,15 @@ class Search:
                     state = _after(step, lowest(self.seen[k], 1.0)[0])
                     known = self.draws.model(state[1], step.q.t, step.q.t) if self._looks(k) else None
                 continue
-            self.job.go_on(k)
+            self.tuning.resume_at(k)
             if not self._affords([k], begins=True):
-                self.job.stop(f"was spent at step {k} of {self.steps}")
+                self.tuning.stop(f"was spent at step {k} of {self.steps}")
                 return
             if not sequential:
                 state, known = direct(self.run, k, self.draws), None
             problem = Problem(Step(self.run, k, state, self.draws, known), self.objective, keep=sequential)
             self._solve([problem])
-            if self.job.stopped:
+            if self.tuning.stopped:
                 return
             self._report(k + 1, k)
             if problem.best is not None:
@@ -169,12 +169,12 @@ class Search:
 
     def _together(self) -> None:
         if not self._affords(range(self.steps), begins=True):
-            self.job.stop("was spent at the beginning")
+            self.tuning.stop("was spent at the beginning")
             return
         states = [direct(self.run, k, self.draws) for k in range(self.steps)]
         points = [self.run.point(k).t for k in range(self.steps)]
         model = self.draws.model
-        assert isinstance(model, Batched)
+        assert isinstance(model, BatchedModel)
         # What the network says of each state is asked in one go; an objective may ask for more.
         known = model.each([x for _, x in states], points, points)
         steps = [
@@ -191,7 +191,7 @@ class Search:
         calls = forward(len(self.draws.x0), getattr(self.draws.model, "batch", None)).calls
         each = 1 + (self.objective.sees == "noise")
         beginning = [self.objective.calls + self.run.reach(k) for k in steps] if begins else []
-        return self.job.affords(calls * (each * len(steps) + sum(beginning)))
+        return self.tuning.can_afford(calls * (each * len(steps) + sum(beginning)))
 
     def _solve(self, problems: Sequence[Problem]) -> None:
         """Search on all of them at once, a value each in turn; what is seen goes into `self.seen`."""
@@ -206,10 +206,10 @@ class Search:
         while wanted:
             new = [k for k, ratio in wanted.items() if ratio not in kept.get(k, {})]
             if new:
-                self.job.go_on(len(problems) - len(wanted))
+                self.tuning.resume_at(len(problems) - len(wanted))
                 if any(self.seen.get(k) for k in new) and not self._affords(new):
                     where = f"step {new[0]} of {self.steps}" if len(problems) == 1 else "a value of every step"
-                    self.job.stop(f"was spent at {where}")
+                    self.tuning.stop(f"was spent at {where}")
                     return
                 values = dict(zip(new, evaluate([(by_step[k], wanted[k]) for k in new]), strict=True))
             following = {}
@@ -225,4 +225,4 @@ class Search:
 
     def _report(self, done: int, k: int) -> None:
         state = {"seen": {str(k): [list(pair) for pair in pairs.items()] for k, pairs in self.seen.items()}}
-        self.job.done(done, self.steps, self.seen[k][1.0], lowest(self.seen[k], 1.0)[1], state)
+        self.tuning.done(done, self.steps, self.seen[k][1.0], lowest(self.seen[k], 1.0)[1], state)

@@ -13,9 +13,9 @@ every call stands alone.
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.batching import Batched
+from ...models.batching import BatchedModel
 from ...plans.plan import Plan
-from ..base import Job
+from ..base import TuningRun
 from ..budget import Cost, forward
 from ..calibration import Calibration
 from .adam import adam
@@ -35,10 +35,10 @@ class Conditioning:
 
     def __call__(
         self,
-        eps: Batched,
+        eps: BatchedModel,
         plan: Plan,
         calibration: Calibration,
-        job: Job,
+        tuning: TuningRun,
         optimizer: str = "search",
         objective: Asked | None = None,
         last: bool = False,
@@ -49,9 +49,9 @@ class Conditioning:
 
         Args:
             eps, plan, calibration: the model, the plan to tune, and what to tune it on.
-            job: the budget, the kept state and the progress.
+            tuning: the budget, the kept state and the progress.
             optimizer: "search", or "adam" for the published procedure, to which the last two belong.
-            objective: a name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`; by default "finer",
+            objective: a name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`; by default "substeps",
                 and "published" for samplers that draw noise and for the published optimiser.
             last: whether the last ratio is tuned too; the published procedure leaves it at 1.
             lr, iterations: of Adam, for each ratio; every iteration has a fresh batch and fresh noise.
@@ -74,11 +74,11 @@ class Conditioning:
         if optimizer == "adam":
             size = eps.batch or ADAM_BATCH
             ratios = adam(
-                run, lambda i: calibration.batch(eps, i, size), self.strategy, lr, iterations, goal, last, job
+                run, lambda i: calibration.batch(eps, i, size), self.strategy, lr, iterations, goal, last, tuning
             )
             notes |= {"lr": lr, "iterations": iterations, "batch": size}
         else:
-            found = Search(run, calibration.draws(eps), self.strategy, goal, last, job)()
+            found = Search(run, calibration.draws(eps), self.strategy, goal, last, tuning)()
             ratios = found.ratios
             notes |= {
                 "loss_before": [before for before, _ in found.losses],
@@ -124,4 +124,4 @@ class Conditioning:
 
 def _default(plan: Plan, optimizer: str) -> str:
     """The objective that did best where it was measured (docs/tuning.md), where it can be had."""
-    return "published" if plan.stochastic or optimizer == "adam" else "finer"
+    return "published" if plan.stochastic or optimizer == "adam" else "substeps"
