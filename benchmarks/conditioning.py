@@ -140,7 +140,10 @@ def verdicts(row: dict[str, Any]) -> list[str]:
     }
     said = [f"{name}: {what}" for what, missed in bars.items() if missed]
     note = row["guarded_provenance"]
-    if note["distance"]["tuned"] > note["distance"]["untuned"] or row["default_provenance"]["distance"]["tuned"] > row["default_provenance"]["distance"]["untuned"]:
+    if (
+        note["distance"]["tuned"] > note["distance"]["untuned"]
+        or row["default_provenance"]["distance"]["tuned"] > row["default_provenance"]["distance"]["untuned"]
+    ):
         said.append(f"{name}: what the guard hands over is worse than untuned")
     if note["distance"]["unguarded"] > note["distance"]["untuned"]:
         reverted = ", ".join(map(str, note["reverted_calls"]))

@@ -107,7 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(ETA.format(gap=(coefficients(ddim) - coefficients(small)).abs().max()))
     ratios = {name: numbers(plan.tau / plan.t[:-1], ".3f") for name, plan in (("bare", bare), ("judged", judged))}
-    print(TIME_TUNER.format(before=judged.provenance["distance"]["untuned"], after=judged.provenance["distance"]["tuned"], **ratios))
+    print(
+        TIME_TUNER.format(
+            before=judged.provenance["distance"]["untuned"], after=judged.provenance["distance"]["tuned"], **ratios
+        )
+    )
 
     if options.picture:
         three = ("DDPM, 1000 calls", "DDPM, 10 calls", "DDIM, eta = 0, 10 calls")

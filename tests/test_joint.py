@@ -35,6 +35,7 @@ from time_tuner.plans.build import reference_plan, resample
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.base import TuningRun
 from time_tuner.tuners.budget import Budget, CostLog
+from time_tuner.tuners.joint import sizing as extent
 from time_tuner.tuners.joint.candidates import candidate_plans
 from time_tuner.tuners.joint.gauss_newton import GaussNewton
 from time_tuner.tuners.joint.loss import Gradients, TeacherLoss, TimeGradients, run_each
@@ -42,7 +43,6 @@ from time_tuner.tuners.joint.parameters import PARTS, Parameters
 from time_tuner.tuners.joint.successive_halving import TRIAL_SHARE, SuccessiveHalving, max_candidates
 from time_tuner.tuners.joint.teacher import Pairs, teach, usual_teacher
 from time_tuner.tuners.joint.tuner import robust
-from time_tuner.tuners.joint.tuner import sizing as extent
 from time_tuner.tuners.tune import estimate, tune_several
 
 SMOOTH = NoiseScheduleVP("linear")

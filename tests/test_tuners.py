@@ -119,7 +119,11 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
     assert torch.equal(bare.tau, bad.tau)
     assert torch.equal(guarded.tau, plan.tau)
     assert guarded.provenance["reverted_calls"] == [4]
-    assert guarded.provenance["distance"]["unguarded"] > guarded.provenance["distance"]["untuned"] == guarded.provenance["distance"]["tuned"]
+    assert (
+        guarded.provenance["distance"]["unguarded"]
+        > guarded.provenance["distance"]["untuned"]
+        == guarded.provenance["distance"]["tuned"]
+    )
 
 
 class Shares:
@@ -140,7 +144,9 @@ def test_the_guard_puts_a_row_back_also_where_the_whole_is_better() -> None:
     found = guarded(tuned, untuned, Shares(gain, gain, harm))
     assert torch.equal(found.tau, torch.cat([tuned.tau[:2], untuned.tau[2:]]))
     assert found.provenance["reverted_calls"] == [2]
-    assert [found.provenance["distance"][name] for name in ("untuned", "unguarded", "tuned")] == pytest.approx([1, 0.2, 0])
+    assert [found.provenance["distance"][name] for name in ("untuned", "unguarded", "tuned")] == pytest.approx(
+        [1, 0.2, 0]
+    )
 
 
 @pytest.mark.parametrize(("deviation", "kept"), [(0.5, True), (2.0, False)])

@@ -14,8 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, tune
+from time_tuner.cli import output as report
 from time_tuner.cli.app import app
-from time_tuner.cli.app import output as report
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
 from time_tuner.tuners.timesteps import search as ratios
 from time_tuner.tuners.timesteps import tuner as conditioning
@@ -304,7 +304,10 @@ def test_the_last_ratio_is_tuned_when_asked_for() -> None:
 def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
     plan = make_plan("ddim", SCHEDULE, 5, "leading")
     notes = tuned(plan=plan, guard=True, objective="published").provenance
-    assert notes["distance"]["unguarded"] > notes["distance"]["untuned"] >= notes["distance"]["tuned"] and notes["reverted_calls"]
+    assert (
+        notes["distance"]["unguarded"] > notes["distance"]["untuned"] >= notes["distance"]["tuned"]
+        and notes["reverted_calls"]
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["search", "adam"])

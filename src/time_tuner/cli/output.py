@@ -154,8 +154,9 @@ def measure_table(plan: Plan, title: str = "") -> Table:
     note = plan.provenance
     made = table("plan", "distance", "change", title=title)
     for name, key in (("untuned", "untuned"), ("tuned, before the guard", "unguarded"), ("tuned", "tuned")):
-        change = "" if key == "untuned" or not note["distance"]["untuned"] else f"{note["distance"][key] / note['distance']['untuned'] - 1:+.1%}"
-        made.add_row(name, f"{note['distance'][key]:.4f}", change)
+        untuned, distance = note["distance"]["untuned"], note["distance"][key]
+        change = "" if key == "untuned" or not untuned else f"{distance / untuned - 1:+.1%}"
+        made.add_row(name, f"{distance:.4f}", change)
     return made
 
 
