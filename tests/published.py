@@ -136,8 +136,8 @@ def images(batches: list[dict[str, Any]]) -> Tensor:
 # --- models that remember ---
 
 
-def predict(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[float]]:
-    """The network, and what it will have been told."""
+def recording(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[float]]:
+    """The network, and the list of the times that it receives."""
     heard: list[float] = []
     return lambda x, t_input, *rest: (heard.append(float(t_input[0])), model(x, t_input, *rest))[1], heard
 

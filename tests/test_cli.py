@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, SeededNoise, make_plan
 from time_tuner.cli import output as report
+from time_tuner.cli import sample as drawing
+from time_tuner.cli import tune as tuning
 from time_tuner.cli.app import app, demo
-from time_tuner.cli.app import sample as drawing
-from time_tuner.cli.app import tune as tuning
 
 
 def call(*args: Any) -> Result:

@@ -24,8 +24,8 @@ from published import (
     midpoint,
     network,
     noting_first,
+    recording,
     strategies,
-    told,
     types,
     wrapped,
 )
@@ -89,7 +89,7 @@ def test_eta_is_zero_by_default_or_that_of_the_plan() -> None:
 
 
 def test_timesteps_are_labels_of_the_network_in_any_order() -> None:
-    net, heard = told(network(DISCRETE))
+    net, heard = recording(network(DISCRETE))
     tuner = TimeTuner(model_wrapper(net, DISCRETE), DISCRETE)
     x = seeded(3, 2)
     falling = tuner.ddim_sample(x, timesteps=[900, 500, 20])
@@ -101,7 +101,7 @@ def test_timesteps_are_labels_of_the_network_in_any_order() -> None:
 
 
 def test_timesteps_are_times_on_a_continuous_schedule() -> None:
-    net, heard = told(network(LINEAR))
+    net, heard = recording(network(LINEAR))
     tuner = TimeTuner(model_wrapper(net, LINEAR), LINEAR)
     tuner.ddim_sample(seeded(3, 2), timesteps=[0.02, 0.9, 0.5])
     assert heard == pytest.approx([0.9, 0.5, 0.02])

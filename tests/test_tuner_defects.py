@@ -14,7 +14,7 @@ from published import (
     loader,
     network,
     noting_first,
-    told,
+    recording,
     wrapped,
 )
 from torch import Tensor
@@ -87,7 +87,7 @@ def test_ratios_may_be_a_list() -> None:
 @pytest.mark.parametrize("steps", [1, 3, 6, 7, 9, 13, 300])
 def test_as_many_steps_as_asked_for(steps: int) -> None:
     """There: 7 gave 8, wherever the steps do not divide the levels."""
-    net, heard = told(network(DISCRETE))
+    net, heard = recording(network(DISCRETE))
     tuner = TimeTuner(model_wrapper(net, DISCRETE), DISCRETE)
     tuner.ddim_sample(seeded(2, 2), num_steps=steps)
     assert heard == pytest.approx([1 + i * (1000 // steps) for i in reversed(range(steps))], abs=1e-3)
@@ -98,7 +98,7 @@ def test_as_many_steps_as_asked_for(steps: int) -> None:
 def test_a_network_of_any_number_of_levels_is_told_its_own(levels: int) -> None:
     """There: times were divided by 1000 whatever the number, so that a network of 100 began near its clean end."""
     schedule = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, levels, dtype=torch.float64) * 1000 / levels)
-    net, heard = told(network(schedule))
+    net, heard = recording(network(schedule))
     tuner, x = TimeTuner(model_wrapper(net, schedule), schedule), seeded(6, 2)
     tuner.ddim_sample(x, num_steps=4)
     assert heard == pytest.approx([1 + i * (levels // 4) for i in (3, 2, 1, 0)], abs=1e-3)

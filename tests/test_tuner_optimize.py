@@ -26,8 +26,8 @@ from published import (
     loader,
     network,
     noting_first,
+    recording,
     strategies,
-    told,
     types,
     wrapped,
 )
@@ -353,7 +353,7 @@ def test_wrong_arguments_of_tuning_are_named(options: dict[str, Any], says: str)
 
 
 def test_a_network_of_integer_levels_is_tuned_by_the_search_alone() -> None:
-    net, heard = told(lambda x, t_input: network(DISCRETE)(x, t_input.float()))
+    net, heard = recording(lambda x, t_input: network(DISCRETE)(x, t_input.float()))
     tuner = TimeTuner(model_wrapper(net, DISCRETE, time_dtype="int"), DISCRETE)
     ratios = tuner.optimize_timesteps(loader(), num_steps=3)
     assert ratios[0] != 1 and all(level == round(level) for level in heard)
