@@ -24,7 +24,7 @@ from time_tuner.digits.classifier import load_noisy_classifier
 from time_tuner.digits.metrics import digit_frechet
 from time_tuner.digits.networks import NULL_LABEL, digits_network
 from time_tuner.metrics import distance
-from time_tuner.sampling import Eps
+from time_tuner.models.base import Model
 from time_tuner.tuners import Calibration, ReferenceDistance, reference_plan
 from time_tuner.tuners.guard import guarded
 
@@ -32,7 +32,7 @@ REFERENCE_CALLS = 500
 SHAPE = (1, 28, 28)
 
 
-def guided(kind: str) -> Callable[[Tensor], Eps]:
+def guided(kind: str) -> Callable[[Tensor], Model]:
     """`bind(labels)` gives the eps of the bundled network under this guidance."""
     network, classifier = digits_network(), load_noisy_classifier()
 

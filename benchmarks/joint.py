@@ -28,7 +28,7 @@ from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.plans import resample
 from time_tuner.samplers.dpmpp import DPMSolverPP
 from time_tuner.samplers.unipc import UniPC
-from time_tuner.sampling import Eps
+from time_tuner.models.base import Model
 from time_tuner.tuners import reference_plan
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
@@ -163,7 +163,7 @@ def teachers(table: Table, seeds: int) -> list[dict[str, Any]]:
     problems = [(EPS, SCHEDULE, NOISE[0])]
     for scale in (1.0, 2.0):
         model = load_model("digits", [i % 10 for i in range(40)], scale)
-        problems.append((model.eps, model.schedule, SeededNoise(99)(torch.empty(40, *model.shape))))
+        problems.append((model, model.schedule, SeededNoise(99)(torch.empty(40, *model.shape))))
     ends = [sample(eps, reference_plan(schedule, schedule.t_min, 300), x) for eps, schedule, x in problems]
     for k, sampler in product((20, 30, 40, 60), (DPMSolverPP(2), DPMSolverPP(3), UniPC(2), UniPC(3))):
         apart = [
@@ -184,13 +184,13 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
     x = SeededNoise(0)(torch.empty(16, *model.shape))
     for k in (2, 4, 8, 16):
         parameters = Parameters(make_plan("ddim", model.schedule, k, "quadratic"))
-        sizes = [kept(through(model.eps), parameters, x) / 2**20 for through in (lambda eps: eps, CheckpointedModel)]
+        sizes = [kept(through(model), parameters, x) / 2**20 for through in (lambda eps: eps, CheckpointedModel)]
         rows.append({"calls": k, "kept": sizes[0], "checkpointed": sizes[1]})
         table.add_row(str(k), *(f"{size:.1f}" for size in sizes))
     return rows
 
 
-def kept(eps: Eps, parameters: Parameters, x: Tensor) -> int:
+def kept(eps: Model, parameters: Parameters, x: Tensor) -> int:
     """The bytes that a run keeps until its backward pass."""
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
     return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients(by_gradient=True))[0])

@@ -67,8 +67,8 @@ class Bench:
     def __init__(self, guidance_scale: float, samples: int) -> None:
         self.guidance_scale, self.samples = guidance_scale, samples
         model = labelled(BATCH, guidance_scale)
-        self.eps, self.schedule, self.shape = model.eps, model.schedule, model.shape
-        self.few = labelled(RANKED, guidance_scale).eps
+        self.eps, self.schedule, self.shape = model, model.schedule, model.shape
+        self.few = labelled(RANKED, guidance_scale)
         self.ends: dict[float, Tensor] = {}
 
     def drawn(self, plan: Plan) -> Tensor:
@@ -105,14 +105,12 @@ class Bench:
 
     def calibration(self, seed: int) -> Calibration:
         """The teacher's noise of a seed, under all labels; its runs serve all plans that learn from as many pairs."""
-        return Calibration(
-            BatchedModel(labelled(40, self.guidance_scale).eps), self.schedule, None, 40, seed, self.shape
-        )
+        return Calibration(BatchedModel(labelled(40, self.guidance_scale)), self.schedule, None, 40, seed, self.shape)
 
     def tuned(self, plan: Plan, calibration: Calibration, **options: Any) -> tuple[Plan, float]:
         """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""
         began = time.perf_counter()
-        made = tune(calibration.eps, plan, "joint", calibration, guard=False, verbose=True, **options)
+        made = tune(calibration.model, plan, "joint", calibration, guard=False, verbose=True, **options)
         return made, time.perf_counter() - began
 
 
@@ -169,7 +167,7 @@ def main(
             if parts:
                 add(scale, "untuned", plan, bench)
                 for method in ("sequential", "parallel"):
-                    add(scale, method, tune(calibrations[0].eps, plan, method, calibrations[0]), bench)
+                    add(scale, method, tune(calibrations[0].model, plan, method, calibrations[0]), bench)
         if tuned_only or parts:
             continue
         for name in SHIPPED:

@@ -64,7 +64,7 @@ def digits(samples: int) -> tuple[NoiseSchedule, Measure]:
     def measure(plan: Plan) -> float:
         end = float(plan.t[-1])
         if end not in judges:
-            judges[end] = ReferenceDistance(model.eps, model.schedule, end, x, calls=200)
+            judges[end] = ReferenceDistance(model, model.schedule, end, x, calls=200)
         return judges[end](plan)
 
     return model.schedule, measure

@@ -54,8 +54,8 @@ def exact(schedule: NoiseSchedule, samples: int, draws: int) -> tuple[NoiseSched
 def digits(samples: int) -> tuple[NoiseSchedule, Measure]:
     model = load_model("digits", [i % 10 for i in range(samples)])
     x = SeededNoise(10**6)(torch.empty(samples, *model.shape))
-    reference = sample(model.eps, reference_plan(model.schedule, 0.0, 100), x)
-    return model.schedule, lambda plan: float(distance(sample(model.eps, plan, x), reference).mean())
+    reference = sample(model, reference_plan(model.schedule, 0.0, 100), x)
+    return model.schedule, lambda plan: float(distance(sample(model, plan, x), reference).mean())
 
 
 def shown(title: str, rows: dict[str, dict[str, float]], columns: Sequence[str], digits: int) -> Table:

@@ -15,7 +15,8 @@ from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, Seeded
 from time_tuner.cli import output as report
 from time_tuner.cli import sample as drawing
 from time_tuner.cli import tune as tuning
-from time_tuner.cli.app import app, demo
+from time_tuner.cli import demo
+from time_tuner.cli.app import app
 
 
 def call(*args: Any) -> Result:
@@ -195,7 +196,11 @@ def test_the_verdict_is_plain(discrete: NoiseScheduleVP) -> None:
     plan = make_plan("ddim", discrete, 3)
 
     def verdict(before: float, bare: float, after: float, reverted: list[int]) -> str:
-        return report.verdict(plan.with_provenance(before=before, bare=bare, after=after, reverted=reverted))
+        return report.verdict(
+            plan.with_provenance(
+                distance={"untuned": before, "unguarded": bare, "tuned": after}, reverted_calls=reverted
+            )
+        )
 
     nearer = "the tuned plan ends 50.0% nearer to the many-call run than the untuned one"
     assert verdict(2, 1, 1, []) == nearer
@@ -327,7 +332,7 @@ def test_a_model_is_found_where_the_command_is_called(tmp_path: Path, monkeypatc
         "import time_tuner as tt\n"
         "def broken():\n"
         "    schedule = tt.NoiseScheduleVP('linear')\n"
-        "    return tt.Model(lambda x, t, tau=None: x / 0, schedule, (2,))\n"
+        "    return tt.as_model(lambda x, t, tau=None: x / 0, schedule, (2,))\n"
     )
     assert "NaN or infinity at call 0" in call("sample", "--model", "found_here:broken", "--out", "s.npz").stderr
     assert r".npz" in call("sample", "--model", "found_here:broken", "--out", "s.png").stderr

@@ -80,7 +80,7 @@ def test_a_pipeline_gives_the_plan_that_its_network_gives(tuned: Plan) -> None:
     model = load_model("digits", label=LABELS, guidance_scale=2.0)
     data = seeded(2, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
     untuned = make_plan("ddim", model.schedule, times=tuned.t)
-    direct = tune(model.eps, untuned, "sequential", data, samples=2, guard=False)
+    direct = tune(model, untuned, "sequential", data, samples=2, guard=False)
     assert (tuned.tau - tuned.t[:-1]).abs().max() > 1e-3
     torch.testing.assert_close(tuned.tau, direct.tau, rtol=0, atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_the_picture_from_the_pipeline_is_that_of_sample(digits: ClassConditiona
         drawn = digits(LABELS, **given).images
     finally:
         digits.scheduler = own
-    expected = sample(load_model("digits", label=LABELS, guidance_scale=2.0).eps, tuned, x)
+    expected = sample(load_model("digits", label=LABELS, guidance_scale=2.0), tuned, x)
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
 
 

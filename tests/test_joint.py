@@ -28,13 +28,15 @@ from time_tuner import (
     sample,
     tune,
 )
+from time_tuner.models.base import as_model
 from time_tuner.models.batching import BatchedModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.models.exact import Mixture
 from time_tuner.plans.build import reference_plan, resample
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.base import TuningRun
-from time_tuner.tuners.budget import Budget, CostLog
+from time_tuner.models.counting import CostLog
+from time_tuner.tuners.budget import Budget
 from time_tuner.tuners.joint import sizing as extent
 from time_tuner.tuners.joint.candidates import candidate_plans
 from time_tuner.tuners.joint.gauss_newton import GaussNewton
@@ -126,7 +128,10 @@ def lesson_of(eps: Any, count: int = 64) -> TeacherLoss:
     """Pairs in float64, for derivatives that differences can tell."""
     x = seeded(count, 4).double()
     return TeacherLoss(
-        BatchedModel(eps), Pairs(x, sample(EPS, reference_plan(SMOOTH, SMOOTH.t_min, 60), x)), robust, count
+        BatchedModel(as_model(eps, SMOOTH)),
+        Pairs(x, sample(EPS, reference_plan(SMOOTH, SMOOTH.t_min, 60), x)),
+        robust,
+        CostLog(),
     )
 
 
@@ -176,7 +181,7 @@ def test_the_curvature_is_that_of_gauss_and_newton() -> None:
     """In one dimension, where u is a number: the mean of J^2 / d, by the number of pairs."""
     eps, count = Mixture(seeded(5, 1, seed=3), 0.15).eps(SMOOTH), 2000
     x = seeded(count, 1).double()
-    lesson = TeacherLoss(BatchedModel(eps), Pairs(x, x + 3.0), robust, count)
+    lesson = TeacherLoss(BatchedModel(as_model(eps, SMOOTH)), Pairs(x, x + 3.0), robust, CostLog())
     parameters, rows = Parameters(make_plan("ddim", SMOOTH, 2, "quadratic"), ("corrections",)), torch.arange(count)
     v = torch.tensor([0.1], dtype=torch.float64)
     draw = torch.Generator().manual_seed(0)
@@ -298,7 +303,7 @@ def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     """What a run keeps for its backward pass."""
     parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    eps = CheckpointedModel(network) if checkpointed else network
+    eps = CheckpointedModel(as_model(network, SMOOTH)) if checkpointed else as_model(network, SMOOTH)
     return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients())[0])
 
 
@@ -349,7 +354,7 @@ def counted(calls: list[int]) -> Any:
 def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path, batch: int | None, at_once: int) -> None:
     """Runs are kept in groups of at most 64, which fill network calls of the batch."""
     plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(100, 4), tmp_path / "teacher.safetensors"
-    whole = teach(EPS, plan, 7, like, 100, TuningRun(), None)
+    whole = teach(as_model(EPS, SMOOTH), plan, 7, like, TuningRun(), None)
 
     calls: list[int] = []
     done = counted(calls)
@@ -360,21 +365,21 @@ def test_the_teacher_goes_on_where_it_was_stopped(tmp_path: Path, batch: int | N
         return done(x, t, tau)
 
     with pytest.raises(KeyboardInterrupt):
-        teach(stopped, plan, 7, like, 100, TuningRun(), cache, batch)
+        teach(as_model(stopped, SMOOTH), plan, 7, like, TuningRun(), cache, batch)
     calls.clear()
-    pairs = teach(done, plan, 7, like, 100, TuningRun(), cache, batch)
+    pairs = teach(as_model(done, SMOOTH), plan, 7, like, TuningRun(), cache, batch)
     assert sum(calls) == 10 * (1 + 100 - at_once)  # one to see that it is the same model, and what was missing
     torch.testing.assert_close(pairs.y, whole.y)
     assert torch.equal(pairs.x, whole.x)
     calls.clear()
-    again = teach(done, plan, 7, like, 100, TuningRun(), cache, batch)
+    again = teach(as_model(done, SMOOTH), plan, 7, like, TuningRun(), cache, batch)
     assert sum(calls) == 10
     assert torch.equal(again.y, pairs.y)
 
 
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     plan, like, cache = reference_plan(SMOOTH, 0.001, 10), torch.empty(6, 4), tmp_path / "teacher.safetensors"
-    teach(EPS, plan, 7, like, 6, TuningRun(), cache)
+    teach(as_model(EPS, SMOOTH), plan, 7, like, TuningRun(), cache)
     other = Mixture(POINTS + 1, 0.15).eps(SMOOTH)
     for model, teacher, first, message in (
         (other, plan, 7, "another model"),
@@ -382,10 +387,10 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
         (EPS, plan, 8, "another seed"),
     ):
         with pytest.raises(ValueError, match=message):
-            teach(model, teacher, first, like, 6, TuningRun(), cache)
+            teach(as_model(model, SMOOTH), teacher, first, like, TuningRun(), cache)
     cache.write_text("no")
     with pytest.raises(ValueError, match="no teacher file"):
-        teach(EPS, plan, 7, like, 6, TuningRun(), cache)
+        teach(as_model(EPS, SMOOTH), plan, 7, like, TuningRun(), cache)
 
 
 @pytest.mark.parametrize("end", ["least", "zero"])

@@ -29,7 +29,7 @@ def model() -> LatentDigits:
 def drawn(model: LatentDigits) -> tuple[Tensor, Tensor]:
     """Latents of 200 digits, 20 of each, in 20 calls at guidance 2, and their labels."""
     labels = torch.arange(200) % 10
-    return run(load_model("latent-digits", labels, 2.0).eps, model, labels), labels
+    return run(load_model("latent-digits", labels, 2.0), model, labels), labels
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_guided_samples_are_recognised(model: LatentDigits, drawn: tuple[Tensor,
     latents, labels = drawn
     images = model.decode(latents)
     assert digit_accuracy(images, labels) > 0.9
-    unguided = model.decode(run(load_model("latent-digits").eps, model, labels))
+    unguided = model.decode(run(load_model("latent-digits"), model, labels))
     assert digit_accuracy(unguided, labels) < 0.25
 
 
@@ -132,7 +132,7 @@ def test_bundled_model_is_the_wrapped_network(model: LatentDigits) -> None:
     eps_c = model.network(x, n, model.embed(labels))
     eps_u = model.network(x, n, model.embed(NULL_LABEL).expand(2, -1))
     torch.testing.assert_close(bundled.eps(x, 0.3), 2 * eps_c - eps_u)
-    torch.testing.assert_close(load_model("latent-digits").eps(x, 0.3), eps_u)
+    torch.testing.assert_close(load_model("latent-digits")(x, 0.3), eps_u)
 
 
 @pytest.mark.parametrize("name", ["digits", "latent-digits"])

@@ -281,12 +281,11 @@ def test_a_data_loader_without_conditions_is_refused(discrete: NoiseScheduleVP) 
 
 
 @pytest.mark.parametrize("method", ["joint", "sequential"])
-def test_other_conditions_than_samples_are_refused_before_any_work(discrete: NoiseScheduleVP, method: str) -> None:
+def test_more_conditions_than_samples_are_refused_before_any_work(discrete: NoiseScheduleVP, method: str) -> None:
     net = Recorder()
-    for samples in (16, 64):
-        eps = model_wrapper(net, discrete, guidance_type="classifier-free").bind(torch.arange(40))
-        with pytest.raises(ValueError, match=f"samples must be as many as the model has conditions, 40, got {samples}"):
-            tune(eps, make_plan("ddim", discrete, 3), method, samples=samples, shape=(2,))
+    eps = model_wrapper(net, discrete, guidance_type="classifier-free").bind(torch.arange(40))
+    with pytest.raises(ValueError, match="samples must be at least as many as the model has conditions, 40, got 16"):
+        tune(eps, make_plan("ddim", discrete, 3), method, samples=16, shape=(2,))
     assert not net.calls
 
 
@@ -397,5 +396,7 @@ def test_answers_of_another_shape_are_refused(discrete: NoiseScheduleVP) -> None
     wrapped = model_wrapper(
         Recorder(), discrete, guidance_type="classifier", classifier_fn=lambda x, n, c: x.log_softmax(1)
     )
-    with pytest.raises(ValueError, match=r"classifier_fn must return log p\(c \| x\) of shape \(2,\), got \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"classifier_fn must return log p\(c \| x\) of shape \(2,\), got shape \(2, 3\)"
+    ):
         wrapped(x, 0.5, condition=torch.zeros(1))

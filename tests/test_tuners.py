@@ -258,9 +258,9 @@ def test_bad_input_is_named() -> None:
         tune(EPS, make_plan("ddim", other, calls=5), data=data)
 
 
-def test_a_judge_refuses_a_plan_that_ends_elsewhere() -> None:
+def test_a_reference_distance_refuses_a_plan_that_ends_elsewhere() -> None:
     judge = ReferenceDistance(EPS, SCHEDULE, 0.0, torch.randn(4, 2), calls=10)
-    with pytest.raises(ValueError, match=r"plan ends at t = 0\.001"):
+    with pytest.raises(ValueError, match=r"plan must end where the reference run does"):
         judge(make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic"))
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, tune
-from time_tuner.sampling import Eps
+from time_tuner.models.base import Model
 
 SIZE, WIDTH = 8, 1024
 DATA = seeded(256, SIZE, seed=1).float() * torch.linspace(0.3, 1.5, SIZE)
@@ -40,7 +40,7 @@ def network() -> Network:
     return Network().eval()
 
 
-def bound(network: Callable[..., Tensor], schedule: NoiseScheduleVP) -> Eps:
+def bound(network: Callable[..., Tensor], schedule: NoiseScheduleVP) -> Model:
     return model_wrapper(network, schedule).bind()
 
 

@@ -256,7 +256,7 @@ def test_gradients_are_finite_from_alpha_0(sampler: Sampler, schedule: NoiseSche
 def test_a_bare_eps_is_refused_at_alpha_0_and_taken_elsewhere() -> None:
     exact = MIXTURE.eps(FLOW)
     plan = make_plan("ddim", FLOW, times=[1.0, 0.5, 0.0])
-    with pytest.raises(ValueError, match=r"eps has no .x0, which is needed at call 0: .* alpha is 0 .*model_wrapper"):
+    with pytest.raises(ValueError, match=r"eps has no .x0, which is needed at t = 1: alpha is 0 .*model_wrapper"):
         sample(lambda x, t, tau: exact(x, t, tau), plan, seeded(2, 2))
     for schedule, later in ((FLOW, [0.999, 0.5, 0.0]), (COSINE, [1.0, 0.5, 0.0])):
         plan, exact = make_plan("ddim", schedule, times=later), MIXTURE.eps(schedule)
@@ -266,9 +266,9 @@ def test_a_bare_eps_is_refused_at_alpha_0_and_taken_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["noise", "score"])
-def test_a_network_that_predicts_noise_says_nothing_of_data_at_alpha_0(model_type: str) -> None:
+def test_a_prediction_of_noise_does_not_determine_data_at_alpha_0(model_type: str) -> None:
     model = model_wrapper(lambda x, t: x, ZERO, model_type).bind()
-    with pytest.raises(ValueError, match=rf"model_type='{model_type}' says nothing of the data at alpha = 0 \(t = 1\)"):
+    with pytest.raises(ValueError, match=rf"the {model_type} does not determine the data at alpha = 0 \(t = 1\)"):
         sample(model, make_plan("ddim", ZERO, times=[1.0, 0.5, 0.0]), seeded(2, 2))
     later = make_plan("ddim", ZERO, times=[0.998, 0.5, 0.0])
     assert sample(model, later, seeded(2, 2)).isfinite().all()
@@ -287,7 +287,7 @@ def test_guidance_goes_through_the_data_as_through_the_noise() -> None:
         bound = model.bind(c, torch.zeros(1, dtype=torch.float64))
         torch.testing.assert_close(p.alpha * bound.x0(x, 0.6) + p.sigma * bound(x, 0.6), x, rtol=1e-12, atol=1e-12)
         if guidance == "classifier":
-            with pytest.raises(ValueError, match="guidance by a classifier says nothing of the data at alpha = 0"):
+            with pytest.raises(ValueError, match="guidance by a classifier does not determine the data at alpha = 0"):
                 bound.x0(x, 1.0)
 
 

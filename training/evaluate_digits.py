@@ -32,7 +32,7 @@ def draw(n: int, calls: int, first_seed: int, bfloat16: bool) -> tuple[torch.Ten
         plan = make_plan("ddim", model.schedule, calls=calls, spacing="trailing")
         x = SeededNoise(first_seed + i)(torch.empty(len(part), *model.shape))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            images.append(sample(model.eps, plan, x))
+            images.append(sample(model, plan, x))
     return torch.cat(images), labels
 
 

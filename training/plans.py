@@ -28,7 +28,7 @@ METHODS = {"ddim": "sequential", "joint": "joint"}
 def main(models: list[str], plans: list[str], iterations: int) -> None:
     for name in models:
         model = load_model(name, label=[i % 10 for i in range(SAMPLES)])
-        calibration = Calibration(BatchedModel(model.eps, SAMPLES), model.schedule, samples=SAMPLES, shape=model.shape)
+        calibration = Calibration(model, model.schedule, samples=SAMPLES, shape=model.shape)
         judges: dict[float, ReferenceDistance] = {}
         for kind in plans:
             how: dict[str, Any] = {}
@@ -42,9 +42,9 @@ def main(models: list[str], plans: list[str], iterations: int) -> None:
                 end = round(float(plan.t[-1]), 9)
                 if end not in judges:
                     judges[end] = ReferenceDistance(
-                        calibration.eps, model.schedule, float(plan.t[-1]), calibration.held_out()
+                        calibration.model, model.schedule, float(plan.t[-1]), calibration.held_out()
                     )
-                tuned = tune(model.eps, plan, METHODS[kind], calibration, guard=judges[end], verbose=True, **how)
+                tuned = tune(model, plan, METHODS[kind], calibration, guard=judges[end], verbose=True, **how)
                 tuned.save(OUT / name / f"{kind}-{calls}.json")
                 measured = tuned.provenance["distance"]
                 print(f"{name}, {kind}-{calls}: distance {measured['untuned']:.4f} -> {measured['tuned']:.4f}")

@@ -1,7 +1,8 @@
 """Makes an already trained diffusion model sample well in a few steps, without touching its weights."""
 
-from .loading import Model, load_model
+from .loading import load_model
 from .models import exact
+from .models.base import Model, as_model
 from .models.wrapper import model_wrapper
 from .noise import SeededNoise
 from .paper.interface import TimeTuner
@@ -35,6 +36,7 @@ __all__ = [
     "Plan",
     "SeededNoise",
     "TimeTuner",
+    "as_model",
     "exact",
     "load_model",
     "make_plan",

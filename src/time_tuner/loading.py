@@ -3,32 +3,16 @@
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .digits.networks import NULL_LABEL, _pixel_network, linear_betas
+from .models.base import Model, as_model
 from .models.exact import Gaussian
 from .models.wrapper import model_wrapper
-from .sampling import Eps
-from .schedules import NoiseSchedule, NoiseScheduleVP
-
-
-@dataclass(frozen=True)
-class Model:
-    """What sampling and tuning need to know of a model.
-
-    Attributes:
-        eps: `eps(x, t, tau=None)`.
-        schedule: the noise schedule it was trained with.
-        shape: of one sample, without the batch.
-    """
-
-    eps: Eps
-    schedule: NoiseSchedule
-    shape: tuple[int, ...]
+from .schedules import NoiseScheduleVP
 
 
 def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, guidance_scale: float = 1.0) -> Model:
@@ -38,8 +22,9 @@ def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, gui
         name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "latent-digits": the one for their latents
             (4, 7, 7), which `time_tuner.digits.latent` decodes; "gaussian": the tutorial's exact N(5, 2^2);
             "package.module:function": a function of yours that takes no arguments (or `label` and `guidance_scale`,
-            if it names them) and returns a `Model`, or an eps that carries `schedule` and `shape`.
-        label: for digits, 0 to 9, or one for each sample of the batch; None draws digits of every kind.
+            if it names them) and returns a `Model` with a shape, or a function eps(x, t, tau) that carries `schedule`
+            and `shape`.
+        label: for digits, 0 to 9, or several, which samples have in turn; None draws digits of every kind.
         guidance_scale: classifier-free guidance, w in eps_u + w (eps_c - eps_u); needs a label unless 1.
 
     Raises:
@@ -56,8 +41,7 @@ def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, gui
         if label is not None or guidance_scale != 1:
             raise ValueError("model 'gaussian' has no labels: leave out label and guidance_scale")
         schedule = NoiseScheduleVP("discrete", betas=linear_betas())
-        eps = Gaussian(5.0, 2.0).eps(schedule)
-        return Model(eps, schedule, eps.shape)
+        return Gaussian(5.0, 2.0).eps(schedule)
     if ":" in name:
         return _from_function(name, label, guidance_scale)
     raise ValueError(
@@ -85,9 +69,14 @@ def _digits(
             raise ValueError(f"label must be a digit 0 to 9, or one for each sample, got {label!r}")
     schedule = NoiseScheduleVP("discrete", betas=linear_betas())
     wrapped = model_wrapper(
-        network, schedule, guidance_type="classifier-free", guidance_scale=guidance_scale, cond_process_fn=embed
+        network,
+        schedule,
+        guidance_type="classifier-free",
+        guidance_scale=guidance_scale,
+        cond_process_fn=embed,
+        shape=shape,
     )
-    return Model(wrapped.bind(labels, no_label), schedule, shape)
+    return wrapped.bind(labels, no_label)
 
 
 def _from_function(name: str, label: Any, guidance_scale: float) -> Model:
@@ -110,11 +99,13 @@ def _from_function(name: str, label: Any, guidance_scale: float) -> Model:
             "guidance_scale, where it names them, and nothing else"
         )
     made = make(**{option: value for option, (value, _) in given.items() if option in takes})
-    eps = getattr(made, "eps", made)
-    schedule, shape = getattr(made, "schedule", None), getattr(made, "shape", None)
-    if not callable(eps) or schedule is None or shape is None:
+    try:
+        model = as_model(made)
+    except ValueError as error:
+        raise ValueError(f"model {name!r} returned no model: {error}") from None
+    if model.shape is None:
         raise ValueError(
-            f"model {name!r} must return time_tuner.Model(eps, schedule, shape), or an eps that carries schedule and "
-            f"shape; got {type(made).__name__}"
+            f"model {name!r} must return a model that knows the shape of a sample, got {type(made).__name__} without "
+            "one: model_wrapper(..., shape=(3, 32, 32)), or give the function the attributes schedule and shape"
         )
-    return Model(eps, schedule, tuple(shape))
+    return model

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._files import replacing
 from .data import is_picture
-from .models.exact import ExactEps, Gaussian
+from .models.exact import ExactModel, Gaussian
 from .plans.plan import Plan
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def histograms(samples: Mapping[str, Tensor], density: Callable[[Tensor], Tensor
 
 def target_density(eps: Any) -> Callable[[Tensor], Tensor] | None:
     """The density of a scalar exact model, x (n,) -> (n,); None where it is not known."""
-    if not isinstance(eps, ExactEps) or math.prod(eps.shape) != 1:
+    if not isinstance(eps, ExactModel) or math.prod(eps.shape) != 1:
         return None
-    model = eps.model
+    model = eps.distribution
     if isinstance(model, Gaussian):
         means, stds, weights = model.mean.reshape(1), model.std.reshape(1), torch.ones(1, dtype=torch.float64)
     else:

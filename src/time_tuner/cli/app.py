@@ -185,11 +185,11 @@ def tune(
         tuning.tell([plan], out)
         return
     samples = samples or SAMPLES
-    loaded = drawing.load(model, drawing.dealt(labels, 0, samples), guidance_scale)
+    loaded = drawing.load(model, labels, guidance_scale)
     spacing = spacing or default_spacing(made_by, loaded.schedule)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
-    x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
+    x0 = None if data_path is None else data.load_data(data_path, drawing.shape_of(loaded), samples)
     how = {"method": method, "samples": samples, "batch": batch, **options}
     if dry_run:
         tuning.foretell(loaded, plans, x0 is None, {**how, "budget": limit})
@@ -238,9 +238,9 @@ def sample_command(
         command.save(drawn, out)
         report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
         return
-    loaded = drawing.load(model, drawing.dealt(labels, 0, min(count, drawing.BATCH)), guidance_scale)
+    loaded = drawing.load(model, labels, guidance_scale)
     if out.suffix.lower() == ".png":
-        plots.check_sheet(count, loaded.shape)
+        plots.check_sheet(count, drawing.shape_of(loaded))
     if plan_file is not None:
         if sampler or option or spacing:
             raise ValueError("give either --plan or --sampler, --option and --spacing: a plan has its own")
@@ -252,7 +252,7 @@ def sample_command(
     if made_for != model:
         report.aside.print(f"note: the plan was made for --model {made_for}", soft_wrap=True)
     began = time.perf_counter()
-    drawn = drawing.draw(loaded, model, plan, count, labels, guidance_scale, seed)
+    drawn = drawing.draw(loaded, plan, count, seed)
     seconds = time.perf_counter() - began
     drawing.write(drawn, loaded, out)
     by = "untuned" if plan_file is None else f"by {plan_file}"
@@ -326,10 +326,10 @@ def compare_command(
     arguments.check_suffix(out, (".png", ".svg", ".pdf"))
     arguments.check_seed(seed)
     labels = drawing.parse_labels(label)
-    shape = drawing.load(model, None, 1.0).shape
-    count = (100 if data.is_picture(shape) else 10_000) if count is None else count
+    loaded = drawing.load(model, labels, guidance_scale)
+    count = (100 if data.is_picture(drawing.shape_of(loaded)) else 10_000) if count is None else count
     spacing = spacing or ("linspace" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
-    compare(drawing.load(model, drawing.dealt(labels, 0, count), guidance_scale), runs, spacing, count, seed, out)
+    compare(loaded, runs, spacing, count, seed, out)
 
 
 def _complain(line: str) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .. import plots
 from ..data import is_picture
-from ..loading import Model
 from ..metrics import distance, exact_moments
-from ..models.exact import ExactEps, Gaussian
+from ..models.base import Model
+from ..models.exact import ExactModel, Gaussian
 from ..noise import SeededNoise
 from ..plans.build import parse_run
 from ..plans.plan import Plan
@@ -22,6 +22,7 @@ from ..sampling import sample
 from ..tuners import reference_plan
 from ..tuners.tune import REFERENCE_CALLS
 from . import output as report
+from .sample import shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,10 +53,10 @@ def read_run(text: str, model: Model, spacing: str | None) -> Plan:
 def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int) -> list[Run]:
     """`count` samples of each run, all from the same noise."""
     plans = [read_run(text, model, spacing) for text in runs]
-    x = SeededNoise(seed)(torch.empty(count, *model.shape))
+    x = SeededNoise(seed)(torch.empty(count, *shape_of(model)))
     drawn = []
     for text, plan in zip(runs, plans, strict=True):
-        meter = report.Meter(model.eps)
+        meter = report.Meter(model)
         began = time.perf_counter()
         with meter.bar(text, len(plan)):
             samples = sample(meter, plan, plan.initial_state(x), SeededNoise(2**31 + seed))
@@ -65,16 +66,16 @@ def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, see
 
 def table(model: Model, runs: Sequence[Run], count: int, seed: int) -> Table:
     """A row for each run: mean and standard deviation, and what they should be, or how far it ends from many calls."""
-    if isinstance(model.eps, ExactEps) and isinstance(model.eps.model, Gaussian):
-        return _moments(model.eps.model, runs)
+    if isinstance(model, ExactModel) and isinstance(model.distribution, Gaussian):
+        return _moments(model.distribution, runs)
     made = report.table("run", "calls", "mean", "std", "distance", "seconds", title=f"{count} samples, seed {seed}")
     ends: dict[float, Tensor] = {}
     for run in runs:
         end = float(run.plan.t[-1])
         if end not in ends:
-            meter = report.Meter(model.eps)
+            meter = report.Meter(model)
             with meter.bar("many-call run to measure by", REFERENCE_CALLS):
-                x = SeededNoise(seed)(torch.empty(count, *model.shape))
+                x = SeededNoise(seed)(torch.empty(count, *shape_of(model)))
                 reference = reference_plan(model.schedule, end, REFERENCE_CALLS)
                 ends[end] = sample(meter, reference, reference.initial_state(x))
         apart = "-" if run.plan.stochastic else f"{float(distance(run.samples, ends[end]).mean()):.4f}"
@@ -106,15 +107,15 @@ def picture(model: Model, runs: Sequence[Run]) -> "Figure":
     Raises:
         ValueError: samples of this shape cannot be drawn.
     """
-    if is_picture(model.shape):
+    if is_picture(shape_of(model)):
         strips = [plots.Strip(run.name, run.samples[:PICTURES], f"{len(run.plan)} calls") for run in runs]
         return plots.image_grid({"The same noise in every column": strips}, "Comparison")
-    return plots.histograms({run.name: run.samples for run in runs}, plots.target_density(model.eps))
+    return plots.histograms({run.name: run.samples for run in runs}, plots.target_density(model))
 
 
 def compare(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int, out: Path) -> None:
     """Draw, print the table, save the picture."""
-    plots.check_sheet(count, model.shape)
+    plots.check_sheet(count, shape_of(model))
     drawn = draw(model, runs, spacing, count, seed)
     report.say.print(table(model, drawn, count, seed))
     plots.save(picture(model, drawn), out)

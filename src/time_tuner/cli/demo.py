@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import data, plots
 from ..loading import load_model
 from ..metrics import distance
-from ..models.batching import BatchedModel
 from ..noise import SeededNoise
 from ..plans.build import make_plan, reference_plan
 from ..plans.plan import Plan
@@ -22,6 +21,7 @@ from ..sampling import sample
 from ..tuners import Calibration, ReferenceDistance
 from ..tuners.tune import estimate, tune
 from . import output as report
+from .sample import shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,13 +90,12 @@ class Bench:
         self.seed = seed
         with report.waiting("loading the digits network"):
             model = load_model("digits", label=_labels(SAMPLES))
-            self.drawer = report.Meter(load_model("digits", label=_labels(PICTURES)).eps)
-        self.shape = model.shape
-        self.meter = report.Meter(model.eps)
+            self.drawer = report.Meter(load_model("digits", label=_labels(PICTURES)))
+        self.shape = shape_of(model)
+        self.meter = report.Meter(model)
         end = float(make_plan("ddim", model.schedule, CALLS, SPACING).t[-1])
         self.many = reference_plan(model.schedule, end, REFERENCE_CALLS)
-        network = BatchedModel(self.meter, SAMPLES)
-        self.calibration = Calibration(network, model.schedule, None, SAMPLES, seed, model.shape)
+        self.calibration = Calibration(self.meter, model.schedule, None, SAMPLES, seed, model.shape)
         noise = self.calibration.held_out()
         began = time.perf_counter()
         with self.meter.bar("many-call run to judge by", REFERENCE_CALLS):

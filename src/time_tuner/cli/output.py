@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
-from ..models.batching import select
+from ..models.base import HookedModel, Model
+from ..models.counting import Cost
 from ..plans.plan import Plan
-from ..sampling import Eps, HookedModel
 from ..tuners import Progress as Tuning
-from ..tuners.budget import Cost
 
 say = Console(highlight=False)
 """Where results go: standard output."""
@@ -27,8 +24,8 @@ aside = Console(stderr=True, highlight=False)
 class Meter(HookedModel):
     """A model that moves a progress bar whenever it is called."""
 
-    def __init__(self, eps: Eps) -> None:
-        super().__init__(eps, self._count)
+    def __init__(self, inner: Model) -> None:
+        super().__init__(inner, self._count)
         self._progress: Progress | None = None
 
     def _count(self, *_: Any) -> None:
@@ -36,12 +33,6 @@ class Meter(HookedModel):
             self._progress.advance(self._progress.task_ids[0])
             if self._progress.finished:
                 self._stop()
-
-    def select(self, rows: Tensor) -> "Meter":
-        """The model for some samples of its batch, which moves the same bar."""
-        part = copy(self)
-        part.eps = select(self.eps, rows)
-        return part
 
     def tell(self, done: Tuning) -> None:
         """Say beside the bar how far a tuner is."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import data, plots
-from ..loading import Model, load_model
+from ..loading import load_model
+from ..models.base import Model, for_rows
 from ..noise import SeededNoise
 from ..plans.plan import Plan
 from ..sampling import sample
@@ -37,30 +38,30 @@ def parse_labels(text: str | None) -> int | list[int] | None:
     return labels if len(labels) > 1 else labels[0]
 
 
-def dealt(labels: int | list[int] | None, first: int, count: int) -> int | list[int] | None:
-    """The labels of samples `first`, ... of a batch; one for all, or none, as they are."""
-    return [labels[i % len(labels)] for i in range(first, first + count)] if isinstance(labels, list) else labels
+def shape_of(model: Model) -> tuple[int, ...]:
+    """The shape of one sample of a loaded model, which has one."""
+    assert model.shape is not None
+    return model.shape
 
 
-def draw(loaded: Model, name: str, plan: Plan, count: int, labels: Any, guidance_scale: float, seed: int) -> Tensor:
+def draw(loaded: Model, plan: Plan, count: int, seed: int) -> Tensor:
     """Samples of the seeds `seed`, `seed + 1`, ..., in batches."""
     drawn = []
-    meter = report.Meter(loaded.eps)
+    meter = report.Meter(loaded)
     with meter.bar(f"{count} samples", len(plan) * -(-count // BATCH)):
         for first in range(0, count, BATCH):
             size = min(BATCH, count - first)
-            if first and isinstance(labels, list):  # a batch has its labels built in
-                meter.eps = load(name, dealt(labels, first, size), guidance_scale).eps
             seeds = range(seed + first, seed + first + size)
-            x = plan.initial_state(SeededNoise(seeds)(torch.empty(size, *loaded.shape)))
-            drawn.append(sample(meter, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])))
+            x = plan.initial_state(SeededNoise(seeds)(torch.empty(size, *shape_of(loaded))))
+            model = for_rows(meter, torch.arange(first, first + size))
+            drawn.append(sample(model, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])))
     return torch.cat(drawn)
 
 
 def write(drawn: Tensor, model: Model, out: Path) -> None:
     if out.suffix.lower() == ".npz":
         data.save_samples(drawn, out)
-    elif data.is_picture(model.shape):
+    elif data.is_picture(shape_of(model)):
         plots.save(plots.sample_sheet(drawn), out)
     else:
-        plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model.eps)), out)
+        plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model)), out)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loading import Model
-from ..models.batching import select
+from ..models.base import Model, for_rows
+from ..models.counting import Cost
 from ..plans.plan import Plan
-from ..tuners.budget import Cost
 from ..tuners.joint.sizing import BATCH, seconds_a_call
 from ..tuners.tune import REFERENCE_CALLS, estimate, options_of, tune, tune_several
 from . import output as report
+from .sample import shape_of
 
 IN_PYTHON = {"teacher": "cache"}  # names that differ
 
@@ -44,8 +44,8 @@ def costs(plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]
 
 def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
     """Print what tuning these plans will cost, and about how long it takes, by a few calls of the model."""
-    some = select(model.eps, torch.arange(BATCH) % how["samples"])
-    call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *model.shape))
+    some = for_rows(model, torch.arange(BATCH))
+    call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *shape_of(model)))
     for plan, cost in zip(plans, costs(plans, own_samples=own_samples, call=call, **how), strict=True):
         report.say.print(report.cost_table(cost, f"{len(plan)} calls"))
         seconds = call / BATCH * sum(usual.evaluations for usual, _ in cost.values())
@@ -61,7 +61,7 @@ def tuned(
     """
     partial = out.with_name(f"{out.name}.partial")
     keeps = [partial] if len(plans) == 1 else [Path(f"{partial}-{len(plan)}") for plan in plans]
-    meter = report.Meter(model.eps)
+    meter = report.Meter(model)
     foretold = costs(plans, own_samples=x0 is None, budget=options["budget"], **how)
     expected = sum(usual.calls for cost in foretold for usual, _ in cost.values())
     given: dict[str, Any] = {"data": x0, "shape": model.shape, "checkpoint": partial, "progress": meter.tell}

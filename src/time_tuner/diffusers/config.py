@@ -3,19 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.wrapper import to_data, to_noise
+from ..models.predictions import PREDICTIONS
 from ..plans.plan import Plan
 from ..sampling import check_schedule
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE, Point, schedule_from
 
-PREDICTIONS = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
-"""What a network predicts: the name in pipelines, and the one in `model_wrapper`."""
+PREDICTION_TYPES = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
+"""What a network predicts: the name in pipelines, and the one in `PREDICTIONS`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Prediction:
     """What a pipeline hands to its scheduler at every call.
 
     Attributes:
-        kind: a name in `PREDICTIONS`.
+        kind: a name in `PREDICTION_TYPES`.
         clip: the data that it implies is kept in [-clip, clip]; None for data without bounds (latents).
     """
 
@@ -31,10 +30,10 @@ class Prediction:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in PREDICTIONS:
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {self.kind!r}")
+        if self.kind not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.kind!r}")
 
-    def read(self, unit: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
+    def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
 
         A network that learned its variance has 2 C channels in `output`; the second half is left out.
@@ -43,11 +42,11 @@ class Prediction:
             output = output[:, : x.shape[1]]
         if x.dtype in (torch.float16, torch.bfloat16):
             output, x = output.float(), x.float()
-        model_type = PREDICTIONS[self.kind]
+        prediction = PREDICTIONS[PREDICTION_TYPES[self.kind]]
         if self.clip is None:
-            return (to_data if unit == "x0" else to_noise)(model_type, output, x, p)
-        data = to_data(model_type, output, x, p).clamp(-self.clip, self.clip)
-        return data if unit == "x0" else (x - p.alpha * data) / p.sigma
+            return (prediction.data if quantity == "x0" else prediction.noise)(output, x, p)
+        data = prediction.data(output, x, p).clamp(-self.clip, self.clip)
+        return data if quantity == "x0" else (x - p.alpha * data) / p.sigma
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:
@@ -111,4 +110,4 @@ def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
         )
     if not dynamic:
-        check_schedule(SimpleNamespace(schedule=schedule), plan)  # type: ignore[arg-type]
+        check_schedule(schedule, plan)

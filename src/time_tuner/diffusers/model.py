@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
+from ..models.base import Model
 from ..schedules import as_float64
 from .config import config_of, prediction_of, schedule_of
 from .paused import PausedPipeline, PausingScheduler
@@ -21,7 +22,7 @@ MOST_HELD = 64
 """Calls of a pipeline that stand still at the same time, one for each batch of conditions."""
 
 
-class PipelineModel:
+class PipelineModel(Model):
     """`eps(x, t, tau=None)` of a pipeline, with `.x0`, for states x (B, ...) of its denoising loop (latents).
 
     Row i is under condition i modulo their number, whatever the batch. While it exists the pipeline is not its own:
@@ -44,6 +45,8 @@ class PipelineModel:
         ValueError: a pipeline that cannot be driven, or no prompts where it needs them; says which part and what to do.
     """
 
+    shape: tuple[int, ...]
+
     def __init__(
         self,
         pipe: Any,
@@ -57,6 +60,7 @@ class PipelineModel:
         given = {"prompt": _listed("prompts", prompts), "class_labels": _listed("class_labels", class_labels)}
         self._inputs = inputs | {name: value for name, value in given.items() if value is not None}
         self.conditions = self._count()
+        self.num_conditions = self.conditions if self.conditions > 1 else None
         config = config_of(pipe.scheduler)
         self.prediction = prediction_of(config)
         self._rows: list[int] | None = None  # which rows of the whole these are, where it is a part
@@ -89,16 +93,17 @@ class PipelineModel:
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The noise in x (B, ...)."""
-        return self._predict("eps", x, t, tau)
+        return self.predict("eps", x, t, tau)
 
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The data in x (B, ...)."""
-        return self._predict("x0", x, t, tau)
+        return self.predict("x0", x, t, tau)
 
     def select(self, rows: Tensor) -> "PipelineModel":
         """The same for some rows (n,) of the batch, each under the condition that it has there."""
         part = copy(self)
         part._rows = [self._row(i) for i in rows.tolist()]
+        part.num_conditions = len(part._rows)
         return part
 
     def rounded_times(self, tau: Any) -> Tensor:
@@ -123,13 +128,13 @@ class PipelineModel:
         plain = {name: value for name, value in self._inputs.items() if isinstance(value, bool | int | float | str)}
         return facts | {name: value for name, value in plain.items() if "prompt" not in name}
 
-    def _predict(self, unit: str, x: Tensor, t: Any, tau: Any) -> Tensor:
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         p = self.schedule.at(t)
         if p.t.dim():
             raise ValueError(f"t must be one time for all samples of a pipeline, got shape {tuple(p.t.shape)}")
         label = self.schedule.network_time(t if tau is None else tau)
         parts = [
-            self.prediction.read(unit, self._said(first, x[first : first + self.batch], label), part, p)
+            self.prediction.read(quantity, self._said(first, x[first : first + self.batch], label), part, p)
             for first, part in ((i, x[i : i + self.batch]) for i in range(0, len(x), self.batch))
         ]
         return torch.cat(parts).to(x)
@@ -161,7 +166,7 @@ class PipelineModel:
         try:
             hook.remove()
             self.schedule = schedule_of(config, mu=self._scheduler.mu)
-            self.shape, self.dtype, self.device = paused.first.shape[1:], paused.first.dtype, paused.first.device
+            self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
             self._rounds = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
                 again = paused.predict(paused.first, paused.label)

@@ -81,7 +81,7 @@ def tune_pipeline(
             seed,
             guard,
             samples=samples,
-            shape=tuple(eps.shape),
+            shape=eps.shape,
             device=eps.device,
             budget=budget,
             verbose=verbose,

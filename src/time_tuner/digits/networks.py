@@ -31,7 +31,7 @@ def _pixel_network() -> Callable[..., Tensor]:
     network = digits_network()
 
     def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        said: Tensor = network(x, t, class_labels=labels).sample
-        return said
+        prediction: Tensor = network(x, t, class_labels=labels).sample
+        return prediction
 
     return predict

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,28 +9,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ..plans.plan import Plan
-from ..sampling import Eps
+from .base import Model, ModelAround
 
 
-class CheckpointedModel:
-    """A model whose activations are not kept for the backward pass but computed again: a call costs a forward more, and
-    a run needs the memory of a single call."""
+class CheckpointedModel(ModelAround):
+    """A model whose activations are computed again in the backward pass instead of being kept: a call costs a forward
+    more, and a run needs the memory of a single call."""
 
-    def __init__(self, eps: Eps) -> None:
-        self.eps = eps
-
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self._asked(self.eps, x, t, tau)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.eps, name)
-        return partial(self._asked, found) if name == "x0" else found
-
-    def _asked(self, say: Eps, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         with set_checkpoint_early_stop(False):  # to its end, where it is counted
-            said: Tensor = checkpoint(say, x, t, tau, use_reentrant=False)
-        return said
+            prediction: Tensor = checkpoint(self.inner.predict, quantity, x, t, tau, use_reentrant=False)
+        return prediction
 
 
 def kept_bytes(work: Callable[[], Any]) -> int:
@@ -59,8 +47,7 @@ def free_bytes(device: torch.device) -> int:
         return 2**32
 
 
-def crowded(eps: Eps, x: Tensor, plan: Plan) -> bool:
-    """Whether the activations of a whole run would fill more than half of what is free."""
-    p = plan.point(len(plan) - 1)
-    once = kept_bytes(lambda: eps(x.detach().requires_grad_(), p.t, p.t))
-    return once * len(plan) > free_bytes(x.device) / 2
+def needs_checkpointing(model: Model, x: Tensor, t: Tensor, calls: int) -> bool:
+    """Whether the activations of a run of so many calls would fill more than half of the free memory."""
+    once = kept_bytes(lambda: model(x.detach().requires_grad_(), t, t))
+    return once * calls > free_bytes(x.device) / 2

@@ -1,33 +1,36 @@
 """Models whose noise prediction is known in closed form, at every time: test benches for samplers and tuners."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..schedules import NoiseSchedule
-from .wrapper import for_samples
+from .base import Model, for_samples
 
 
-@dataclass(frozen=True)
-class ExactEps:
-    """`eps(x, t, tau=None)` of an exact model on a schedule; `shape` is that of one sample."""
+class ExactModel(Model):
+    """The exact prediction of the noise in data from a known distribution.
 
-    model: "Gaussian | Mixture"
-    schedule: NoiseSchedule
+    Args:
+        distribution: of the data.
+        schedule: the noise schedule.
+        shape: of one sample.
+    """
+
     shape: tuple[int, ...]
 
+    def __init__(self, distribution: "Gaussian | Mixture", schedule: NoiseSchedule, shape: tuple[int, ...]) -> None:
+        self.distribution, self.schedule, self.shape = distribution, schedule, shape
+
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x (B, ...) as a network told `tau` (by default t) sees it; times are 0-dim or (B,)."""
         p = for_samples(self.schedule.at(t if tau is None else tau), x)
-        return self.model.noise(x, p.alpha, p.sigma)
+        return self.distribution.noise(x, p.alpha, p.sigma)
 
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The data in x (B, ...) as a network that predicts the data and is told `tau` sees it; at alpha = 0 too."""
-        p = self.schedule.at(t if tau is None else tau)
-        return self.model.data(x, p.alpha, p.sigma)
+        p = for_samples(self.schedule.at(t if tau is None else tau), x)
+        return self.distribution.data(x, p.alpha, p.sigma)
 
 
 class Gaussian:
@@ -43,9 +46,9 @@ class Gaussian:
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {float(self.std.min())}")
 
-    def eps(self, schedule: NoiseSchedule) -> ExactEps:
-        """The noise prediction on this schedule. Samples of scalar data have shape (1,)."""
-        return ExactEps(self, schedule, tuple(self.mean.shape) or (1,))
+    def eps(self, schedule: NoiseSchedule) -> ExactModel:
+        """The model on this schedule. Samples of scalar data have shape (1,)."""
+        return ExactModel(self, schedule, tuple(self.mean.shape) or (1,))
 
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[eps | x] in a state with this alpha and sigma."""
@@ -87,9 +90,9 @@ class Mixture:
         self.weights = self.weights / self.weights.sum()
         self._cached: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
-    def eps(self, schedule: NoiseSchedule) -> ExactEps:
-        """The noise prediction on this schedule."""
-        return ExactEps(self, schedule, tuple(self.means.shape[1:]))
+    def eps(self, schedule: NoiseSchedule) -> ExactModel:
+        """The model on this schedule."""
+        return ExactModel(self, schedule, tuple(self.means.shape[1:]))
 
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[eps | x] in a state with this alpha and sigma."""

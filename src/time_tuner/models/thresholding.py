@@ -1,4 +1,4 @@
-"""Predicted data kept in its range, as a model around a model: any eps(x, t, tau) becomes another one."""
+"""Predicted data kept in its range, as a model around a model: any model becomes another one."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plans.rows import HALF
-from ..sampling import Eps
+from .._dtypes import wide
 from ..schedules import NoiseSchedule
-from .wrapper import for_samples
+from .base import Model, ModelAround, as_model, for_samples
 
 
-def clipped(eps: Eps, limit: float = 1.0, schedule: NoiseSchedule | None = None) -> "ThresholdedModel":
+def clipped(eps: Any, limit: float = 1.0, schedule: NoiseSchedule | None = None) -> "ThresholdedModel":
     """The model with its x0 clipped to [-limit, limit] (static thresholding).
 
     Args:
@@ -25,11 +24,11 @@ def clipped(eps: Eps, limit: float = 1.0, schedule: NoiseSchedule | None = None)
         ValueError: a limit that is not positive, or no schedule.
     """
     _check("limit", limit, limit > 0)
-    return ThresholdedModel(eps, lambda x0: x0.clamp(-limit, limit), schedule)
+    return ThresholdedModel(as_model(eps, schedule), lambda x0: x0.clamp(-limit, limit))
 
 
 def dynamically_thresholded(
-    eps: Eps,
+    eps: Any,
     ratio: float = 0.995,
     limit: float = 1.0,
     maximum: float = math.inf,
@@ -56,44 +55,28 @@ def dynamically_thresholded(
         s = s.view(-1, *[1] * (x0.dim() - 1))
         return x0.clamp(-s, s) * (limit / s)
 
-    return ThresholdedModel(eps, bound, schedule)
+    return ThresholdedModel(as_model(eps, schedule), bound)
 
 
-class ThresholdedModel:
-    """`eps(x, t, tau)` with a function of the predicted x0 in between; made by the functions of this module.
+class ThresholdedModel(ModelAround):
+    """A model with a function of the predicted data in between; made by the functions of this module.
 
-    x0 and back is computed at the solver's t, whatever the network is told, and for half precision in float32.
+    The data and the noise are computed from each other at the solver's t, whatever time the network receives, and for
+    half precision in float32.
     """
 
-    def __init__(self, eps: Eps, bound: Callable[[Tensor], Tensor], schedule: NoiseSchedule | None = None) -> None:
-        found = getattr(eps, "schedule", None) if schedule is None else schedule
-        if found is None:
-            raise ValueError("eps has no schedule to tell its x0 by: give schedule=")
-        self.eps, self.bound, self.schedule = eps, bound, found
+    def __init__(self, inner: Model, bound: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inner)
+        self.bound = bound
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["eps"], name)  # shape and the like
-
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x (B, ...)."""
-        p, x0 = for_samples(self.schedule.at(t), x), self._by_noise(x, t, tau)
-        return ((_wide(x) - p.alpha * x0) / p.sigma).to(x.dtype)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The data in x (B, ...), by the model's own .x0 if it has one: asked for where the noise does not tell it."""
-        ask = getattr(self.eps, "x0", None)
-        said = self._by_noise(x, t, tau) if ask is None else self.bound(_wide(ask(x, t, tau)))
-        return said.to(x.dtype)
-
-    def _by_noise(self, x: Tensor, t: Any, tau: Any) -> Tensor:
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        if quantity == "x0":
+            return self.bound(wide(self.inner.x0(x, t, tau))).to(x.dtype)
         p = for_samples(self.schedule.at(t), x)
         if (p.alpha == 0).any():
-            raise ValueError("eps does not tell the data where alpha is 0: give a model from model_wrapper")
-        return self.bound((_wide(x) - p.sigma * self.eps(x, t, tau)) / p.alpha)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
+            raise ValueError("eps does not determine the data where alpha is 0: give a model from model_wrapper")
+        data = self.bound((wide(x) - p.sigma * self.inner(x, t, tau)) / p.alpha)
+        return ((wide(x) - p.alpha * data) / p.sigma).to(x.dtype)
 
 
 def _check(name: str, value: Any, holds: bool) -> None:

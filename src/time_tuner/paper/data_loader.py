@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.batching import select
+from ..models.base import Model, for_rows
 from ..noise import HELD_OUT, NOISE, SeededNoise, first_seed
-from ..sampling import Eps
 from ..tuners.calibration import CalibrationBatch
 
 
@@ -19,6 +18,7 @@ class LoaderCalibration:
     Args:
         loader: the data loader, or any iterable that can be started again.
         bind: `bind(condition, uncond_condition)` gives the model under conditions.
+        guided: whether the model is under guidance, so that it and step functions receive the labels.
         encode_fn: takes images to what the network works on.
         uncond_condition: for guidance.
         device: where images and labels go; None: they stay where they are.
@@ -29,14 +29,15 @@ class LoaderCalibration:
     def __init__(
         self,
         loader: Iterable[Mapping[str, Any]],
-        bind: Callable[[Any, Any], Eps],
+        bind: Callable[[Any, Any], Model],
+        guided: bool,
         encode_fn: Callable[[Tensor], Tensor] | None = None,
         uncond_condition: Any = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         samples: int = 256,
     ) -> None:
-        self._loader, self._bind, self._encode_fn = loader, bind, encode_fn
+        self._loader, self._bind, self._guided, self._encode_fn = loader, bind, guided, encode_fn
         self._uncond, self._device, self._seed = uncond_condition, device, seed
         self._stream: Iterator[tuple[Tensor, Any]] = self._batches()
         self._samples = samples
@@ -76,10 +77,9 @@ class LoaderCalibration:
         return image if image.is_floating_point() else image.float(), tuple(label) if isinstance(label, list) else label
 
     def _draws(self, x0: Tensor, label: Any, first: int) -> CalibrationBatch:
-        model = self._bind(label, self._uncond)
-        # Under "uncond" the labels of the data are of no concern to the model, nor to a step function.
-        used = getattr(model, "condition", None) is not None
-        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, label if used else None)
+        # Without guidance the labels of the data are of no concern to the model, nor to a step function.
+        model = self._bind(label, self._uncond) if self._guided else self._bind(None, None)
+        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, label if self._guided else None)
 
     def _first(self, samples: int, first: int) -> CalibrationBatch:
         """The loader's first images, with noise from this seed on; their labels are embedded once, for all that ask."""
@@ -97,7 +97,7 @@ class LoaderCalibration:
             x0, joined = torch.cat(images)[: self._samples], _joined(labels, images)
             self._fixed = self._draws(x0, None if joined is None else joined[: self._samples], 0)
         x0, label = self._fixed.x0[:samples], self._fixed.condition
-        model = select(self._fixed.model, torch.arange(len(x0)))
+        model = for_rows(self._fixed.model, torch.arange(len(x0)))
         return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, None if label is None else label[:samples])
 
     def fixed(self, samples: int) -> CalibrationBatch:

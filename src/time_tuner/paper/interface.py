@@ -9,10 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._checks import check_int
+from ..models.base import HookedModel, Model, as_model
+from ..models.wrapper import model_wrapper
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Noise, Sampler, sampler_from_dict
-from ..sampling import Eps, HookedModel, check_schedule, sample
+from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..tuners import ReferenceDistance
 from ..tuners.base import TuningRun, tqdm_bar
@@ -33,7 +35,9 @@ class TimeTuner:
         device: where tuning moves images and labels; by default they stay where the data loader puts them.
     """
 
-    def __init__(self, model_fn: Eps, noise_schedule: NoiseSchedule, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model_fn: ModelLike, noise_schedule: NoiseSchedule, device: torch.device | str | None = None
+    ) -> None:
         self.model_fn = model_fn
         self.noise_schedule = noise_schedule
         self.device = device
@@ -87,8 +91,8 @@ class TimeTuner:
 
     def _checked(self, plan: Plan) -> Plan:
         """The plan, if it is for the noise schedule of this tuner and of the model, should that know its own."""
-        check_schedule(Watched(self.model_fn, self.noise_schedule), plan)
-        check_schedule(self.model_fn, plan)
+        check_schedule(self.noise_schedule, plan)
+        check_schedule(as_model(self.model_fn, self.noise_schedule).schedule, plan)
         return plan
 
     def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
@@ -144,7 +148,7 @@ class TimeTuner:
         """
         plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
         eps = self._bound(condition, uncond_condition)
-        watched = Watched(eps, plan.schedule) if return_intermediates else None
+        watched = Watched(eps) if return_intermediates else None
         bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
 
         with bar:
@@ -209,14 +213,25 @@ class TimeTuner:
         else:
             grid = self.plan(num_steps, timesteps)
             run = FunctionRun(grid.schedule, Point(grid.t, grid.alpha, grid.sigma), step, step_fn_kwargs)
-        if getattr(self.model_fn, "time_dtype", None) == "int" and not (lr is None and total_iters is None):
+        if (
+            isinstance(self.model_fn, model_wrapper)
+            and self.model_fn.time_dtype == "int"
+            and not (lr is None and total_iters is None)
+        ):
             raise ValueError(
                 "lr and total_iters need gradients to the time, which time_dtype='int' has none of: leave them out, the "
                 "search works with forward calls only"
             )
-        bind = self._bound if hasattr(self.model_fn, "bind") else lambda label, uncond: self.model_fn
+        guided = isinstance(self.model_fn, model_wrapper) and self.model_fn.guidance_type != "uncond"
         draws = LoaderCalibration(
-            data_loader, bind, encode_fn, step_fn_kwargs.get("uncond_condition"), self.device, seed, samples
+            data_loader,
+            self._bound,
+            guided,
+            encode_fn,
+            step_fn_kwargs.get("uncond_condition"),
+            self.device,
+            seed,
+            samples,
         )
         held_out = draws.held_out(min(samples, 64))
         tuning = TuningRun(tell=tqdm_bar(tune_type) if verbose else None)
@@ -236,14 +251,12 @@ class TimeTuner:
             )
         return ratios
 
-    def _bound(self, condition: Any, uncond_condition: Any) -> Eps:
-        bind = getattr(self.model_fn, "bind", None)
-        if bind is not None:
-            bound: Eps = bind(condition, uncond_condition)
-            return bound
+    def _bound(self, condition: Any, uncond_condition: Any) -> Model:
+        if isinstance(self.model_fn, model_wrapper):
+            return self.model_fn.bind(condition, uncond_condition)
         if condition is not None:
             raise ValueError("condition= needs a model_fn made by model_wrapper with a guidance_type, got a bare eps")
-        return self.model_fn
+        return as_model(self.model_fn, self.noise_schedule)
 
 
 @torch.no_grad()

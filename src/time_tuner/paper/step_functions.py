@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..models.base import HookedModel, Model
 from ..plans.build import make_plan
 from ..samplers import Noise, Sampler
-from ..sampling import Eps, HookedModel, trajectory
+from ..sampling import trajectory
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..tuners.calibration import CalibrationBatch
 from ..tuners.timesteps.runs import Run, State
@@ -22,9 +23,8 @@ network being told t_ratio times the time. Under guidance it is also given `cond
 class Watched(HookedModel):
     """A model that notes the states it is called with, and the data it sees in them."""
 
-    def __init__(self, eps: Eps, schedule: NoiseSchedule) -> None:
-        super().__init__(eps, self._note)
-        self.schedule = schedule
+    def __init__(self, inner: Model) -> None:
+        super().__init__(inner, self._note)
         self.states: list[Tensor] = []
         self.data: list[Tensor] = []
 
@@ -43,7 +43,7 @@ class SamplerStep:
 
     sampler: Sampler
     schedule: NoiseSchedule
-    bind: Callable[[Any, Any], Eps]
+    bind: Callable[[Any, Any], Model]
 
     def with_options(self, **options: Any) -> "SamplerStep":
         """The same with other options of the sampler."""
@@ -66,7 +66,7 @@ class SamplerStep:
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
         """The state at s and the data predicted on the way, from the state x (B, ...) at t > s."""
-        eps = Watched(self.bind(condition, uncond_condition), self.schedule)
+        eps = Watched(self.bind(condition, uncond_condition))
         sampler = self.with_options(**options).sampler
         plan = make_plan(sampler, self.schedule, times=torch.stack([as_float64(t), as_float64(s)]))
         plan = plan.with_tau(as_float64(t_ratio) * plan.t[:-1])

@@ -8,7 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .._files import read_json, write_json
-from .budget import Budget, Cost, CostLog, Meter
+from ..models.counting import Cost, CostLog
+from .budget import Budget, BudgetMeter
 from .checkpoint import same
 
 FORMAT = "time-tuner partial plan"
@@ -86,7 +87,7 @@ class TuningRun:
         self.cost_log = CostLog() if cost_log is None else cost_log
         self.stopped: str | None = None
         kept = self._kept(say or (lambda sentence: None))
-        self.meter = Meter(budget or Budget(), self.cost_log, kept.get("seconds", 0.0))
+        self.meter = BudgetMeter(budget or Budget(), self.cost_log, kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.meter.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None

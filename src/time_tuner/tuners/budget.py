@@ -1,31 +1,14 @@
-"""What tuning may cost, and what it has cost: network calls, sample evaluations, seconds."""
+"""What tuning may cost, in network calls or in seconds."""
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
-from torch import Tensor
+from ..models.counting import Cost, CostLog
 
 _FORMS = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>calls?|s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Network calls, and the samples in them: batch x forward, a backward as two forwards."""
-
-    calls: int = 0
-    evaluations: int = 0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
-
-    def __mul__(self, times: int) -> "Cost":
-        return Cost(self.calls * times, self.evaluations * times)
 
 
 @dataclass(frozen=True)
@@ -70,48 +53,11 @@ class Budget:
 
 
 def forward(samples: int, batch: int | None = None) -> Cost:
-    """The cost of asking the network once about so many samples, at most `batch` at a time."""
+    """The cost of one prediction for so many samples, at most `batch` in a network call."""
     return Cost(-(-samples // (batch or samples)), samples)
 
 
-@dataclass
-class CostLog:
-    """What was spent, and on what: every call is booked under the purpose that it is made for."""
-
-    current: str = "tuning"
-    spent: dict[str, Cost] = field(default_factory=dict)
-
-    @contextmanager
-    def purpose(self, name: str) -> Iterator[None]:
-        """Book what is called in the block under another purpose."""
-        before, self.current = self.current, name
-        try:
-            yield
-        finally:
-            self.current = before
-
-    def count(self, said: Any) -> Any:
-        """Book one call of the network, which gave `said`; and its backward, if there will be one."""
-        if isinstance(said, Tensor):
-            self.add(Cost(1, len(said)))
-            if said.requires_grad:
-                purpose = self.current
-                said.register_hook(lambda gradient: self.add(Cost(2, 2 * len(gradient)), purpose))
-        return said
-
-    def add(self, cost: Cost, purpose: str | None = None) -> None:
-        purpose = purpose or self.current
-        self.spent[purpose] = self.of(purpose) + cost
-
-    def of(self, purpose: str) -> Cost:
-        """What was spent on one purpose."""
-        return self.spent.get(purpose, Cost())
-
-    def to_dict(self) -> dict[str, dict[str, int]]:
-        return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
-
-
-class Meter:
+class BudgetMeter:
     """How far a budget is used up, by what a cost_log holds under "tuning" and by the clock.
 
     Args:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
-from ..models.batching import BatchedModel, select
+from ..models.base import Model, as_model
+from ..models.batching import BatchedModel
+from ..models.counting import CostLog
 from ..noise import _BLOCK, DATA, HELD_OUT, NOISE, SeededNoise, first_seed
 from ..plans.build import reference_plan
-from ..sampling import Eps, sample
+from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule, Point
 
 ANSWERS = 100  # numbers by which a model is known again
@@ -32,7 +34,7 @@ class CalibrationBatch:
         condition: what belongs to the data, (B, ...), where a step function of the user's asks for it.
     """
 
-    model: Eps
+    model: Model
     x0: Tensor
     noise: Tensor
     first: int
@@ -58,25 +60,29 @@ class Calibration:
         seed: of everything that is drawn.
         shape: of one sample; needed when neither data nor `eps.shape` tells.
         device: where the model is.
+        cost_log: where the network calls for the model's own samples are counted.
     """
 
     def __init__(
         self,
-        eps: Eps,
+        eps: ModelLike,
         schedule: NoiseSchedule,
         data: Any = None,
         samples: int = 256,
         seed: int = 0,
         shape: tuple[int, ...] | None = None,
         device: torch.device | str = "cpu",
+        cost_log: CostLog | None = None,
     ) -> None:
         samples, seed = check_int("samples", samples, 2), check_int("seed", seed)
         sizes = shape if isinstance(shape, Sequence) else ()
         if shape is not None and not (sizes and all(isinstance(size, Integral) and size > 0 for size in sizes)):
             raise ValueError(f"shape must be that of one sample, as in (3, 32, 32), got {shape!r}")
-        self.eps = eps if isinstance(eps, BatchedModel) else BatchedModel(eps, samples)
+        model = as_model(eps, schedule, shape)
+        self.model = model if isinstance(model, BatchedModel) else BatchedModel(model, samples)
+        self.cost_log = CostLog() if cost_log is None else cost_log
         self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
-        known = shape if shape is not None else getattr(eps, "shape", None)
+        known = self.model.shape if shape is None else shape
         self.taught: dict[Any, Any] = {}  # runs of a teacher, for plans that are tuned on them one after another
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
@@ -100,8 +106,8 @@ class Calibration:
         if self._data is None:
             x = SeededNoise(first_seed(self.seed, DATA))(self._empty(self.samples))
             plan = reference_plan(self.schedule, 0.0, OWN_CALLS)
-            with self.eps.cost_log.purpose("data"):
-                return sample(self.eps, plan, plan.initial_state(x))
+            with self.cost_log.purpose("data"):
+                return sample(self.model, plan, plan.initial_state(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 
@@ -124,15 +130,15 @@ class Calibration:
         count = min(self.samples, model.batch or self.samples)
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
         x = float(p.scale) * SeededNoise(0)(self._empty(count))
-        said = select(model, torch.arange(count))(x, p.t, p.t).double().flatten().nan_to_num()
+        said = model(x, p.t, p.t).double().flatten().nan_to_num()
         return [float(f"{value:.4g}") for value in said[:: max(1, len(said) // ANSWERS)][:ANSWERS]]
 
-    def draws(self, model: Eps) -> CalibrationBatch:
+    def draws(self, model: Model) -> CalibrationBatch:
         """The data with noise, the same at every call."""
         first = first_seed(self.seed, NOISE)
         return CalibrationBatch(model, self.x0, SeededNoise(first)(self.x0), first)
 
-    def batch(self, model: Eps, i: int, size: int) -> CalibrationBatch:
+    def batch(self, model: Model, i: int, size: int) -> CalibrationBatch:
         """Batch number i of an endless stream: data drawn with replacement from all there is, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
         first = first_seed(self.seed, NOISE) + (i + 1) * size

@@ -1,19 +1,19 @@
 """Whether a tuned plan is better: judged on noise it was not tuned on, against a many-step run from the same noise."""
 
 import math
-from contextlib import nullcontext
 from copy import copy
 
 import torch
 from torch import Tensor
 
+from ..models.base import Model, as_model
 from ..models.batching import BatchedModel
+from ..models.counting import CostLog, CountedModel
 from ..noise import SeededNoise
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import Eps, sample
+from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule
-from .budget import CostLog
 
 
 class ReferenceDistance:
@@ -24,48 +24,51 @@ class ReferenceDistance:
     the energy distance 2 E |x - y| - E |x - x'| - E |y - y'| between the two sets of ends (Szekely & Rizzo, 2013).
 
     Args:
-        eps: the model.
+        model: the model.
         schedule: its noise schedule.
-        end: the time at which the plans to be judged end.
-        x: standard normal noise (B, ...) that no tuning has seen.
-        calls: of the many-step run.
+        end: the time at which the plans end whose distance is measured.
+        x: standard normal noise (B, ...) that no tuning has used.
+        calls: network calls of the many-step run.
         seed: of the noise that stochastic samplers draw, the same for every plan.
     """
 
     def __init__(
-        self, eps: Eps, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
+        self, model: ModelLike, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
     ) -> None:
-        self.eps, self.x, self.seed, self.end = eps, x, seed, end
+        self.model: Model = BatchedModel(as_model(model, schedule))
+        self.x, self.seed, self.end = x, seed, end
         reference = reference_plan(schedule, end, calls)
-        cost_log = getattr(eps, "cost_log", None)
-        with nullcontext() if cost_log is None else cost_log.purpose("reference"):
-            self.reference = sample(eps, reference, reference.initial_state(x))
+        self.reference = sample(self.model, reference, reference.initial_state(x))
 
     def __call__(self, plan: Plan) -> float:
         """The measure of a plan.
 
         Raises:
-            ValueError: the plan ends at another time than the judge's.
+            ValueError: the plan ends at another time.
         """
         return float(self.per_sample(plan).mean())
 
     def per_sample(self, plan: Plan) -> Tensor:
         """What each sample contributes to the measure of a plan, (B,): their mean is the measure."""
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
-            raise ValueError(f"plan ends at t = {float(plan.t[-1]):.6g}, the judge was made for t = {self.end:.6g}")
-        return self._shares(sample(self.eps, plan, plan.initial_state(self.x), SeededNoise(self.seed)), plan.stochastic)
+            raise ValueError(
+                f"plan must end where the reference run does, at t = {self.end:.6g}, got t = {float(plan.t[-1]):.6g}"
+            )
+        return self._per_sample(
+            sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed)), plan.stochastic
+        )
 
-    def booked(self, cost_log: CostLog) -> "ReferenceDistance":
-        """The same judge, whose network calls are booked here."""
+    def counted(self, cost_log: CostLog) -> "ReferenceDistance":
+        """The same measure, whose network calls are counted in this log."""
         other = copy(self)
-        other.eps = BatchedModel(self.eps, getattr(self.eps, "batch", None), cost_log)
+        other.model = CountedModel(self.model, cost_log)
         return other
 
     def distance(self, ends: Tensor, stochastic: bool = False) -> float:
         """The measure of states (B, ...) in which runs from `x` have ended."""
-        return float(self._shares(ends, stochastic).mean())
+        return float(self._per_sample(ends, stochastic).mean())
 
-    def _shares(self, ends: Tensor, stochastic: bool) -> Tensor:
+    def _per_sample(self, ends: Tensor, stochastic: bool) -> Tensor:
         x, y = ends.double().flatten(1), self.reference.double().flatten(1)
         if not stochastic:
             apart: Tensor = (x - y).norm(dim=1)

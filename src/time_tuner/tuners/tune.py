@@ -9,11 +9,13 @@ from typing import Any, TypeAlias
 import torch
 
 from .._checks import check_int
+from ..models.base import as_model
 from ..models.batching import BatchedModel
+from ..models.counting import Cost, CostLog, CountedModel
 from ..plans.plan import Plan
-from ..sampling import Eps, check_model, check_schedule
+from ..sampling import ModelLike, check_schedule
 from .base import Progress, TuningRun, tqdm_bar
-from .budget import Budget, Cost, CostLog, forward
+from .budget import Budget, forward
 from .calibration import OWN_CALLS, Calibration
 from .checkpoint import plain, versions
 from .guard import ReferenceDistance, guarded
@@ -39,7 +41,7 @@ REFERENCE_CALLS = 100
 
 
 def tune(
-    eps: Eps,
+    eps: ModelLike,
     plan: Plan,
     method: str = "sequential",
     data: Any = None,
@@ -109,17 +111,18 @@ def tune(
     for name, path in (("checkpoint", checkpoint), ("cache", options.get("cache"))):
         if not isinstance(path, str | PathLike | None):
             raise ValueError(f"{name} must be a path, got {path!r}")
-    check_model(eps)
-    check_schedule(eps, plan)
+    model = as_model(eps, plan.schedule, shape)
+    check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
-    bound = getattr(eps, "samples", None)
-    if isinstance(bound, int) and bound != samples:
-        raise ValueError(f"samples must be as many as the model has conditions, {bound}, got {samples}")
+    if model.num_conditions is not None and model.num_conditions > samples:
+        raise ValueError(
+            f"samples must be at least as many as the model has conditions, {model.num_conditions}, got {samples}"
+        )
     cost_log = CostLog()
-    network = BatchedModel(eps, _batch(batch, samples, device, options), cost_log)
+    network = BatchedModel(CountedModel(model, cost_log), _batch(batch, samples, device, options))
     if not isinstance(data, Calibration):
-        calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device)
+        calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device, cost_log)
     made: dict[str, Any] = {
         "plan": plan.to_dict(),
         "method": method,
@@ -131,7 +134,7 @@ def tune(
         "versions": versions(),
     }
     if checkpoint is not None:
-        made["model"] = calibration.answer(BatchedModel(eps, network.batch))  # a call that is no part of the work
+        made["model"] = calibration.answer(BatchedModel(model, network.batch))  # a call that is no part of the work
     tell = tqdm_bar(method) if progress is True or verbose else progress or None
     run = TuningRun(Budget.parse(budget), cost_log, None if checkpoint is None else Path(checkpoint), made, tell, say)
     if run.plan is not None:
@@ -146,11 +149,11 @@ def tune(
     )
     if guard is not False:
         if isinstance(guard, ReferenceDistance):
-            judge = guard.booked(cost_log)
+            judge = guard.counted(cost_log)
         else:
-            judge = ReferenceDistance(
-                network, plan.schedule, float(plan.t[-1]), calibration.held_out(), REFERENCE_CALLS, seed
-            )
+            end, noise = float(plan.t[-1]), calibration.held_out()
+            with cost_log.purpose("reference"):
+                judge = ReferenceDistance(network, plan.schedule, end, noise, REFERENCE_CALLS, seed)
         with cost_log.purpose("guard"):
             tuned = guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
     tuned = tuned.with_provenance(cost=cost_log.to_dict())
@@ -223,7 +226,7 @@ def _batch(batch: int | None, samples: int, device: torch.device | str, options:
 
 
 def tune_several(
-    eps: Eps,
+    eps: ModelLike,
     plans: Sequence[Plan],
     method: str = "joint",
     data: Any = None,
@@ -254,7 +257,7 @@ def tune_several(
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
-        data = Calibration(BatchedModel(eps, samples), plans[0].schedule, data, samples, seed, shape, device)
+        data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device)
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")

@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ...models.batching import BatchedModel
-from ...models.checkpointing import CheckpointedModel, crowded
+from ...models.base import HookedModel, Model, for_rows
+from ...models.batching import BatchedModel, accepts_times
+from ...models.checkpointing import CheckpointedModel, needs_checkpointing
+from ...models.counting import CostLog
 from ...plans.plan import Plan
-from ...sampling import Eps, HookedModel, predict, sample, trajectory
+from ...sampling import predict, sample, trajectory
 from ..timesteps.objectives import numbers_of
 from .parameters import Parameters
 from .teacher import Pairs
@@ -55,32 +57,32 @@ class TeacherLoss:
     """How far plans end from where the teacher ends.
 
     Attributes:
-        eps: the model.
+        model: the model.
         pairs: the teacher's.
         distance: of two ends.
-        samples: how many samples the conditions of the model are for; pair i has those of sample i % samples.
+        cost_log: where its network calls are counted.
     """
 
-    eps: BatchedModel
+    model: BatchedModel
     pairs: Pairs
     distance: Distance
-    samples: int
+    cost_log: CostLog
 
     def time_slopes(self, plan: Plan, parts: Sequence[str]) -> TimeGradients:
         """How the slopes in the times are told of this model, where any of them change."""
         if not {"times", "tau"} & set(parts):
             return TimeGradients()
         two = torch.arange(min(2, len(self.pairs.x)))
-        eps, x = self.eps.select(two % self.samples), self.pairs.x[two]
-        with self.eps.cost_log.purpose("sizing"):
-            if eps.takes_times(x, plan.taus[-1].detach()):
+        model, x = for_rows(self.model, two), self.pairs.x[two]
+        with self.cost_log.purpose("sizing"):
+            if accepts_times(model, x, plan.taus[-1].detach()):
                 with torch.enable_grad():
                     tau = plan.taus[-1].detach().expand(len(x)).clone().requires_grad_()
-                    said = eps(x, tau.detach(), tau)
+                    said = model(x, tau.detach(), tau)
                     if said.requires_grad and (torch.autograd.grad(said.sum(), tau, allow_unused=True)[0] is not None):
                         return TimeGradients(by_gradient=True, by_asking=("tau",))
             with torch.no_grad():
-                first, last = (eps(x, plan.t[k], plan.taus[-1]) for k in (0, -2))
+                first, last = (model(x, plan.t[k], plan.taus[-1]) for k in (0, -2))
         # Where steps move, tau moves with them; t matters to what a network for x0 or v says of the noise.
         alike = torch.equal(first, last) or "times" not in parts
         return TimeGradients(by_asking=("tau",) if alike else ("tau", "t"))
@@ -88,7 +90,7 @@ class TeacherLoss:
     @torch.no_grad()
     def of(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan break."""
-        taken, pairs = self.eps.select(rows % self.samples), self.pairs[rows]
+        taken, pairs = for_rows(self.model, rows), self.pairs[rows]
         end = plan.initial_state(pairs.x)
         for end in trajectory(taken, plan, end):  # noqa: B007, B020 - the last state is what is wanted
             pass
@@ -99,12 +101,13 @@ class TeacherLoss:
     def check(self, plan: Plan, loss: float, rows: Tensor) -> None:
         """Raise a ValueError that says where the runs of the plan break, if its loss on these pairs is infinite."""
         if math.isinf(loss):
-            sample(self.eps.select(rows % self.samples), plan, plan.initial_state(self.pairs[rows].x))
+            sample(for_rows(self.model, rows), plan, plan.initial_state(self.pairs[rows].x))
 
     def crowded(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run of these pairs are more than memory should hold."""
-        with self.eps.cost_log.purpose("sizing"):  # not of the tuning: it is asked again when a run is continued
-            return crowded(self.eps.select(rows % self.samples), self.pairs.x[rows], plan)
+        with self.cost_log.purpose("sizing"):  # not of the tuning: it is asked again when a run is continued
+            p = plan.point(len(plan) - 1)
+            return needs_checkpointing(for_rows(self.model, rows), self.pairs.x[rows], p.t, len(plan))
 
     def slopes(
         self,
@@ -131,7 +134,7 @@ class TeacherLoss:
             draw: where u comes from; None for the gradient alone.
             checkpoint: keep the activations of one call at a time.
         """
-        taken, pairs = self.eps.select(rows % self.samples), self.pairs[rows]
+        taken, pairs = for_rows(self.model, rows), self.pairs[rows]
         with torch.enable_grad():
             plan, numbers, derivative = parameters.linear(v)
             eps = HookedModel(CheckpointedModel(taken) if checkpoint else taken, _with_gradient)
@@ -160,7 +163,7 @@ class TeacherLoss:
         return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
+def run_each(eps: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
     """The end of a run in which each sample has the numbers of `Parameters.linear` for its own, and these, (B, M), by
     which the end has a gradient."""
     calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
@@ -174,7 +177,7 @@ def run_each(eps: Eps, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradie
     return state, own
 
 
-def _said(eps: Eps, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
+def _said(eps: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
     """What the network says of x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
     if times.by_gradient and plan.rows[k].predicts == "eps":
         own = {name: log.flatten().double().exp() for name, log in logs.items()}

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.base import Model
+from ...models.counting import Cost
 from ...plans.plan import Plan
-from ...sampling import Eps
-from ..budget import Budget, Cost, forward
+from ..budget import Budget, forward
 from .successive_halving import max_candidates, num_rounds
 from .teacher import teaching
 
@@ -33,7 +34,7 @@ def next_look(done: int) -> int:
     return done + LOOK + done // 3
 
 
-def seconds_a_call(eps: Eps, plan: Plan, noise: Tensor) -> float:
+def seconds_a_call(eps: Model, plan: Plan, noise: Tensor) -> float:
     """How long the model takes for a batch like this one: the shortest of some calls, the first of which is slow; of a
     small model at least what the arithmetic around a call takes."""
     x, p = plan.initial_state(noise), plan.point(len(plan) - 1)

@@ -10,14 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..._files import replacing
-from ...models.batching import select
+from ...models.base import Model, for_rows
+from ...models.counting import Cost
 from ...noise import SeededNoise
 from ...plans.build import reference_plan
 from ...plans.plan import Plan
 from ...samplers.unipc import UniPC
-from ...sampling import Eps, sample
+from ...sampling import sample
 from ..base import TuningRun
-from ..budget import Cost, forward
+from ..budget import forward
 
 BATCH = 64
 CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every end that is off
@@ -49,17 +50,16 @@ def teaching(runs: int, calls: int, batch: int | None) -> Cost:
 
 @torch.no_grad()
 def teach(
-    eps: Eps,
+    model: Model,
     plan: Plan,
     first: int,
     like: Tensor,
-    samples: int,
     run: TuningRun,
     cache: Path | None = None,
     batch: int | None = None,
 ) -> Pairs:
-    """The pairs of the seeds `first`, `first + 1`, ..., as many as `like` (N, ...) has rows, of a model that has the
-    conditions of so many `samples`, which are dealt out in turn.
+    """The pairs of the seeds `first`, `first + 1`, ..., as many as `like` (N, ...) has rows; pair i is under condition i
+    modulo the number of conditions of the model.
 
     They are made 64 at a time, or as many of these as fill network calls of `batch` samples. With a `cache` they are on
     disk as soon as they are done: a run that was interrupted goes on from there, and one that has all of it calls the
@@ -76,13 +76,13 @@ def teach(
     )
     with bar, run.cost_log.purpose("teacher"):
         if len(ends):
-            again = sample(select(eps, torch.arange(1)), plan, plan.initial_state(x[:1]))
+            again = sample(for_rows(model, torch.arange(1)), plan, plan.initial_state(x[:1]))
             if not torch.allclose(again, ends[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
         at_once = BATCH // batch * batch if batch and batch < BATCH else BATCH
         while len(ends) < len(x):
             rows = torch.arange(len(ends), min(len(ends) + at_once, len(x)))
-            end = sample(select(eps, rows % samples), plan, plan.initial_state(x[rows]))
+            end = sample(for_rows(model, rows), plan, plan.initial_state(x[rows]))
             ends = torch.cat([ends, end])
             if cache is not None:
                 _write(cache, ends, made)

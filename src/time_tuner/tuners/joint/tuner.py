@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..._checks import accepts, check_int
+from ...models.base import for_rows
 from ...models.batching import BatchedModel
+from ...models.counting import Cost
 from ...noise import SeededNoise, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
-from ..budget import Cost, forward
+from ..budget import forward
 from ..calibration import Calibration
 from .candidates import candidate_plans
 from .gauss_newton import GaussNewton
@@ -102,7 +104,7 @@ class Joint:
         if not run.state:
             _try_out(eps, Parameters(plan, parts), distance, calibration, run, checkpoint_steps is not False)
         taught = _taught(eps, teacher, size["pairs"], calibration, run, None if cache is None else Path(cache))
-        lesson = TeacherLoss(eps, taught, distance, calibration.samples)
+        lesson = TeacherLoss(eps, taught, distance, run.cost_log)
         search = _Search(lesson, parts, size, run, checkpoint_steps)
         found, notes = search(plans, sure, count)
         made = {"tune": list(parts), "teacher": repr(teacher), "pairs": len(taught)}
@@ -164,7 +166,7 @@ def _try_out(
     """Raise a ValueError if the network or the distance has no gradient, before the teacher's runs are made."""
     two = torch.empty(2, *calibration.shape, device=calibration.device)
     x = SeededNoise(first_seed(calibration.seed, TEACHER))(two)
-    lesson, v = TeacherLoss(eps, Pairs(x, x), distance, calibration.samples), torch.zeros(len(parameters)).double()
+    lesson, v = TeacherLoss(eps, Pairs(x, x), distance, run.cost_log), torch.zeros(len(parameters)).double()
     with run.cost_log.purpose("sizing"):
         lesson.slopes(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
@@ -177,7 +179,7 @@ def _taught(
     if key not in calibration.taught:
         like = torch.empty(pairs, *calibration.shape, device=calibration.device)
         first = first_seed(calibration.seed, TEACHER)
-        calibration.taught[key] = teach(eps, teacher, first, like, calibration.samples, run, cache, eps.batch)
+        calibration.taught[key] = teach(eps, teacher, first, like, run, cache, eps.batch)
     taught: Pairs = calibration.taught[key]
     return taught
 
@@ -196,7 +198,7 @@ def _size(
     iterations = None if iterations is None else check_int("iterations", iterations, 1)
     call, budget = 0.0, run.meter.budget
     if budget.calls is None and (pairs is None or iterations is None):
-        model = eps.select(torch.arange(BATCH) % calibration.samples)
+        model = for_rows(eps, torch.arange(BATCH))
         with run.cost_log.purpose("sizing"):
             call = seconds_a_call(model, plan, torch.zeros(BATCH, *calibration.shape, device=calibration.device))
     return sizes(plan, teacher, call, budget, pairs, iterations, eps.batch)
@@ -309,7 +311,7 @@ class _Search:
 
     def _calls(self, plan: Plan, count: int) -> int:
         """The network calls of a run of so many pairs."""
-        return len(plan) * forward(count, self.lesson.eps.batch).calls
+        return len(plan) * forward(count, self.lesson.model.batch).calls
 
     def _share(self) -> float:
         """How much of the budget is used up."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models.batching import BatchedModel
+from ...models.batching import BatchedModel, accepts_times
 from ..base import TuningRun
 from ..budget import forward
 from ..calibration import CalibrationBatch
@@ -141,7 +141,7 @@ class Search:
         if self.steps < 2 or not isinstance(self.run, PlanRun) or not isinstance(model, BatchedModel):
             return False
         larger = model.batch is None or model.batch > len(self.draws.x0)  # else there is nothing to gain
-        return larger and model.takes_times(self.draws.at(p), p.t)
+        return larger and accepts_times(model, self.draws.at(p), p.t)
 
     def _one_by_one(self) -> None:
         sequential = self.strategy == "sequential"

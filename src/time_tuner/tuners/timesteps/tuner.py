@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...models.batching import BatchedModel
+from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..base import TuningRun
-from ..budget import Cost, forward
+from ..budget import forward
 from ..calibration import Calibration
 from .adam import adam
 from .objectives import Asked, find_objective

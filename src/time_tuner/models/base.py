@@ -1,0 +1,199 @@
+"""What a model is, a noise prediction eps(x, t, tau) that knows its noise schedule; and models around models."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from copy import copy
+from inspect import signature
+from typing import Any, Self, TypeAlias
+
+from torch import Tensor, nn
+
+from .._checks import accepts
+from ..schedules import NoiseSchedule, Point, as_float64
+
+Hook: TypeAlias = Callable[[str, Tensor, Any, Tensor], None]
+"""`hook(quantity, x, t, prediction)`: called after every prediction of a model; quantity is "eps" or "x0"."""
+
+
+class Model(ABC):
+    """A prediction of the noise in a state.
+
+    `model(x, t, tau)` predicts the noise eps in the states x (B, ...) at the solver's time t, which fixes alpha and
+    sigma; its network receives tau in place of t (Xia et al., 2024). `model.x0(x, t, tau)` predicts the data. Times
+    are numbers, or tensors of shape () or (B,).
+
+    Attributes:
+        schedule: the noise schedule of the network.
+        shape: of one sample, without the batch; None where it is not known.
+        num_conditions: how many conditions the model holds: row i of a batch of as many rows is under condition i.
+            None: all rows share one, whatever their number.
+    """
+
+    schedule: NoiseSchedule
+    shape: tuple[int, ...] | None = None
+    num_conditions: int | None = None
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x, (B, ...); tau is t by default."""
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The data in x, (B, ...): (x - sigma eps) / alpha, unless the model predicts it otherwise.
+
+        Raises:
+            ValueError: alpha = 0 at t, where the noise does not determine the data.
+        """
+        p = for_samples(self.schedule.at(t), x)
+        if (p.alpha == 0).any():
+            raise ValueError(
+                f"eps has no .x0, which is needed at t = {float(p.t.max()):.4g}: alpha is 0 there, and the noise does "
+                "not determine the data; give a model from model_wrapper, or start the run a little later (times=)"
+            )
+        return (x - p.sigma * check_prediction(self(x, t, tau), x)) / p.alpha
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x for the quantity "eps", the data for "x0", (B, ...)."""
+        return self.x0(x, t, tau) if quantity == "x0" else self(x, t, tau)
+
+    def select(self, rows: Tensor) -> "Model":
+        """The model for some rows (n,) of the batch, each under the condition that it has there."""
+        return self
+
+    def rounded_times(self, tau: Any) -> Tensor:
+        """The times that the network really receives for tau, of the same shape: rounded where the network rounds."""
+        return as_float64(tau).detach()
+
+
+class ModelAround(Model):
+    """A model around another one, which does something before or after each of its predictions.
+
+    A subclass implements `predict`, for both quantities; `select` keeps it around the selected model.
+
+    Args:
+        inner: the model inside.
+    """
+
+    def __init__(self, inner: Model) -> None:
+        self.inner = inner
+        self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.predict("eps", x, t, tau)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.predict("x0", x, t, tau)
+
+    @abstractmethod
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x for the quantity "eps", the data for "x0", (B, ...)."""
+
+    def around(self, inner: Model) -> Self:
+        """The same around another model."""
+        other = copy(self)
+        other.inner, other.num_conditions = inner, inner.num_conditions
+        return other
+
+    def select(self, rows: Tensor) -> "ModelAround":
+        return self.around(self.inner.select(rows))
+
+    def rounded_times(self, tau: Any) -> Tensor:
+        return self.inner.rounded_times(tau)
+
+
+class HookedModel(ModelAround):
+    """A model that calls a hook after each of its predictions."""
+
+    def __init__(self, inner: Model, hook: Hook) -> None:
+        super().__init__(inner)
+        self.hook = hook
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        prediction = self.inner.predict(quantity, x, t, tau)
+        self.hook(quantity, x, t, prediction)
+        return prediction
+
+
+class FunctionModel(Model):
+    """A function `eps(x, t, tau)` as a model. What it does not carry as attributes is given, or is not known.
+
+    Args:
+        eps: the function; it may have the attributes of a `Model`: `schedule`, `shape`, `num_conditions`, `x0`,
+            `select`.
+        schedule, shape: of the model, where the function has no such attribute.
+    """
+
+    def __init__(
+        self, eps: Callable[..., Tensor], schedule: NoiseSchedule | None = None, shape: tuple[int, ...] | None = None
+    ) -> None:
+        own = getattr(eps, "schedule", None) or schedule
+        if own is None:
+            raise ValueError("eps has no schedule: give schedule=, the noise schedule of its network")
+        shape = getattr(eps, "shape", None) or shape
+        self.eps, self.schedule = eps, own
+        self.shape = None if shape is None else tuple(shape)
+        self.num_conditions = getattr(eps, "num_conditions", None)
+        self._x0: Callable[..., Tensor] | None = getattr(eps, "x0", None)
+        self._select: Callable[[Tensor], Any] | None = getattr(eps, "select", None)
+        if (self._select is None) != (self.num_conditions is None):
+            raise ValueError("eps must have both select(rows) and num_conditions, or none of them")
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.eps(x, t, t if tau is None else tau)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return super().x0(x, t, tau) if self._x0 is None else self._x0(x, t, t if tau is None else tau)
+
+    def select(self, rows: Tensor) -> Model:
+        return self if self._select is None else as_model(self._select(rows), self.schedule, self.shape)
+
+
+def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, ...] | None = None) -> Model:
+    """A model, or a function `eps(x, t, tau)` as one.
+
+    Args:
+        eps: the model or function.
+        schedule, shape: of a function that does not carry them, see `FunctionModel`.
+
+    Raises:
+        ValueError: something else, such as a network that is not wrapped, or no schedule.
+    """
+    if isinstance(eps, Model):
+        return eps
+    way_out = "wrap a network with model_wrapper(network, schedule)"
+    # A network's own third argument is rarely tau: a condition that receives a time would be wrong in silence.
+    if isinstance(eps, nn.Module) and "tau" not in signature(eps.forward).parameters:
+        raise ValueError(
+            f"eps must be a model or a function eps(x, t, tau), got the network {type(eps).__name__}: {way_out}"
+        )
+    if isinstance(eps, type) or not accepts(eps, 3):
+        raise ValueError(f"eps must be a model or a function eps(x, t, tau), got {eps!r}: {way_out}")
+    return FunctionModel(eps, schedule, shape)
+
+
+def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
+    """The prediction, if it is a tensor of the shape of x.
+
+    Raises:
+        ValueError: it is something else; `where` is added to the message.
+    """
+    if isinstance(prediction, Tensor) and prediction.shape == x.shape:
+        return prediction
+    got = f"shape {tuple(prediction.shape)}" if isinstance(prediction, Tensor) else type(prediction).__name__
+    raise ValueError(
+        f"eps must return a tensor of the shape of x, {tuple(x.shape)}, got {got}{where} "
+        "(a network with learned variance returns twice the channels: model_wrapper keeps the first half)"
+    )
+
+
+def for_samples(p: Point, x: Tensor) -> Point:
+    """The point of every sample, where they have times (B,) of their own, as it broadcasts against x (B, ...)."""
+    if not p.t.dim():
+        return p
+    if p.t.shape != (len(x),):
+        raise ValueError(f"t must be one time, or one for each sample of x, {len(x)}, got shape {tuple(p.t.shape)}")
+    return Point(*(value.to(x).view(-1, *[1] * (x.dim() - 1)) for value in (p.t, p.alpha, p.sigma)))
+
+
+def for_rows(model: Model, rows: Tensor) -> Model:
+    """The model for the samples with these numbers, (n,): sample i is under condition i modulo their number."""
+    return model if model.num_conditions is None else model.select(rows % model.num_conditions)

@@ -1,0 +1,75 @@
+"""Counts of network calls and sample evaluations, by purpose."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .base import Model, ModelAround
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Network calls, and the sample evaluations in them: batch x forward, a backward as two forwards."""
+
+    calls: int = 0
+    evaluations: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.calls * times, self.evaluations * times)
+
+
+@dataclass
+class CostLog:
+    """What was spent, by purpose.
+
+    Attributes:
+        current: the purpose of the calls that are made now.
+        spent: the cost of each purpose.
+    """
+
+    current: str = "tuning"
+    spent: dict[str, Cost] = field(default_factory=dict)
+
+    @contextmanager
+    def purpose(self, name: str) -> Iterator[None]:
+        """Calls in the block are counted under this purpose."""
+        before, self.current = self.current, name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def add(self, cost: Cost, purpose: str | None = None) -> None:
+        """Count a cost, under the current purpose by default."""
+        purpose = purpose or self.current
+        self.spent[purpose] = self.of(purpose) + cost
+
+    def of(self, purpose: str) -> Cost:
+        """What was spent on one purpose."""
+        return self.spent.get(purpose, Cost())
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
+
+
+class CountedModel(ModelAround):
+    """A model whose network calls are counted in a log, and their backward passes too."""
+
+    def __init__(self, inner: Model, cost_log: CostLog) -> None:
+        super().__init__(inner)
+        self.cost_log = cost_log
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        prediction = self.inner.predict(quantity, x, t, tau)
+        if isinstance(prediction, Tensor):
+            self.cost_log.add(Cost(1, len(prediction)))
+            if prediction.requires_grad:
+                log, purpose = self.cost_log, self.cost_log.current
+                prediction.register_hook(lambda gradient: log.add(Cost(2, 2 * len(gradient)), purpose))
+        return prediction

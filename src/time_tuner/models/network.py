@@ -1,0 +1,117 @@
+"""A network as a model: its prediction type, the unit and the dtype of its time, and its condition."""
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedules import NoiseSchedule, as_float64
+from .base import Model, for_samples
+from .predictions import Prediction
+
+TIME_DTYPES = ("float32", "int", "bfloat16", "float16")
+
+
+class NetworkModel(Model):
+    """A network under conditions of its own, without guidance; made by `model_wrapper(...).bind(...)`.
+
+    Args:
+        network: called `network(x, time, [condition], **kwargs)` with the network time (B,).
+        schedule: the noise schedule that it was trained with.
+        prediction: what it predicts.
+        kwargs: given to it at every call.
+        time_dtype, shape: see `model_wrapper`.
+        condition: (B, ...), or (1, ...) for one that all samples share; None for a network without a condition.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        kwargs: Mapping[str, Any],
+        time_dtype: str = "float32",
+        shape: tuple[int, ...] | None = None,
+        condition: Tensor | None = None,
+    ) -> None:
+        self.network, self.schedule, self.prediction, self.kwargs = network, schedule, prediction, kwargs
+        self.time_dtype, self.condition = time_dtype, condition
+        self.shape = None if shape is None else tuple(shape)
+        self.num_conditions = None if condition is None or len(condition) == 1 else len(condition)
+
+    def with_condition(self, condition: Tensor | None) -> "NetworkModel":
+        """The network under other conditions."""
+        other = copy(self)
+        other.condition = condition
+        other.num_conditions = None if condition is None or len(condition) == 1 else len(condition)
+        return other
+
+    def select(self, rows: Tensor) -> "NetworkModel":
+        if self.num_conditions is None or self.condition is None:
+            return self
+        return self.with_condition(self.condition[rows.to(self.condition.device)])
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.predict("eps", x, t, tau)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.predict("x0", x, t, tau)
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        p = for_samples(self.schedule.at(t), x)
+        if quantity == "x0" and not self.prediction.determines_data and (p.alpha == 0).any():
+            name = type(self.prediction).__name__.lower()
+            raise ValueError(
+                f"a prediction of the {name} does not determine the data at alpha = 0 (t = {float(p.t.max()):.4g}): "
+                "start the run a little later (times=)"
+            )
+        time = self.input_time(t if tau is None else tau, x)
+        condition = () if self.condition is None else (rows_of("condition", self.condition, x),)
+        output = self.network(self.prediction.network_input(x, p), time, *condition, **self.kwargs)
+        convert = self.prediction.data if quantity == "x0" else self.prediction.noise
+        return convert(_checked(output, x), x, p)
+
+    def input_time(self, tau: Any, x: Tensor) -> Tensor:
+        """What the network receives for tau: (B,), float32, or int64 with time_dtype="int"."""
+        time = self._rounded(self.schedule.network_time(tau))
+        if self.time_dtype == "int":
+            return time.long().expand(len(x)).to(x.device)
+        return time.to(device=x.device, dtype=torch.float32).expand(len(x))
+
+    def rounded_times(self, tau: Any) -> Tensor:
+        tau = as_float64(tau).detach()
+        if self.time_dtype == "float32":
+            return tau
+        return as_float64(self.schedule.from_network_time(self._rounded(self.schedule.network_time(tau))))
+
+    def _rounded(self, time: Tensor) -> Tensor:
+        if self.time_dtype == "float32":
+            return time
+        if self.time_dtype == "int":
+            return torch.round(time.detach())
+        return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
+
+
+def rows_of(name: str, condition: Tensor | None, x: Tensor) -> Tensor:
+    """A condition for every row of x: (1, ...) or (B, ...) -> (B, ...)."""
+    if condition is None:
+        raise ValueError(f"{name}= is needed, of shape (B, ...) or (1, ...)")
+    if len(condition) not in (1, len(x)):
+        raise ValueError(f"{name} must have a batch of 1 or of x, {len(x)}, got shape {tuple(condition.shape)}")
+    return condition.to(x.device).expand(len(x), *condition.shape[1:])
+
+
+def _checked(output: Any, x: Tensor) -> Tensor:
+    """The network's output of the shape of x, without the variance that it may have learned."""
+    values: Any = output if isinstance(output, Tensor) else getattr(output, "sample", output)
+    if not isinstance(values, Tensor):
+        raise ValueError(f"model must return a tensor of the shape of x, {tuple(x.shape)}, got {type(values).__name__}")
+    if x.dim() > 1 and values.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+        return values[:, : x.shape[1]]  # the other half predicts the variance
+    if values.shape != x.shape:
+        raise ValueError(
+            f"model must return a tensor of the shape of x, {tuple(x.shape)}, got shape {tuple(values.shape)}"
+        )
+    return values
