@@ -131,7 +131,7 @@ def test_bundled_model_is_the_wrapped_network(model: LatentDigits) -> None:
     n = torch.full((2,), 299.0)
     eps_c = model.network(x, n, model.embed(labels))
     eps_u = model.network(x, n, model.embed(NULL_LABEL).expand(2, -1))
-    torch.testing.assert_close(bundled.eps(x, 0.3), 2 * eps_c - eps_u)
+    torch.testing.assert_close(bundled(x, 0.3), 2 * eps_c - eps_u)
     torch.testing.assert_close(load_model("latent-digits")(x, 0.3), eps_u)
 
 

@@ -71,7 +71,8 @@ class NetworkModel(Model):
         condition = () if self.condition is None else (rows_of("condition", self.condition, x),)
         output = self.network(self.prediction.network_input(x, p), time, *condition, **self.kwargs)
         convert = self.prediction.data if quantity == "x0" else self.prediction.noise
-        return convert(_checked(output, x), x, p)
+        prediction: Tensor = convert(_checked(output, x), x, p)
+        return prediction
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
         """What the network receives for tau: (B,), float32, or int64 with time_dtype="int"."""
