@@ -370,7 +370,9 @@ def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> Non
         TimeTunerScheduler.from_plan(plan, config(beta_schedule="scaled_linear"))
     with refused("made for another family"):
         TimeTunerScheduler.from_plan(plan, FlowMatchEulerDiscreteScheduler(shift=3.0))
-    with refused("continuous in time: pipelines are told one of N levels"):
+    with refused(
+        r"driven with discrete betas or as a rectified flow, got NoiseScheduleVP\('linear'\): make the plan on"
+    ):
         TimeTunerScheduler.from_plan(make_plan("ddim", NoiseScheduleVP("linear"), 4))
     with refused("one for each number of calls"):
         TimeTunerScheduler.from_plan([plan, plan])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..schedules import NoiseSchedule, NoiseScheduleVE, Point, as_float64
+from ..schedules import NoiseSchedule, Point, as_float64
 
 MODEL_TYPES = ("noise", "x_start", "v", "score", "flow", "edm", "edm_v")
 GUIDANCE_TYPES = ("uncond", "classifier", "classifier-free")
@@ -118,7 +118,7 @@ class model_wrapper:  # noqa: N801 - the published name, called like a function
             raise ValueError(
                 "guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)"
             )
-        if model_type in ("edm", "edm_v") and not isinstance(noise_schedule, NoiseScheduleVE):
+        if model_type in ("edm", "edm_v") and noise_schedule.sigma_data is None:
             raise ValueError(
                 f"model_type={model_type!r} is EDM's preconditioning, on a NoiseScheduleVE, got {noise_schedule!r}"
             )
@@ -266,7 +266,7 @@ class BoundModel:
         self, x: Tensor, t_input: Tensor, condition: Tensor | None, p: Point, convert: Callable[..., Tensor]
     ) -> Tensor:
         w = self.wrapper
-        sigma_data = getattr(w.schedule, "sigma_data", 0.5)
+        sigma_data = w.schedule.sigma_data or 0.5
         edm = w.model_type in ("edm", "edm_v")
         shown = x / torch.sqrt(sigma_data**2 + p.sigma**2) if edm else x  # c_in
         arguments = (shown, t_input) if condition is None else (shown, t_input, condition)

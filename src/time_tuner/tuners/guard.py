@@ -28,8 +28,12 @@ class ReferenceDistance:
         schedule: its noise schedule.
         end: the time at which the plans to be judged end.
         x: standard normal noise (B, ...) that no tuning has seen.
-        calls: of the many-step run.
+        calls: of the many-step run; of a network with fewer trained levels as many as these.
         seed: of the noise that stochastic samplers draw, the same for every plan.
+
+    Attributes:
+        reference: the ends of the many-step run, (B, ...).
+        calls: the calls that it made.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class ReferenceDistance:
     ) -> None:
         self.eps, self.x, self.seed, self.end = eps, x, seed, end
         reference = reference_plan(schedule, end, calls)
+        self.calls = len(reference)
         cost_log = getattr(eps, "cost_log", None)
         with nullcontext() if cost_log is None else cost_log.purpose("reference"):
             self.reference = sample(eps, reference, reference.initial_state(x))
@@ -100,4 +105,5 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
         best, after, reverted = untuned, before, list(range(len(plan)))
     distances = (("untuned", before), ("tuned", after), ("unguarded", bare))
     distance = {name: float(per_sample.mean()) for name, per_sample in distances}
-    return best.with_provenance(**{**plan.provenance, "distance": distance, "reverted_calls": sorted(reverted)})
+    notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": sorted(reverted)}
+    return best.with_provenance(**{**plan.provenance, **notes})
