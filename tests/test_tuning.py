@@ -283,10 +283,10 @@ def test_the_finer_step_is_where_the_exact_solution_is() -> None:
 
 
 def test_an_objective_without_noise_refuses_samplers_with_noise() -> None:
-    with pytest.raises(ValueError, match=r"objective='finer' compares with a run without noise.*'published'"):
+    with pytest.raises(ValueError, match=r"objective='substeps' compares with a run without noise.*'published'"):
         tuned(plan=make_plan("ddpm", SCHEDULE, 5), objective="substeps")
     with pytest.raises(
-        ValueError, match=r"objective must be one of published, noise, finer, or a function, got 'best'"
+        ValueError, match=r"objective must be one of published, noise, substeps, or a function, got 'best'"
     ):
         tuned(objective="best")
 

@@ -118,7 +118,7 @@ def substeps_target(step: Step) -> Tensor:
     run, first = step.run, step.k - step.run.stage(step.k)
     if isinstance(run, PlanRun) and run.plan.rows[step.k].uses_noise:
         raise ValueError(
-            f"objective='finer' compares with a run without noise, {run.plan.sampler!r} draws some: "
+            f"objective='substeps' compares with a run without noise, {run.plan.sampler!r} draws some: "
             "take objective='published' or 'noise'"
         )
     x = step.x if first == step.k else step.state[0][first - step.k].x
