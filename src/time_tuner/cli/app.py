@@ -305,7 +305,7 @@ def compare_command(
         str | None,
         typer.Option(
             "--spacing",
-            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: seed for gaussian, else the sampler's]",
+            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: linspace for gaussian, else the sampler's]",
             show_default=False,
         ),
     ] = None,

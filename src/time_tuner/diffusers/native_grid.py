@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..plans.build import make_plan
+from ..plans.grid import check_noise
 from ..plans.plan import Plan
 from ..samplers import Sampler, sampler_from_dict
 from ..schedules import NoiseSchedule, as_float64
@@ -86,7 +87,12 @@ def untuned(
         calls = check_int("calls", calls, 1)
         to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
         steps = len(sampler.steps(calls, to_zero))
-        plan = make_plan(sampler, schedule, calls, times=own_times(config, schedule, steps))
+        times = own_times(config, schedule, steps)
+        try:
+            check_noise(times, schedule)
+        except ValueError as error:
+            raise ValueError(f"calls={calls} on the grid of the pipeline's own scheduler: {error} (spacing=)") from None
+        plan = make_plan(sampler, schedule, calls, times=times)
     return plan.with_provenance(prediction_type=kind, spacing=spacing or "the pipeline's own")
 
 
