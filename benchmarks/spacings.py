@@ -101,9 +101,11 @@ def main(
         ratios[grid] = {}
         for name in known:
             mine = [column for column in row if column.startswith(f"{name}:")]
-            worth = [row[column] / min(other[column] for other in rows.values() if column in other) for column in mine]
-            if len(worth) == len(calls):
-                ratios[grid][name] = statistics.mean(worth)
+            relative = [
+                row[column] / min(other[column] for other in rows.values() if column in other) for column in mine
+            ]
+            if len(relative) == len(calls):
+                ratios[grid][name] = statistics.mean(relative)
     console.print(shown("mean ratio to the best spacing", ratios, known, 3))
     if out is not None:
         out.write_text(json.dumps({"problem": problem, "rows": rows, "ratios": ratios}, indent=1) + "\n")

@@ -101,8 +101,8 @@ def test_leading_has_no_grid_of_as_many_steps_as_levels() -> None:
     """Its offset of one level leaves N - 1 of them."""
     for schedule in (SCHEDULES["short"], DISCRETE):
         calls = schedule.levels
-        says = rf"calls={calls} with spacing='leading': this spacing does not divide {calls - 1} noise levels"
-        with pytest.raises(ValueError, match=rf"{says}.* into {calls} steps: take fewer calls or another spacing"):
+        message = rf"calls={calls} with spacing='leading': this spacing does not divide {calls - 1} noise levels"
+        with pytest.raises(ValueError, match=rf"{message}.* into {calls} steps: take fewer calls or another spacing"):
             make_plan("ddim", schedule, calls=calls, spacing="leading")
 
 
@@ -172,10 +172,10 @@ def test_part_of_a_list_of_align_your_steps_is_on_its_curve() -> None:
 def test_a_run_that_would_begin_in_data_is_refused(sampler: str, schedule: NoiseSchedule) -> None:
     calls = {"ddim": 1, "heun": 2}[sampler]
     begins = float(SPACINGS["leading"](schedule, 1)[0])
-    says = (
+    message = (
         rf"calls={calls} with spacing='leading': the run would begin at t = {begins:.4g}, .* take more calls or another"
     )
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         make_plan(sampler, schedule, calls, "leading")
     image_to_image = make_plan(sampler, schedule, times=SPACINGS["leading"](schedule, 1))
     assert float(image_to_image.t[0]) == begins
@@ -223,7 +223,7 @@ def noise_of(schedule: NoiseSchedule, times: torch.Tensor) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-def test_grids_by_the_noise_are_even_in_what_they_say(spacing: str, even: Callable, schedule: NoiseSchedule) -> None:
+def test_grids_by_the_noise_are_even_in_their_measure(spacing: str, even: Callable, schedule: NoiseSchedule) -> None:
     times = spacing_of(spacing)(schedule, 9)
     assert times[-1] == 0 and times[0] == schedule.T and float(times[-2]) == schedule.t_min
     infinite = bool(schedule.at(schedule.T).alpha == 0)
@@ -282,7 +282,7 @@ def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"spacing": "karras(rho=0)"}, "rho of karras must be positive, got 0"),
         ({"spacing": "kl_optimal(std=-1)"}, "std of kl_optimal must be positive, got -1"),
@@ -298,6 +298,6 @@ def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
         ({"times": "abc", "unit": "lam"}, "times must be numbers"),
     ],
 )
-def test_what_is_wrong_is_named(options: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_what_is_wrong_is_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_plan("ddim", DISCRETE, calls=None if "times" in options else 5, **options)

@@ -28,7 +28,7 @@ def class_checks(tree: ast.AST) -> set[str]:
 
 
 def test_schedules_answer_for_themselves() -> None:
-    """No code outside `schedules/` asks which class a schedule has: a new one is a class and an entry in the table."""
+    """No code outside `schedules/` tests which class a schedule has: a new one is a class and an entry in the table."""
     outside = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "schedules"]
     assert len(outside) > 50
     found = {
