@@ -3,10 +3,8 @@
 import warnings
 
 import torch
-from torch import Tensor
 
 from ..plans.plan import Plan
-from ..schedules import NoiseScheduleFlow
 
 
 def to_sigmas(plan: Plan) -> list[float]:
@@ -16,17 +14,19 @@ def to_sigmas(plan: Plan) -> list[float]:
     a list cannot hold.
     """
     _warn(plan, "sigmas")
-    if isinstance(plan.schedule, NoiseScheduleFlow):
+    if plan.schedule.shift is not None:
         _say("schedulers of rectified flows apply their shift to sigmas= too: set it to 1 (set_shift(1.0))")
-    p = plan.schedule.at(plan.step_times)
-    return _flow_or_ratio(plan, p.alpha, p.sigma)
+    sigmas = plan.schedule.sigma_ratio(plan.step_times)
+    if torch.isinf(sigmas).any():
+        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
+    return sigmas.tolist()
 
 
 def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
     """Where the plan's steps begin, as the network's levels: for `timesteps=` of a scheduler or a pipeline.
 
-    S falling numbers; rounded to whole ones if `rounded`, as most schedulers do by themselves. Warns of what such a list
-    cannot hold.
+    S falling numbers; rounded to whole ones if `rounded`, as most schedulers do by themselves. Warns of what such a
+    list cannot hold.
     """
     _warn(plan, "timesteps")
     labels = plan.schedule.network_time(plan.step_times[:-1])
@@ -39,14 +39,6 @@ def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
             "whole ones"
         )
     return nearest.tolist()
-
-
-def _flow_or_ratio(plan: Plan, alpha: Tensor, sigma: Tensor) -> list[float]:
-    if isinstance(plan.schedule, NoiseScheduleFlow):
-        return sigma.tolist()
-    if (alpha == 0).any():
-        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
-    return (sigma / alpha).tolist()
 
 
 def _warn(plan: Plan, what: str) -> None:

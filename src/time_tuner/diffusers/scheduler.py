@@ -17,7 +17,7 @@ from ..plans.plan import Plan
 from ..plans.rows import Call
 from ..samplers import Sampler
 from ..sampling import advance
-from ..schedules import NoiseScheduleFlow, NoiseScheduleVE, as_float64
+from ..schedules import as_float64
 from .config import Prediction, check_plan, config_of, prediction_of, schedule_of
 from .native_grid import KNOWN, own_class, untuned
 
@@ -70,8 +70,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         self.plans = {len(plan): plan for plan in held}
         if not held or len(self.plans) < len(held):
             raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in held]}")
-        if any(isinstance(plan.schedule, NoiseScheduleVE) for plan in held):
-            raise ValueError("plans on a variance-exploding schedule do not run in pipelines: run them with `sample`")
+        for plan in held:
+            plan.schedule.scheduler_config()  # raises where pipelines are not driven
         self.prediction = Prediction(prediction_type, float(clip_sample_range) if clip_sample else None)
         self._select(held[0])
 
@@ -303,21 +303,6 @@ def rest(plan: Plan, begin: int) -> Plan:
 
 
 def _entries_of(plan: Plan) -> dict[str, Any]:
-    """What a configuration would say of the plan's schedule and prediction, for diffusers' own schedulers too."""
+    """The scheduler configuration of the plan's network, for diffusers' own schedulers too."""
     kind = plan.provenance.get("prediction_type")
-    values = plan.schedule.to_dict()
-    if isinstance(plan.schedule, NoiseScheduleFlow):
-        return {"prediction_type": kind or "flow_prediction", "shift": values["shift"]}
-    if values.get("schedule") != "discrete":
-        raise ValueError(
-            f"plan was made for {plan.schedule!r}, which is continuous in time: pipelines are told one of N levels; "
-            "make one on the schedule of the pipeline, TimeTunerScheduler.from_config(pipe.scheduler.config, calls=8)"
-        )
-    alpha = plan.schedule.at(torch.arange(1, plan.schedule.total_N + 1) / plan.schedule.total_N).alpha
-    ratio = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
-    betas = values.get("betas") or (1 - (ratio[1:] / ratio[:-1]) ** 2).tolist()
-    return {
-        "prediction_type": kind or "epsilon",
-        "trained_betas": betas,
-        "num_train_timesteps": plan.schedule.total_N,
-    }
+    return plan.schedule.scheduler_config() | ({"prediction_type": kind} if kind else {})

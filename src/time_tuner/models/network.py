@@ -91,7 +91,8 @@ class NetworkModel(Model):
         if self.time_dtype == "float32":
             return time
         if self.time_dtype == "int":
-            return torch.round(time.detach())
+            time = time.detach()
+            return time.round()
         return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
 
 

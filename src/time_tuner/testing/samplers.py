@@ -108,7 +108,8 @@ def _exact_flow(x: Tensor, plan: Plan) -> Tensor:
     def cumulative(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         deviation = (alpha**2 * MIXTURE.std**2 + sigma**2).sqrt()
         parts = torch.special.ndtr((x - alpha * MIXTURE.means[:, 0]) / deviation)
-        return (MIXTURE.weights * parts).sum(1, keepdim=True)
+        total: Tensor = (MIXTURE.weights * parts).sum(1, keepdim=True)
+        return total
 
     p, q = plan.point(0), plan.point(len(plan))
     quantile, low, high = cumulative(x, p.alpha, p.sigma), torch.full_like(x, -9), torch.full_like(x, 9)
@@ -283,7 +284,7 @@ def _check_dtypes(sampler: Sampler) -> None:
 
         got = sample(watched, plan, x, SeededNoise(5))
         holds({got.dtype, *received} == {dtype}, f"states keep their dtype, {dtype}")
-        exact = sample(eps, plan, x.double(), lambda x, single=single: single(x.float()).double())
+        exact = sample(eps, plan, x.double(), _in_double(single))
         close(got.double(), exact, f"states in {dtype} are those in float64", rtol=precision, atol=precision)
     for dtype in (torch.bfloat16, torch.float16):
 
@@ -318,6 +319,10 @@ def _check_start_without_data(sampler: Sampler) -> None:
     holds(bool(end.isfinite().all()) and float(end.abs().max()) < 4, "a run may start at alpha = 0")
     if not plan.stochastic:
         close(end, _exact_flow(x, plan), "a run from alpha = 0 follows the exact flow", rtol=0, atol=0.06)
+
+
+def _in_double(noise: Noise) -> Noise:
+    return lambda x: noise(x.float()).double()
 
 
 class NoReading(TorchFunctionMode):
