@@ -361,7 +361,7 @@ def test_a_schedule_is_one_class_and_one_entry(monkeypatch: pytest.MonkeyPatch) 
     schedule = Cubic()
     check_schedule(schedule)
     for sampler in SAMPLERS:
-        plan = make_plan(sampler, schedule, 7)
+        plan = make_plan(sampler, schedule, 8)
         assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
         assert sample(MIXTURE.eps(schedule), plan, torch.randn(4, 2)).isfinite().all()
     for tuner in TUNERS:

@@ -91,9 +91,9 @@ class NetworkModel(Model):
         if self.time_dtype == "float32":
             return time
         if self.time_dtype == "int":
-            time = time.detach()
-            return time.round()
-        return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
+            return time.detach().round()
+        rounded: Tensor = time.to(getattr(torch, self.time_dtype)).to(time.dtype)
+        return rounded
 
 
 def rows_of(name: str, condition: Tensor | None, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def check_model(model: Model, x: Tensor | None = None, precision: float = 1e-5) 
         x = seeded(count * -(-4 // count), *model.shape).float()
     t = as_float64(model.schedule.t_min + 0.6 * (model.schedule.T - model.schedule.t_min))
     rows = torch.arange(len(x))
-    whole = for_rows(model, rows)
+    whole = model if model.num_conditions in (None, len(x)) else for_rows(model, rows)
     for quantity in ("eps", "x0"):
 
         def predict(part: Model, x: Tensor, tau: Tensor | None = None, quantity: str = quantity) -> Tensor:

@@ -54,7 +54,7 @@ def check_schedule(schedule: NoiseSchedule) -> None:
     even = schedule.even_times(10)
     holds(even.shape == (11,) and bool((even.diff() < 0).all()), "even_times falls, with a time more than steps")
     holds(float(even[0]) == schedule.T and float(even[-1]) == schedule.t_min, "even_times goes from T to t_min")
-    plan = make_plan("ddim", schedule, 6)
+    plan = make_plan("ddim", schedule, min(6, schedule.levels or 6))
     holds(Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan, "a plan on the schedule survives JSON")
     x = plan.initial_state(seeded(4, 2))
     holds(bool(sample(Gaussian(1.0, 0.5).eps(schedule), plan, x).isfinite().all()), "a run on the schedule is finite")
@@ -81,10 +81,10 @@ def check_spacing(name: str, schedule: NoiseSchedule) -> None:
     start, end = low + 0.7 * (high - low), low + 0.2 * (high - low)
     part = spacing(schedule, 4, start, end)
     holds(part.shape == (5,) and bool((part.diff() < 0).all()), f"{name} gives falling times in a range")
-    levels = schedule.levels
-    tolerance = 1e-9 if levels is None else 1.5 * (high - low) / levels
-    holds(abs(float(part[0]) - start) <= tolerance * high, f"{name} begins at start")
-    holds(abs(float(part[-1]) - end) <= tolerance * high, f"{name} ends at end")
+    slack = 1e-9 if schedule.levels is None else 1.5 * (high - low) / schedule.levels
+    step = (start - end) / 4  # the published "leading" grid begins up to a step late
+    holds(start - step - slack <= float(part[0]) <= start + slack, f"{name} begins at start, at most a step late")
+    holds(abs(float(part[-1]) - end) <= slack, f"{name} ends at end")
 
 
 def check_prediction(prediction: Prediction, schedule: NoiseSchedule) -> None:
