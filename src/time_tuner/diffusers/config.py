@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import choose
 from ..models.wrapper import to_data, to_noise
 from ..plans.plan import Plan
 from ..sampling import check_schedule
@@ -31,8 +32,7 @@ class Prediction:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in PREDICTIONS:
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, got {self.kind!r}")
+        choose("prediction_type", self.kind, PREDICTIONS)
 
     def read(self, unit: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
