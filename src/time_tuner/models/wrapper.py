@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .._checks import choose
 from ..schedules import NoiseSchedule, as_schedule
 from .base import Model
 from .guidance import guided
@@ -69,13 +70,9 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         if not callable(model):
             raise ValueError(f"model must be a network, called model(x, time), got {model!r}")
         noise_schedule = as_schedule("noise_schedule", noise_schedule)
-        for name, value, allowed in (
-            ("model_type", model_type, PREDICTIONS),
-            ("guidance_type", guidance_type, GUIDANCE_TYPES),
-            ("time_dtype", time_dtype, TIME_DTYPES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        choose("model_type", model_type, PREDICTIONS)
+        choose("guidance_type", guidance_type, GUIDANCE_TYPES)
+        choose("time_dtype", time_dtype, TIME_DTYPES)
         if guidance_type == "classifier" and classifier_fn is None:
             raise ValueError(
                 "guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)"
