@@ -73,7 +73,9 @@ def _over_levels(
     """
     if schedule.levels is None:
         raise ValueError(f"{schedule!r} has no noise levels to choose from: take karras, kl_optimal or logsnr")
-    times = torch.linspace(schedule.t_min, schedule.T, schedule.levels, dtype=torch.float64)
+    times = schedule.T * torch.arange(1, schedule.levels + 1, dtype=torch.float64) / schedule.levels
+    if schedule.t_min != times[0]:
+        times = torch.linspace(schedule.t_min, schedule.T, schedule.levels, dtype=torch.float64)
     start = schedule.T if start is None else start
     low, high = (int((times <= t * (1 + 1e-9)).sum()) - 1 for t in (end, start))
     n = choose(low, high)
