@@ -12,9 +12,8 @@ from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS
-from ..tuners import OBJECTIVES, Budget
+from ..tuners import OBJECTIVES, TUNERS, Budget
 from ..tuners.joint.parameters import PARTS
-from ..tuners.tune import TUNERS
 from . import options as arguments
 from . import output as report
 from . import sample as drawing
@@ -167,7 +166,7 @@ def tune(
     limit = Budget.parse(budget)
     made_by = sampler_of(sampler)
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
-    options = tuning.options_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
+    tuner = tuning.tuner_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
     counts = sorted({calls, *(more_calls or [])})
     if arguments.is_pipeline(model, prompt, prompts):
         if data_path is not None or dry_run or len(counts) > 1:
@@ -179,7 +178,7 @@ def tune(
 
         given = command.conditions(prompts, prompt, labels) | arguments.guidance(guidance_scale)
         how = {"samples": samples or PIPELINE_SAMPLES, "seed": seed, "batch": batch or PIPELINE_BATCH, "budget": limit}
-        plan = command.tune(model, calls, method, made_by, spacing, options=options, **how, **given)
+        plan = command.tune(model, calls, tuner, made_by, spacing, **how, **given)
         plan.save(out)
         tuning.tell([plan], out)
         return
@@ -189,7 +188,7 @@ def tune(
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
     x0 = None if data_path is None else data.load_data(data_path, drawing.shape_of(loaded), samples)
-    how = {"method": method, "samples": samples, "batch": batch, **options}
+    how = {"tuner": tuner, "samples": samples, "batch": batch}
     if dry_run:
         tuning.foretell(loaded, plans, x0 is None, {**how, "budget": limit})
     else:

@@ -18,8 +18,7 @@ from ..plans.build import make_plan, reference_plan
 from ..plans.plan import Plan
 from ..samplers import sampler_from_dict
 from ..sampling import sample
-from ..tuners import Calibration, ReferenceDistance
-from ..tuners.tune import estimate, tune
+from ..tuners import Calibration, Joint, ReferenceDistance, Sequential, Tuner, estimate, tune
 from . import output as report
 from .sample import shape_of
 
@@ -30,9 +29,9 @@ CALLS = 5
 MORE_CALLS = (10, 20)  # untuned, to compare with
 SPACING = "leading"  # that of the publication; on this network DDIM is nowhere better
 UNTUNED: tuple[dict[str, Any], ...] = ({"name": "ddim"}, {"name": "ipndm", "order": 2})  # the tuned one; the best here
-TUNED: dict[str, dict[str, Any]] = {
-    "TimeTuner": {"method": "sequential", "objective": "published"},
-    "joint": {"method": "joint", "pairs": 384, "iterations": 60, "starts": 1},
+TUNED: dict[str, Tuner] = {
+    "TimeTuner": Sequential(objective="published"),
+    "joint": Joint(pairs=384, iterations=60, candidates=1),
 }
 SAMPLES = 100  # to tune on, and as many others to judge on: ten of each digit
 REFERENCE_CALLS = 50
@@ -102,12 +101,13 @@ class Bench:
             self.judge = ReferenceDistance(self.meter, model.schedule, end, noise, REFERENCE_CALLS, seed)
         self.seconds = time.perf_counter() - began
 
-    def tune(self, name: str, plan: Plan, how: dict[str, Any]) -> Plan:
+    def tune(self, name: str, plan: Plan, tuner: Tuner) -> Plan:
         """The plan tuned, with its provenance."""
         plan = plan.with_provenance(model="digits", label="each in turn", guidance_scale=1.0, spacing=SPACING)
-        expected = sum(usual.calls for usual, _ in estimate(plan, guard=False, **how).values())
+        costs = estimate(self.meter, plan, tuner, samples=SAMPLES, guard=False).costs
+        expected = sum(usual.calls for usual, _ in costs.values())
         with self.meter.bar(f"tuning: {name}", expected):
-            return tune(self.meter, plan, data=self.calibration, guard=self.judge, progress=self.meter.tell, **how)
+            return tune(self.meter, plan, tuner, self.calibration, guard=self.judge, progress=self.meter.tell)
 
     def result(self, name: str, plan: Plan) -> Result:
         """A plan on the noise to judge on."""

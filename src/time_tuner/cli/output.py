@@ -1,5 +1,6 @@
 """What the command line says: progress bars, tables of plans, and what tuning was worth."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,18 @@ say = Console(highlight=False)
 
 aside = Console(stderr=True, highlight=False)
 """Where progress goes: standard error."""
+
+
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say.print(record.getMessage(), soft_wrap=True)
+
+
+def show_messages() -> None:
+    """Print the messages of the library."""
+    logger = logging.getLogger("time_tuner")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Messages()]
 
 
 class Meter(HookedModel):

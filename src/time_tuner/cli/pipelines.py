@@ -16,6 +16,7 @@ from ..diffusers.tune import tune_pipeline
 from ..digits.pipeline import ClassConditionalPipeline
 from ..plans.plan import Plan
 from ..samplers import Sampler
+from ..tuners import Tuner
 
 INDEX = "model_index.json"
 
@@ -58,9 +59,9 @@ def conditions(prompts: Path | None, prompt: str | None, labels: Any) -> dict[st
     return given
 
 
-def tune(name: str, calls: int, method: str, sampler: Sampler, spacing: str | None, **options: Any) -> Plan:
+def tune(name: str, calls: int, tuner: Tuner, sampler: Sampler, spacing: str | None, **options: Any) -> Plan:
     """A tuned plan of a saved pipeline."""
-    plan = tune_pipeline(load_pipeline(name), calls, method, sampler=sampler, spacing=spacing, verbose=True, **options)
+    plan = tune_pipeline(load_pipeline(name), calls, tuner, sampler=sampler, spacing=spacing, progress=True, **options)
     return plan.with_provenance(model=name)
 
 

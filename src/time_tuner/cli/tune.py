@@ -5,50 +5,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..models.base import Model, for_rows
+from .._spec import build
+from ..models.base import Model
 from ..models.counting import Cost
 from ..plans.plan import Plan
-from ..tuners.joint.sizing import BATCH, seconds_a_call
-from ..tuners.tune import estimate, options_of, tune, tune_several
+from ..tuners import TUNERS, Estimate, Tuner, estimate, tune, tune_several
 from . import output as report
-from .sample import shape_of
 
-IN_PYTHON = {"teacher": "cache"}  # names that differ
+IN_PYTHON = {"teacher": "teacher_cache", "tune": "parts"}  # names that differ
 
 
-def options_given(method: str, **asked: Any) -> dict[str, Any]:
-    """The options of a method that the command line was given, by their names in `tune`.
+def tuner_given(method: str, **options: Any) -> Tuner:
+    """The tuner of the command line's options.
 
     Raises:
         ValueError: an unknown method, or an option that it does not have.
     """
-    known, given = options_of(method), {}
-    for option, value in asked.items():
-        if value is not None:
-            name = IN_PYTHON.get(option, option)
-            if name not in known:
-                raise ValueError(f"--{option} is not for --method {method}")
-            given[name] = value
-    return given
+    given = {IN_PYTHON.get(name, name): value for name, value in options.items() if value is not None}
+    return build("tuner", TUNERS, method, given)
 
 
-def costs(plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]]]:
-    """What tuning each of these plans will cost, as a rule and at most; the first one bears what they share."""
-    each = [estimate(plan, **how) for plan in plans]
+def costs(model: Model, plans: Sequence[Plan], **how: Any) -> list[dict[str, tuple[Cost, Cost]]]:
+    """The usual and the largest cost of tuning each of these plans; that of the first includes what they share."""
+    each = [estimate(model, plan, **how).costs for plan in plans]
     shared = ("teacher", "data")
-    return each[:1] + [{name: cost for name, cost in of.items() if name not in shared} for of in each[1:]]
+    return [dict(each[0]), *({name: cost for name, cost in of.items() if name not in shared} for of in each[1:])]
 
 
 def foretell(model: Model, plans: Sequence[Plan], own_samples: bool, how: dict[str, Any]) -> None:
     """Print what tuning these plans will cost, and about how long it takes, by a few calls of the model."""
-    some = for_rows(model, torch.arange(BATCH))
-    call = seconds_a_call(some, plans[0], torch.zeros(BATCH, *shape_of(model)))
-    for plan, cost in zip(plans, costs(plans, own_samples=own_samples, call=call, **how), strict=True):
+    speed = estimate(model, plans[0], own_samples=own_samples, **how).speed
+    for plan, cost in zip(plans, costs(model, plans, own_samples=own_samples, **how), strict=True):
         report.say.print(report.cost_table(cost, f"{len(plan)} calls"))
-        seconds = call / BATCH * sum(usual.evaluations for usual, _ in cost.values())
+        seconds = Estimate(cost, speed).seconds
         report.say.print(f"about {report.duration(seconds)} at the speed of this model here")
 
 
@@ -62,10 +53,11 @@ def tuned(
     partial = out.with_name(f"{out.name}.partial")
     keeps = [partial] if len(plans) == 1 else [Path(f"{partial}-{len(plan)}") for plan in plans]
     meter = report.Meter(model)
-    foretold = costs(plans, own_samples=x0 is None, budget=options["budget"], **how)
+    foretold = costs(model, plans, own_samples=x0 is None, budget=options["budget"], **how)
     expected = sum(usual.calls for cost in foretold for usual, _ in cost.values())
     given: dict[str, Any] = {"data": x0, "shape": model.shape, "checkpoint": partial, "progress": meter.tell}
-    given |= {"say": report.say.print, **how, **options}
+    given |= {**how, **options}
+    report.show_messages()
     try:
         with meter.bar("tuning", expected):
             if len(plans) == 1:
@@ -74,7 +66,7 @@ def tuned(
             else:
                 found = tune_several(meter, plans, done=lambda few: _keep(few, out), **given)
     except KeyboardInterrupt:
-        kept = [path for path in (*keeps, how.get("cache")) if path is not None and path.is_file()]
+        kept = [path for path in (*keeps, getattr(how["tuner"], "teacher_cache", None)) if path is not None and path.is_file()]
         if not kept:
             raise
         where = " and ".join(map(str, kept))

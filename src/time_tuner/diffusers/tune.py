@@ -1,12 +1,11 @@
 """Tuning on the pipeline itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, ReferenceDistance
-from ..tuners.tune import options_of, tune
+from ..tuners import Budget, Progress, ReferenceDistance, Tuner, tune
 from .config import config_of
 from .model import PipelineModel
 from .native_grid import untuned
@@ -15,7 +14,7 @@ from .native_grid import untuned
 def tune_pipeline(
     pipe: Any,
     calls: int = 8,
-    method: str = "joint",
+    tuner: Tuner | str = "joint",
     *,
     prompts: Sequence[str] | None = None,
     class_labels: Sequence[int] | None = None,
@@ -27,8 +26,7 @@ def tune_pipeline(
     seed: int = 0,
     guard: bool | ReferenceDistance = True,
     budget: str | int | Budget | None = None,
-    verbose: bool = False,
-    options: Mapping[str, Any] | None = None,
+    progress: bool | Callable[[Progress], None] = False,
     **inputs: Any,
 ) -> Plan:
     """A plan for this number of network calls of a pipeline, tuned on the pipeline as it runs.
@@ -39,7 +37,7 @@ def tune_pipeline(
     Args:
         pipe: a diffusers pipeline.
         calls: of its network, `num_inference_steps` of the run.
-        method: a name in `TUNERS`; "joint" needs gradients through the network, "sequential" forward calls only.
+        tuner: a tuner, or the text of one; "joint" needs gradients through the network, "sequential" forward calls.
         prompts: texts such as it will be used with, dealt out in turn to the samples, so that the plan holds over them;
             or `prompt_embeds=` (n, ...) and what goes with it; or `class_labels`; none where it takes none.
         class_labels: labels.
@@ -48,8 +46,7 @@ def tune_pipeline(
         samples: how many to tune on, and to judge on.
         batch: how many of them the network sees at a time.
         data: latents to calibrate on, (n, ...); its own samples by default.
-        seed, guard, budget, verbose: see `time_tuner.tune`.
-        options: of the method.
+        seed, guard, budget, progress: see `time_tuner.tune`.
         **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value
             holds for all prompts, a list of as many goes with them.
 
@@ -59,13 +56,6 @@ def tune_pipeline(
     Raises:
         ValueError: a pipeline that cannot be driven; no prompts where it needs them; whatever `tune` raises.
     """
-    if not isinstance(options, Mapping | None):
-        raise ValueError(f"options must be a dict of options of the method, got {options!r}")
-    misplaced = [name for name in inputs if name in options_of(method)]
-    if misplaced:
-        raise ValueError(
-            f"{misplaced[0]} is an option of method={method!r}: give it in options={{{misplaced[0]!r}: ...}}"
-        )
     config = config_of(getattr(pipe, "scheduler", {}) or {})
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as eps:
         if samples < eps.conditions:
@@ -76,7 +66,7 @@ def tune_pipeline(
         tuned = tune(
             eps,
             plan,
-            method,
+            tuner,
             data,
             seed,
             guard,
@@ -84,7 +74,6 @@ def tune_pipeline(
             shape=eps.shape,
             device=eps.device,
             budget=budget,
-            verbose=verbose,
-            **dict(options or {}),
+            progress=progress,
         )
         return tuned.with_tau(eps.rounded_times(tuned.tau))
