@@ -11,8 +11,10 @@ import torch
 from helpers import moments, seeded
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from typer.testing import CliRunner
 
 from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, SeededNoise, make_plan, sample, trajectory
+from time_tuner.cli.app import app
 from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
 from time_tuner.sampling import coefficients
@@ -62,6 +64,19 @@ def documented_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_documented_sampler_is_short() -> None:
     assert len(EXAMPLE.strip().splitlines()) <= 30
+
+
+def test_the_documented_sampler_is_on_the_command_line(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    for command in (
+        ["tune", "--sampler", "ab2", "--calls", "3", "--samples", "8", "--budget", "50calls", "--out", str(plan)],
+        ["sample", "--plan", str(plan), "-n", "2", "--out", str(tmp_path / "plan.npz")],
+        ["sample", "--sampler", "ab2()", "--calls", "3", "-n", "2", "--out", str(tmp_path / "untuned.npz")],
+        ["compare", "ab2:3@quadratic", "-n", "8", "--out", str(tmp_path / "runs.png")],
+    ):
+        result = CliRunner().invoke(app, [*command, "--model", "gaussian"])
+        assert result.exit_code == 0, result.output
+    assert Plan.load(plan).sampler == DOCUMENTED()
 
 
 TO_ZERO, ABOVE_ZERO = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0], [0.95, 0.7, 0.5, 0.3, 0.12, 0.04]
