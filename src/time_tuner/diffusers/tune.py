@@ -41,7 +41,7 @@ def tune_pipeline(
         prompts: texts such as it will be used with, dealt out in turn to the samples, so that the plan holds over them;
             or `prompt_embeds=` (n, ...) and what goes with it; or `class_labels`; none where it takes none.
         class_labels: labels.
-        sampler: a sampler, or the name of one.
+        sampler: a sampler, or the text of one, such as "ddim(eta=0.5)".
         spacing: where the run starts from, a name in `SPACINGS`; by default the grid of the pipeline's own scheduler.
         samples: how many to tune on, and to judge on.
         batch: how many of them the network sees at a time.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...noise import first_seed
+from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
@@ -15,7 +15,6 @@ from .loss import TeacherLoss, TimeGradients
 from .parameters import Parameters
 from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
 from .successive_halving import SuccessiveHalving
-from .teacher import TEACHER
 
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
 

@@ -10,7 +10,7 @@ from ..._files import replacing
 from ...models.base import for_rows
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
-from ...noise import first_seed
+from ...noise import TEACHER, first_seed
 from ...plans.build import reference_plan
 from ...plans.plan import Plan
 from ...samplers.unipc import UniPC
@@ -18,7 +18,6 @@ from ...sampling import sample
 from ..base import TuningRun
 from ..budget import forward
 
-TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every error of an end
 AT_ONCE = 64  # runs
 FEWEST, MOST = 8, 2048  # pairs; long tuning on few pairs fits them alone, more than so many gain little
