@@ -1,11 +1,11 @@
-"""Runs a plan file with numpy alone, without this library: copy this file into your own project.
+"""Run a plan file with numpy alone, without this library: copy the function `run` into your own project.
 
     x = run(json.load(open("plan.json")), eps, x_T)
 
-`eps(x, t, tau)` is the noise that your network predicts in x at the solver's time t when it is told tau; a network
-with N discrete levels takes tau N - 1. `x_T` is standard normal noise times sqrt(alpha^2 + sigma^2) of the first point.
-A plan of which some rows have the unit "x0" also needs `x0(x, t, tau)`, the data that it predicts. As a program
-it runs a plan on the Gaussian N(5, 2^2), whose noise prediction is known: python examples/run_plan.py plan.json
+`eps(x, t, tau)` is the noise that your network predicts in the state x at the solver's time t, where it receives the
+conditioning time tau; a network with N levels receives n = tau N - 1. `x_T` is standard normal noise times
+sqrt(alpha^2 + sigma^2) of the first point. A plan with rows that predict "x0" also needs `x0(x, t, tau)`, the predicted
+data. As a program the file runs a plan on the Gaussian N(5, 2^2): python examples/run_plan.py plan.json
 """
 
 import json
@@ -15,15 +15,15 @@ import numpy as np
 
 
 def run(plan, eps, x, noise=np.random.standard_normal, x0=None):
-    """The state at the end of the plan; each row says which weighted sum of past tensors comes next."""
-    calls = []  # of each call so far: the state it saw, what the network said, the corrected state, the draw
+    """The state at the end of the plan; each row is a weighted sum of the tensors of earlier calls."""
+    calls = []  # the tensors of each call: state x, prediction eps or x0, corrected state c, noise z
 
     def combine(terms):
         return sum(weight * calls[-1 - ago][what] for what, ago, weight in terms)
 
-    for t, tau, row in zip(plan["t"], plan["tau"], plan["rows"], strict=False):  # t has the end, too
-        unit = row.get("predicts", "eps")
-        calls.append({"x": x, unit: (x0 if unit == "x0" else eps)(x, t, tau)})
+    for t, tau, row in zip(plan["t"], plan["tau"], plan["rows"], strict=False):  # t also holds the end
+        predicts = row.get("predicts", "eps")
+        calls.append({"x": x, predicts: (x0 if predicts == "x0" else eps)(x, t, tau)})
         if "corrected" in row:
             calls[-1]["c"] = combine(row["corrected"])
         if any(what == "z" for what, _, _ in row["next_state"]):
@@ -33,7 +33,7 @@ def run(plan, eps, x, noise=np.random.standard_normal, x0=None):
 
 
 def gaussian(plan, mean=5.0, std=2.0):
-    """The noise prediction of N(mean, std^2) on the plan's own schedule, if that has betas."""
+    """The noise prediction for data from N(mean, std^2), on the betas of the plan's schedule."""
     log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.array(plan["schedule"]["betas"])))])
     times = np.linspace(0, 1, len(log_alpha))
 

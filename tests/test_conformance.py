@@ -79,7 +79,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
 
-GUIDE = next((Path(__file__).parents[1] / "docs").rglob("adding-a-sampler.md"))
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 EXAMPLE = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
 exec(compile(EXAMPLE, GUIDE, "exec"), {"__name__": "guide"})  # which enters its sampler into the table
 DOCUMENTED = SAMPLERS.pop("ab2")

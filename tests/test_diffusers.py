@@ -517,10 +517,10 @@ def test_bad_commands_are_one_line(arguments: list[str], message: str, tmp_path:
 
 
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export.md").read_text()
     block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
     names: dict[str, Any] = {}
-    exec(block[: block.index("plan.save")], names)
+    exec(block, names)
     flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
     x = seeded(2, 4)
     for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
@@ -535,5 +535,5 @@ def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseSched
                 return 0.3 * x - float(tau)
 
         network = Network()
-        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), network.x0)
+        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), x0=network.x0)
         np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)
