@@ -15,7 +15,7 @@ from ..data import is_picture
 from ..metrics import distance, exact_moments
 from ..models.base import Model
 from ..models.exact import ExactModel, Gaussian
-from ..noise import SeededNoise
+from ..noise import STEP_NOISE, SeededNoise
 from ..plans.build import parse_run
 from ..plans.plan import Plan
 from ..sampling import sample
@@ -59,7 +59,7 @@ def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, see
         meter = report.Meter(model)
         began = time.perf_counter()
         with meter.bar(text, len(plan)):
-            samples = sample(meter, plan, plan.initial_state(x), SeededNoise(2**31 + seed))
+            samples = sample(meter, plan, plan.initial_state(x), SeededNoise(STEP_NOISE + seed))
         drawn.append(Run(text.rpartition("/")[2], plan, samples, time.perf_counter() - began))
     return drawn
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import data
+from ..noise import STEP_NOISE
 from ..samplers import SAMPLERS
 from ..spacings import SPACINGS
-from . import sample as drawing
 
 Model_ = Annotated[
     str,
@@ -64,5 +64,5 @@ def check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -
 
 
 def check_seed(seed: int) -> None:
-    if not 0 <= seed < drawing.STEP_NOISE:
-        raise ValueError(f"--seed must be a whole number from 0 to {drawing.STEP_NOISE - 1}, got {seed}")
+    if not 0 <= seed < STEP_NOISE:
+        raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")

@@ -11,13 +11,12 @@ from torch import Tensor
 from .. import data, plots
 from ..loading import load_model
 from ..models.base import Model, for_rows
-from ..noise import SeededNoise
+from ..noise import STEP_NOISE, SeededNoise
 from ..plans.plan import Plan
 from ..sampling import sample
 from . import output as report
 
 BATCH = 256
-STEP_NOISE = 2**31  # added to a sample's seed for the noise of its steps; torch reads the low 32 bits of a seed
 
 
 def load(name: str, label: Any, guidance_scale: float) -> Model:
