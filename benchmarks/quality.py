@@ -24,13 +24,12 @@ from rich.table import Table
 
 from time_tuner import Plan, SeededNoise, load_model, make_plan, sample
 from time_tuner.metrics import frechet_between
-from time_tuner.plans.build import parse_sampler
-from time_tuner.samplers import Sampler
+from time_tuner.samplers import Sampler, sampler_of
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.guard import ReferenceDistance
 
 RUNS = (
-    *("ddpm", "ddpm(variance=small)", "ddim", "euler_ancestral", "heun", "dpm(order=2)", "dpm(order=3)"),
+    *("ddpm", "ddpm(variance=small)", "ddim", "heun", "dpm(order=2)", "dpm(order=3)"),
     *("dpmpp(order=2)", "dpmpp(order=3)", "dpmpp(order=3,third_order_weight=taylor)", "dpmpp_single", "sde_dpmpp"),
     *("unipc(order=2)", "unipc(order=3)", "deis(order=2)", "deis(order=3)", "ipndm", "pndm"),
 )
@@ -70,18 +69,13 @@ def digits(samples: int) -> tuple[NoiseSchedule, Measure]:
     return model.schedule, measure
 
 
-def split(run: str) -> Sampler:
-    name, _, options = run.partition("(")
-    return parse_sampler(name, [option for option in options.rstrip(")").split(",") if option])
-
-
 def main(problem: str, samples: int, runs: list[str], calls: list[int], grids: list[str], out: Any, plot: Any) -> None:
     schedule, measure = exact() if problem == "exact" else digits(samples)
     rows: list[dict[str, Any]] = []
     for run in runs:
         for grid in grids:
             for wanted in calls:
-                plan = plan_of(split(run), schedule, wanted, grid)
+                plan = plan_of(sampler_of(run), schedule, wanted, grid)
                 if plan is not None:
                     begin = time.perf_counter()
                     row = {"run": run, "grid": grid, "wanted": wanted, "calls": len(plan), "value": measure(plan)}

@@ -108,8 +108,8 @@ def test_new_entries_of_the_tables_are_in_the_help() -> None:
 def test_options_reach_the_sampler(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     done(
-        "tune", "--model", "gaussian", "--sampler", "dpmpp", "--option", "order=3",
-        "--option", "lower_order_final=True", "--calls", 4, "--samples", 16, "--out", path,
+        "tune", "--model", "gaussian", "--sampler", "dpmpp(order=3, lower_order_final=true)",
+        "--calls", 4, "--samples", 16, "--out", path,
     )  # fmt: skip
     assert Plan.load(path).sampler == SAMPLERS["dpmpp"](order=3, lower_order_final=True)
 
@@ -268,10 +268,12 @@ BAD = {
     ("tune", *GAUSSIAN, "--calls", "0"): "calls must be",
     ("tune", *GAUSSIAN, "--calls", "1001"): "calls must be at most",
     ("tune", *GAUSSIAN, "--sampler", "heun", "--calls", "5"): "take 4 or 6",
-    ("tune", *GAUSSIAN, "--option", "eta"): "NAME=VALUE",
-    ("tune", *GAUSSIAN, "--option", "name=ddpm"): "NAME=VALUE",
-    ("tune", *GAUSSIAN, "--option", "eta=2"): "eta of DDIM",
-    ("tune", *GAUSSIAN, "--option", "order=2"): "no option 'order'",
+    ("tune", *GAUSSIAN, "--sampler", "ddim(eta)"): "must be written name(option=value, ...)",
+    ("tune", *GAUSSIAN, "--sampler", "ddim(name=ddpm)"): "no option 'name'",
+    ("tune", *GAUSSIAN, "--sampler", "ddim(eta=2)"): "eta of DDIM",
+    ("tune", *GAUSSIAN, "--sampler", "ddim(order=2)"): "no option 'order'",
+    ("tune", *GAUSSIAN, "--sampler", "DDIM"): "did you mean 'ddim'?",
+    ("tune", *GAUSSIAN, "--sampler", "euler"): "take ddim(eta=0), which is the same",
     ("tune", *GAUSSIAN, "--samples", "1"): "--samples",
     ("tune", *GAUSSIAN, "--seed", "-1"): "--seed",
     ("tune", *GAUSSIAN, "--label", "3"): "label",

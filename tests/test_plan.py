@@ -35,7 +35,7 @@ def tuned(discrete: NoiseScheduleVP) -> Plan:
     ("arguments", "says"),
     [
         ({"sampler": "midpoint", "calls": 5}, "sampler must be one of ddpm, ddim, .* got 'midpoint'"),
-        ({"calls": 5, "spacing": "even"}, "spacing must be one of seed, leading, .* got 'even'"),
+        ({"calls": 5, "spacing": "even"}, "spacing must be one of linspace, leading, .* got 'even'"),
         ({"calls": 5, "spacing": "linspace", "times": [1, 0]}, "either spacing or times, got spacing='linspace'"),
         ({}, "make_plan needs calls="),
         ({"calls": 0}, "calls must be a whole number .* at least 1, got 0"),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, trajectory
 from time_tuner.models.exact import Mixture
-from time_tuner.samplers import Sampler
+from time_tuner.samplers import Sampler, sampler_of
 
 N = 1000
 MIXTURE = Mixture(seeded(4, 6), std=0.5)
@@ -241,18 +241,18 @@ def test_deis_is_that_of_diffusers(order, calls, dtype, monkeypatch) -> None:
 
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
 @pytest.mark.parametrize(
-    ("name", "kind", "options"),
+    ("sampler", "kind", "options"),
     [
-        (name, kind, options)
-        for name, kind in zip(("euler", "euler_ancestral", "heun"), IN_SIGMA, strict=True)
+        (sampler, kind, options)
+        for sampler, kind in zip(("ddim(eta=0)", "ddim(eta=1)", "heun"), IN_SIGMA, strict=True)
         for options in ({}, {"timestep_spacing": "trailing"}, {"use_karras_sigmas": True})
-        if name != "euler_ancestral" or "use_karras_sigmas" not in options  # it has no such option
+        if kind is not EulerAncestralDiscreteScheduler or "use_karras_sigmas" not in options  # it has no such option
     ],
 )
-def test_samplers_in_sigma_are_those_of_diffusers(name, kind, options, dtype, monkeypatch) -> None:
+def test_samplers_in_sigma_are_those_of_diffusers(sampler, kind, options, dtype, monkeypatch) -> None:
     # Between levels they interpolate sigma, not log alpha; Karras's sigmas have levels of their own.
     theirs = kind(beta_start=1e-4, beta_end=0.02, **options)
-    check(theirs, SAMPLERS[name](), dtype, monkeypatch, calls=8)
+    check(theirs, sampler_of(sampler), dtype, monkeypatch, calls=8)
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])

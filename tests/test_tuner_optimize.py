@@ -333,7 +333,7 @@ def test_whole_numbers_are_taken_as_such() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"tune_type": "both"}, "tune_type must be 'sequential' or 'parallel', got 'both'"),
+        ({"tune_type": "both"}, "tune_type must be one of sequential, parallel, got 'both'"),
         ({"samples": 0}, "samples must be a whole number of at least 2, got 0"),
         ({"total_iters": 0}, "iterations must be a whole number of at least 1, got 0"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),

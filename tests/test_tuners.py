@@ -245,7 +245,7 @@ def test_bad_input_is_named() -> None:
         tune(EPS, plan, data=3)
     with pytest.raises(ValueError, match=r"without 'image', with \['x'\]"):
         tune(EPS, plan, data=[{"x": data}])
-    with pytest.raises(ValueError, match=r"optimizer must be 'search' or 'adam', got 'sgd'"):
+    with pytest.raises(ValueError, match=r"optimizer must be one of search, adam, got 'sgd'"):
         tune(EPS, plan, data=data, optimizer="sgd")
     with pytest.raises(ValueError, match=r"iterations must be a whole number of at least 1, got 0"):
         tune(EPS, plan, data=data, optimizer="adam", iterations=0)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__, data, plots
-from ..plans.build import make_plan, parse_sampler
+from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..samplers import SAMPLERS
+from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, default_spacing
 from ..tuners import OBJECTIVES, Budget
 from ..tuners.joint.parameters import PARTS
@@ -19,7 +19,7 @@ from . import options as arguments
 from . import output as report
 from . import sample as drawing
 from . import tune as tuning
-from .options import Calls_, Guidance_, Label_, Model_, Options_, Prompt_, Prompts_, Sampler_, Seed_, Spacing_
+from .options import Calls_, Guidance_, Label_, Model_, Prompt_, Prompts_, Sampler_, Seed_, Spacing_
 
 SAMPLES, PIPELINE_SAMPLES, PIPELINE_BATCH = 256, 32, 4  # to tune on
 
@@ -101,7 +101,6 @@ def tune(
     out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
     model: Model_ = "digits",
     sampler: Sampler_ = "ddim",
-    option: Options_ = None,
     calls: Calls_ = 10,
     more_calls: Annotated[
         list[int] | None,
@@ -166,7 +165,7 @@ def tune(
     if teacher is not None:
         arguments.check_suffix(teacher, (".safetensors",), "--teacher")
     limit = Budget.parse(budget)
-    made_by = parse_sampler(sampler, option or [])
+    made_by = sampler_of(sampler)
     parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
     options = tuning.options_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
     counts = sorted({calls, *(more_calls or [])})
@@ -204,13 +203,12 @@ def sample_command(
     ),
     model: Model_ = "digits",
     plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="A plan file; instead of sampler, option and spacing.")
+        Path | None, typer.Option("--plan", help="A plan file; instead of sampler and spacing.")
     ] = None,
     calls: Annotated[
         int | None, typer.Option("--calls", help="Network calls; which plan, of a file of several.  [default: 10]")
     ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}.  [default: ddim]")] = None,
-    option: Options_ = None,
     spacing: Spacing_ = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
     label: Label_ = None,
@@ -242,12 +240,12 @@ def sample_command(
     if out.suffix.lower() == ".png":
         plots.check_sheet(count, drawing.shape_of(loaded))
     if plan_file is not None:
-        if sampler or option or spacing:
-            raise ValueError("give either --plan or --sampler, --option and --spacing: a plan has its own")
+        if sampler or spacing:
+            raise ValueError("give either --plan or --sampler and --spacing: a plan has its own")
         plan = Plan.load(plan_file, calls)
     else:
         calls = 10 if calls is None else calls
-        plan = make_plan(parse_sampler(sampler or "ddim", option or []), loaded.schedule, calls, spacing)
+        plan = make_plan(sampler or "ddim", loaded.schedule, calls, spacing)
     made_for = plan.provenance.get("model", model)
     if made_for != model:
         report.aside.print(f"note: the plan was made for --model {made_for}", soft_wrap=True)

@@ -18,10 +18,8 @@ Model_ = Annotated[
         "the folder it was saved to, or its id on the Hub.",
     ),
 ]
-Sampler_ = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
-Options_ = Annotated[
-    list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="An option of the sampler, as in eta=0.5; may be repeated."),
+Sampler_ = Annotated[
+    str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.")
 ]
 Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
 Spacing_ = Annotated[

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import choose
 from ..models.predictions import PREDICTIONS
 from ..plans.plan import Plan
 from ..sampling import check_schedule
@@ -30,8 +31,7 @@ class Prediction:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.kind!r}")
+        choose("prediction_type", self.kind, PREDICTION_TYPES)
 
     def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._checks import check_int
 from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..samplers import Sampler, sampler_from_dict
+from ..samplers import Sampler, sampler_of
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, as_float64
 from .config import prediction_of
 
@@ -75,10 +75,7 @@ def untuned(
     **options: Any,
 ) -> Plan:
     """An untuned plan on the grid of the pipeline's own scheduler, or by a spacing."""
-    if isinstance(sampler, str):
-        sampler = sampler_from_dict({"name": sampler, **options})
-    elif options:
-        raise ValueError(f"options of a sampler go with its name, got {sampler!r} and {', '.join(options)}")
+    sampler = sampler_of(sampler, **options)
     kind = prediction_of(config).kind
     if spacing is not None:
         plan = make_plan(sampler, schedule, calls, spacing)

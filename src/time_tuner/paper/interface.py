@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._checks import check_int
+from .._checks import check_int, choose
 from ..models.base import HookedModel, Model, as_model
 from ..models.wrapper import model_wrapper
 from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..samplers import Noise, Sampler, sampler_from_dict
+from ..samplers import SAMPLERS, Noise, Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..tuners import ReferenceDistance
@@ -58,15 +58,15 @@ class TimeTuner:
                 schedules) or times t (continuous ones). The run ends at the least trained time, or at 0 when a call is
                 made there.
             t_ratios: K tuned ratios tau / t; or a tuned plan of this sampler, which brings its own grid.
-            sampler, options: a name in `SAMPLERS` with its options, or a sampler.
+            sampler, options: a sampler, or its text, such as "ddim" or "ddim(eta=0.5)"; and options of it.
 
         Raises:
             ValueError: names the argument, what was got and the way out.
         """
-        named = isinstance(sampler, str)
-        made = sampler_from_dict({"name": sampler} | options) if isinstance(sampler, str) else sampler
+        bare = isinstance(sampler, str) and sampler in SAMPLERS
+        made = sampler_of(sampler, **options)
         if isinstance(t_ratios, Plan):
-            return self._given_plan(t_ratios, made, num_steps, timesteps, fixed=bool(options) or not named)
+            return self._given_plan(t_ratios, made, num_steps, timesteps, fixed=bool(options) or not bare)
         if timesteps is None:
             if num_steps is None:
                 raise ValueError("num_steps= is needed, the number of network calls, or timesteps=")
@@ -159,8 +159,7 @@ class TimeTuner:
 
     def step_fn(self, sampler: str | Sampler, **options: Any) -> "SamplerStep":
         """One step of any sampler, as `optimize_timesteps` takes it."""
-        made = sampler_from_dict({"name": sampler} | options) if isinstance(sampler, str) else sampler
-        return SamplerStep(made, self.noise_schedule, self._bound)
+        return SamplerStep(sampler_of(sampler, **options), self.noise_schedule, self._bound)
 
     @property
     def ddim_step_fn(self) -> "SamplerStep":
@@ -202,8 +201,7 @@ class TimeTuner:
         Raises:
             ValueError: names the argument, what was got and the way out.
         """
-        if tune_type not in ("sequential", "parallel"):
-            raise ValueError(f"tune_type must be 'sequential' or 'parallel', got {tune_type!r}")
+        choose("tune_type", tune_type, ("sequential", "parallel"))
         samples = check_int("samples", samples, 2)
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run

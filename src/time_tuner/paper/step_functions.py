@@ -1,7 +1,7 @@
 """One step of a sampler as a function, in the published style: ours, and the user's own as a run that can be tuned."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models.base import HookedModel, Model
 from ..plans.build import make_plan
-from ..samplers import Noise, Sampler
+from ..samplers import Noise, Sampler, sampler_of
 from ..sampling import trajectory
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..tuners.calibration import CalibrationBatch
@@ -47,12 +47,7 @@ class SamplerStep:
 
     def with_options(self, **options: Any) -> "SamplerStep":
         """The same with other options of the sampler."""
-        known = [f.name for f in fields(self.sampler)]  # type: ignore[arg-type]
-        unknown = [name for name in options if name not in known]
-        if unknown:
-            takes = ", ".join(known) or "none"
-            raise ValueError(f"{type(self.sampler).__name__} has no option {unknown[0]!r}; its options: {takes}")
-        return replace(self, sampler=replace(self.sampler, **options))  # type: ignore[type-var]
+        return replace(self, sampler=sampler_of(self.sampler, **options))
 
     def __call__(
         self,

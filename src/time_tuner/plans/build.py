@@ -1,7 +1,6 @@
 """Plans made from a sampler and a grid: untuned plans, reference plans, and plans for other numbers of calls."""
 
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,9 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from .. import _spec
 from .._checks import check_int
-from .._spec import parse_options
-from ..samplers import Sampler, sampler_from_dict
+from ..samplers import Sampler, sampler_of
 from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, NoiseScheduleVE, as_float64
 from ..schedules.base import time_at_angle
@@ -31,7 +30,7 @@ def make_plan(
     """An untuned plan: where a sampler's steps end on a schedule, and with that where the network is called.
 
     Args:
-        sampler: a sampler, or the name of one in `SAMPLERS` for its default options.
+        sampler: a sampler, or the text of one, such as "ddim(eta=0.5)"; the names are those of `SAMPLERS`.
         schedule: the noise schedule of the network.
         calls: number of network calls; may be left out when `times` are given.
         spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `spacings.default_spacing` says which
@@ -43,8 +42,7 @@ def make_plan(
     Raises:
         ValueError: names the argument, what was got and the way out.
     """
-    if isinstance(sampler, str):
-        sampler = sampler_from_dict({"name": sampler})
+    sampler = sampler_of(sampler)
     if calls is not None:
         calls = check_calls(calls, schedule)
     if times is not None:
@@ -126,24 +124,16 @@ def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sample
     return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=times)
 
 
-_SPEC = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?:(?P<calls>\d+)(@(?P<spacing>\w+(\([^()]*\))?))?")
-
-
-def parse_sampler(name: str, options: list[str]) -> Sampler:
-    """A sampler from its name and options written `name=value`."""
-    return sampler_from_dict({"name": name} | parse_options(options))
-
-
 def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) -> Plan:
-    """The untuned plan of `sampler[(option=value, ...)]:calls[@spacing[(option=value, ...)]]`; `spacing` is for runs
-    that name none.
+    """The untuned plan of `sampler(option=value, ...):calls@spacing(option=value, ...)`, such as "ddim(eta=0.5):10".
+
+    Args:
+        text: the run; options and spacing may be left out.
+        schedule: the noise schedule of the network.
+        spacing: of a run that names none.
 
     Raises:
-        ValueError: the text is not of this form, or names what there is not.
+        ValueError: the text has another form, or names an unknown sampler, spacing or option.
     """
-    match = _SPEC.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"a run is written sampler[(option=value, ...)]:calls[@spacing], got {text!r}")
-    options = [option for option in (match["options"] or "").split(",") if option.strip()]
-    sampler = parse_sampler(match["name"], options)
-    return make_plan(sampler, schedule, calls=int(match["calls"]), spacing=match["spacing"] or spacing)
+    sampler, calls, written = _spec.parse_run(text)
+    return make_plan(sampler, schedule, calls=calls, spacing=written or spacing)

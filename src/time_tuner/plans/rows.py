@@ -1,71 +1,80 @@
-"""Samplers compiled to numbers: what each call of a plan does to the tensors, as one row of weights.
+"""Samplers compiled to numbers: each call of a plan becomes one row of weights.
 
-Every sampler is linear in the states it saw, in what the network said of them and in the noise it draws, so running it
-on unit vectors once gives the weights, and a run is one linear combination of tensors a call.
+The state after a call is linear in the states, predictions and noise of the calls so far. A sampler evaluated once on
+unit vectors therefore gives the weights, and a run is one weighted sum of tensors a call. The same evaluation checks
+that the sampler is linear.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..samplers import Evaluation, Sampler
-from ..schedules import Point
+from ..schedules import Point, as_float64
 
 Term: TypeAlias = tuple[str, int]
-"""A tensor that a row uses: what it is ("x" the state the network saw, "eps" or "x0" what it said, "c" the state after
-the corrector, "z" the draw) and how many calls ago (0: this call's own)."""
+"""A tensor that a row uses: its kind ("x" the state that the network received, "eps" or "x0" its prediction, "c" the
+corrected state, "z" the sampler's noise) and how many calls ago (0: this call)."""
 
 ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "z": 3}
-"""Where a term is found in a `Call`; the draw is not remembered, and stands behind the rest of the newest call."""
+"""The position of each kind of term in a `Call`; noise is not kept, and follows the entries of the newest call."""
 
 HALF = (torch.float16, torch.bfloat16)
 
-LOST = 200.0
-"""Where sigma exceeds this many alpha, the network is asked for x0: there the noise, in float32, tells the data to no
-better than LOST * 6e-8 = 1e-5, and at alpha = 0 not at all."""
+X0_ABOVE = 200.0
+"""Where sigma / alpha exceeds this number, rows use predictions of x0: the data that follows from a prediction of the
+noise in float32 has an error of 200 * 6e-8 = 1e-5 there, and at alpha = 0 it does not exist."""
+
+PROBES = (1.0, 1e2, 1e4, 1e6)
+"""Magnitudes of the random numbers on which the linearity of a sampler is checked."""
+
+SCALE = -(2.0**-40)
+"""The factor by which homogeneity is checked: a power of two, with which a linear function rounds in the same way."""
 
 
 def predicted_quantity(p: Point) -> str:
-    """What a call at p is a prediction of, "eps" or "x0"."""
-    return "x0" if p.sigma > LOST * p.alpha else "eps"
+    """The quantity that the row of a call at p uses as the network's prediction, "eps" or "x0"."""
+    return "x0" if p.sigma > X0_ABOVE * p.alpha else "eps"
 
 
 @dataclass(frozen=True)
 class Combination:
-    """A weighted sum of terms."""
+    """A weighted sum of tensors: the terms, and their weights as a tensor that may carry a gradient."""
 
     terms: tuple[Term, ...]
     weights: Tensor
 
     @cached_property
     def numbers(self) -> tuple[float, ...]:
+        """The weights as Python numbers."""
         return tuple(self.weights.tolist())
 
     def to_list(self) -> list[list[Any]]:
-        """[what, calls ago, weight] for each term."""
+        """[kind, calls ago, weight] for each term."""
         return [[*term, number] for term, number in zip(self.terms, self.numbers, strict=True)]
 
     @cached_property
     def _parts(self) -> tuple[tuple[int, int, float], ...]:
-        """Of each term: which of the calls, from the last, which entry of it, and the weight."""
-        return tuple((-1 - ago, ENTRIES[what], w) for (what, ago), w in zip(self.terms, self.numbers, strict=True))
+        """(index of the call from the last, position in it, weight) for each term."""
+        return tuple((-1 - ago, ENTRIES[kind], w) for (kind, ago), w in zip(self.terms, self.numbers, strict=True))
 
     def __call__(self, calls: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
-        """The sum in `dtype`; for half precision it is accumulated in float32.
+        """The sum, of type `dtype`; in half precision it is accumulated in float32.
 
         Args:
-            calls: the entries of each call, see `ENTRIES`; the newest last.
+            calls: the tensors of each call, at the positions of `ENTRIES`; the newest call last.
+            dtype: of the result.
         """
         half = dtype in HALF
         total: Tensor
-        if self.weights.requires_grad:  # one operation, through which the gradient passes quickly
+        if self.weights.requires_grad:  # one operation, whose backward pass is fast
             terms = torch.stack([calls[i][j] for i, j, _ in self._parts]).to(torch.float32 if half else dtype)
             total = torch.tensordot(self.weights.to(terms.dtype), terms, 1)
-        else:  # where a run spends its time
+        else:  # the inner loop of every run
             (i, j, weight), *rest = self._parts
             total = torch.mul(calls[i][j].float() if half else calls[i][j], weight)
             for i, j, weight in rest:
@@ -75,19 +84,36 @@ class Combination:
 
 @dataclass(frozen=True)
 class Row:
-    """One call: the corrected state at its point (None without a corrector), then the state after it."""
+    """The arithmetic of one call.
+
+    Attributes:
+        corrected: the corrected state at the call's own point; None without a corrector.
+        next_state: the state at the next point.
+        uses_noise: whether the sampler draws noise at this call.
+        history: the number of calls that the row reads, its own included.
+        predicts: the quantity that the network predicts at this call, "eps" or "x0".
+    """
 
     corrected: Combination | None
     next_state: Combination
     uses_noise: bool
-    history: int  # how many calls it looks back on, itself included
-    predicts: str = "eps"  # what the network says, or "x0"
+    history: int
+    predicts: str = "eps"
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON holds it, for whoever runs a plan without this library."""
-        said = {} if self.predicts == "eps" else {"predicts": self.predicts}
+        """The row as plain JSON values, which suffice to run a plan without this library."""
+        predicts = {} if self.predicts == "eps" else {"predicts": self.predicts}
         corrected = {} if self.corrected is None else {"corrected": self.corrected.to_list()}
-        return said | corrected | {"next_state": self.next_state.to_list()}
+        return predicts | corrected | {"next_state": self.next_state.to_list()}
+
+
+class Call(NamedTuple):
+    """The tensors of a call that the loop keeps: the state that the network received, its prediction (eps, or x0 where
+    the row predicts that), and the corrected state if there is one."""
+
+    x: Tensor
+    eps: Tensor
+    c: Tensor | None = None
 
 
 def compile_rows(
@@ -95,103 +121,183 @@ def compile_rows(
 ) -> tuple[Row, ...]:
     """The rows of a run, with the gradient of its points and corrections.
 
-    A call at alpha = 0, which only the first can be, is no part of anyone's past: lam is infinite there.
+    A call at alpha = 0, which only the first one can be, is never part of a sampler's past: lam is infinite there.
 
     Args:
         sampler: the sampler.
         points: the K + 1 points, 0-dim each.
         steps: the network calls of each step; they sum to K.
         corrections: C (K, K), strictly lower triangular, or None; see `Plan`.
+
+    Raises:
+        ValueError: the sampler is not linear, looks back too far, or draws noise twice in a call.
     """
+    compiler = _Compiler(sampler, points, corrections)
     rows: list[Row] = []
-    corrected = [False] * (len(points) - 1)
-    starts: list[int] = []  # of each call, the first of its step
-    before = 0  # how many evaluations the previous call saw
-    blind = int(points[0].alpha == 0)
+    before = 0  # the look-back of the previous call
+    seen = int(points[0].alpha == 0)  # the first call that later calls may look back on
     k = 0
     for step, calls in enumerate(steps):
         for stage in range(calls):
-            look_back = min(sampler.look_back(step, stage, len(steps)), max(1, k + 1 - blind))
+            look_back = min(sampler.look_back(step, stage, len(steps)), max(1, k + 1 - seen))
             if not 1 <= look_back <= before + 1:
                 raise ValueError(
                     f"{type(sampler).__name__}.look_back must be at least 1 and at most one more than at the call "
                     f"before, got {look_back} after {before} (call {k})"
                 )
-            starts.append(max(k - stage, min(k, blind)))
-            rows.append(_compile_row(sampler, points, corrections, k, starts, look_back, before, corrected))
-            before = look_back if k >= blind else 0
+            rows.append(compiler.row(k, max(k - stage, min(k, seen)), look_back, before))
+            before = look_back if k >= seen else 0
             k += 1
     return tuple(rows)
 
 
-def _compile_row(
-    sampler: Sampler,
-    points: Sequence[Point],
-    corrections: Tensor | None,
-    k: int,
-    starts: list[int],
-    look_back: int,
-    before: int,
-    corrected: list[bool],
-) -> Row:
-    """Row k, whose step begins with call `starts[k]`; notes in `corrected` whether the sampler corrects at k."""
-    sees = max(look_back, before + 1)
-    history = k + 1 if corrections is not None else sees
-    says = [predicted_quantity(points[k - ago]) for ago in range(history)]
-    terms: list[Term] = [*((what, ago) for ago in range(history) for what in ("x", says[ago], "c")), ("z", 0)]
-    units: dict[Term, Tensor] = dict(zip(terms, torch.eye(len(terms), dtype=torch.float64), strict=True))
+class _Compiler:
+    """Compiles the rows of one run, in their order."""
 
-    def noise_said(i: int) -> Tensor:
-        x, said, p = units["x", k - i], units[says[k - i], k - i], points[i]
-        return said if says[k - i] == "eps" else (x - p.alpha * said) / p.sigma
+    def __init__(self, sampler: Sampler, points: Sequence[Point], corrections: Tensor | None) -> None:
+        self.sampler, self.points, self.corrections = sampler, points, corrections
+        self.quantities = list(map(predicted_quantity, points))
+        self.starts: list[int] = []  # for each call, the first call of its step
+        self.corrected: list[bool] = []  # for each call, whether the sampler corrects its state
+        self.rescaled: set[Any] = set()  # the shapes of past whose homogeneity was checked
 
-    def evaluation(i: int) -> Evaluation:
-        x, eps, c, p = units["x", k - i], noise_said(i), units["c", k - i], points[i]
-        data = units.get(("x0", k - i))
-        # A corrector moves the state and keeps x0, which makes the noise in the corrected state another.
-        if corrected[i]:
+    def row(self, k: int, start: int, look_back: int, before: int) -> Row:
+        """Row k, of a step that starts with call `start`; the sampler saw `before` calls at the call before."""
+        self.starts.append(start)
+        self.corrected.append(False)
+        sees = max(look_back, before + 1)
+        terms = self._terms(k, sees)
+        values = _values(len(terms))
+        correction, next_state, uses_noise = self._evaluate(k, look_back, before, values)
+        combined = None
+        if correction is not None:
+            combined = _combination(terms, self._weights("correct", correction, values))
+        weights = self._weights("step", next_state, values)
+        self._check_homogeneous(k, look_back, before, values, (correction, next_state))
+        if self.corrections is not None and k:
+            terms, new = self._terms(k, k + 1), weights.new_zeros(3 * (k + 1 - sees))
+            weights = torch.cat([weights[:-1], new, weights[-1:]]) + self._moved(k, self.corrections[k, :k])
+        history = sees if self.corrections is None else k + 1
+        return Row(combined, _combination(terms, weights), uses_noise, history, terms[1][0])
+
+    def _terms(self, k: int, history: int) -> list[Term]:
+        kinds = [("x", self.quantities[k - ago], "c") for ago in range(history)]
+        return [*((kind, ago) for ago in range(history) for kind in kinds[ago]), ("z", 0)]
+
+    def _evaluate(self, k: int, look_back: int, before: int, values: Tensor) -> tuple[Tensor | None, Tensor, bool]:
+        """The corrected state, the next state and whether noise was drawn, for `values` in place of the terms."""
+        terms = self._terms(k, max(look_back, before + 1))
+        tensors = dict(zip(terms, values.clone().unbind(), strict=True))  # which a sampler may write into
+        drawn = False
+
+        def noise(x: Tensor) -> Tensor:
+            nonlocal drawn
+            if drawn:
+                raise ValueError(f"{type(self.sampler).__name__}.step draws noise more than once a call")
+            drawn = True
+            return tensors["z", 0]
+
+        correction, self.corrected[k] = None, False
+        if before:
+            correction = self.sampler.correct(tuple(self._evaluation(i, k, tensors) for i in range(k - before, k + 1)))
+        self.corrected[k] = correction is not None
+        past = tuple(self._evaluation(i, k, tensors) for i in range(k - look_back + 1, k + 1))
+        q, newest = self.points[k + 1], past[-1]
+        if q.sigma == 0:
+            next_state = newest.x0
+        elif newest.p.alpha == 0:
+            next_state = q.alpha * newest.x0 + q.sigma * newest.eps
+        else:
+            next_state = self.sampler.step(past, q, noise)
+        return correction, next_state, drawn
+
+    def _evaluation(self, i: int, k: int, tensors: Mapping[Term, Tensor]) -> Evaluation:
+        """Call i as the sampler sees it at call k."""
+        ago, p = k - i, self.points[i]
+        x, x0 = tensors["x", ago], tensors.get(("x0", ago))
+        eps = tensors["eps", ago] if x0 is None else (x - p.alpha * x0) / p.sigma
+        if self.corrected[i]:  # a corrector moves the state and keeps x0: the noise in the corrected state is another
+            c = tensors["c", ago]
             x, eps = c, eps + (c - x) / p.sigma
-        return Evaluation(x, eps, p, data, i - starts[i])
+        return Evaluation(x, eps, p, x0, i - self.starts[i])
 
-    draws = False
-
-    def noise(x: Tensor) -> Tensor:
-        nonlocal draws
-        if draws:
-            raise ValueError(f"{type(sampler).__name__}.step draws noise more than once a call")
-        draws = True
-        return units["z", 0]
-
-    correction = sampler.correct(tuple(evaluation(i) for i in range(k - before, k + 1))) if before else None
-    corrected[k] = correction is not None
-    q = points[k + 1]
-    past = tuple(evaluation(i) for i in range(k - look_back + 1, k + 1))
-    if q.sigma == 0:
-        next_state = past[-1].x0
-    elif past[-1].p.alpha == 0:
-        next_state = q.alpha * past[-1].x0 + q.sigma * past[-1].eps
-    else:
-        next_state = sampler.step(past, q, noise)
-    if corrections is not None and k:
-        b = points[starts[k]]
+    def _moved(self, k: int, corrections: Tensor) -> Tensor:
+        """The weights of gamma_k sum_j C[k, j] (eps_j - eps_k) on all terms of call k, for C[k, :k] (k,)."""
+        q, b = self.points[k + 1], self.points[self.starts[k]]
         gamma = q.sigma - q.alpha / b.alpha * b.sigma
-        said = torch.stack([noise_said(j) for j in range(k + 1)])
-        next_state = next_state + gamma * (corrections[k, :k] @ (said[:k] - said[k]))
-    combined = None if correction is None else _combination(terms, correction)
-    return Row(combined, _combination(terms, next_state), draws, history, says[0])
+        on_eps = gamma * torch.cat([-corrections.sum()[None], corrections.flip(0)])  # from call k back to call 0
+        none = torch.zeros_like(on_eps)
+        on_x, on_prediction = none, on_eps
+        if "x0" in self.quantities[: k + 1]:  # where eps is (x - alpha x0) / sigma
+            past = self.points[k::-1]
+            x0 = torch.tensor([quantity == "x0" for quantity in self.quantities[k::-1]])
+            alpha, sigma = torch.stack([p.alpha for p in past]), torch.stack([p.sigma for p in past])
+            on_x = torch.where(x0, on_eps / sigma, none)
+            on_prediction = torch.where(x0, -alpha * on_x, on_eps)
+        return torch.cat([torch.stack([on_x, on_prediction, none], 1).flatten(), none[:1]])
+
+    def _weights(self, method: str, got: Any, values: Tensor) -> Tensor:
+        """The weight of each term in what the sampler computed from `values`.
+
+        Raises:
+            ValueError: a sum with these weights is not what it computed.
+        """
+        if not isinstance(got, Tensor) or got.shape != values.shape[1:]:
+            shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+            raise ValueError(
+                f"{type(self.sampler).__name__}.{method} must return a tensor of the shape of x, got {shape} "
+                f"where x has {tuple(values.shape[1:])}"
+            )
+        count = len(values)
+        numbers, probes = got.detach().numpy()[0], values.numpy()[:, 0, count:]
+        weights, sums = numbers[:count], numbers[count:]
+        if (abs(sums - weights @ probes) > 1e-6 * (abs(weights) @ abs(probes))).any():
+            raise ValueError(self._nonlinear(method))
+        return got[0, :count]
+
+    def _check_homogeneous(
+        self, k: int, look_back: int, before: int, values: Tensor, results: tuple[Tensor | None, Tensor]
+    ) -> None:
+        """Raise a ValueError unless all results are multiplied by SCALE when `values` are."""
+        shape = (before, *(i - self.starts[i] for i in range(k - look_back + 1, k + 1)))
+        if shape in self.rescaled:
+            return
+        self.rescaled.add(shape)
+        with torch.no_grad():
+            *again, _ = self._evaluate(k, look_back, before, SCALE * values)
+        for method, first, second in zip(("correct", "step"), results, again, strict=True):
+            same = first is second
+            if first is not None and second is not None and first.shape == second.shape:
+                same = torch.allclose(SCALE * first.detach(), second, rtol=1e-9, atol=0, equal_nan=True)
+            if not same:
+                raise ValueError(self._nonlinear(method))
+
+    def _nonlinear(self, method: str) -> str:
+        return (
+            f"{type(self.sampler).__name__}.{method} must be linear in the states, predictions and noise that it "
+            "receives, with weights that depend on the points alone: nonlinear operations on the prediction (clamp, "
+            "threshold) belong into a wrapper around the model, such as time_tuner.models.thresholding.clipped"
+        )
 
 
-def _combination(terms: list[Term], vector: Tensor) -> Combination:
-    # A weight of zero may have a gradient (an untrained correction), but only one on something the network said.
-    said = ("eps", "x0")
-    used = [i for i, (what, _) in enumerate(terms) if vector[i] != 0 or (vector.requires_grad and what in said)]
-    return Combination(tuple(terms[i] for i in used), vector[used])
+@lru_cache
+def _values(count: int) -> Tensor:
+    """A unit vector and 4 random numbers for each of `count` terms, as a batch of one sample: (count, 1, count + 4)."""
+    unit = torch.eye(count, dtype=torch.float64, device="cpu")
+    random = torch.empty(count, len(PROBES), dtype=torch.float64, device="cpu")
+    random.normal_(generator=torch.Generator().manual_seed(0))
+    return torch.cat([unit, random * as_float64(PROBES)], 1)[:, None]
 
 
-class Call(NamedTuple):
-    """What the loop remembers of a call: the state seen, what the network said (eps, or x0 where that is the row's
-    unit), the corrected state if any."""
+def _combination(terms: Sequence[Term], weights: Tensor) -> Combination:
+    """The sum of the terms whose weight is not zero, or has a gradient.
 
-    x: Tensor
-    eps: Tensor
-    c: Tensor | None = None
+    Zero weights with a gradient are those of untrained corrections, on predictions, and on states whose prediction is
+    x0, from which eps follows.
+    """
+    numbers, trained = weights.tolist(), set[Term]()
+    if weights.requires_grad:
+        trained = {(kind, ago) for kind, ago in terms if kind in ("eps", "x0")}
+        trained |= {("x", ago) for kind, ago in trained if kind == "x0"}
+    used = [i for i, term in enumerate(terms) if numbers[i] != 0 or term in trained]
+    return Combination(tuple(terms[i] for i in used), weights[used])

@@ -1,27 +1,26 @@
 """Samplers, one file a family. To add one, write a frozen dataclass and name it in the table."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+from .._checks import check_options
+from .._spec import build, parse_call
 from .base import Evaluation, Noise, Sampler
 from .ddim import DDIM
 from .ddpm import DDPM
 from .deis import DEIS
 from .dpm import DPMSolver, DPMSolverPPSingle
 from .dpmpp import DPMSolverPP, SDEDPMSolverPP
-from .euler import Euler, EulerAncestral
 from .heun import Heun
 from .pndm import IPNDM, PNDM
 from .unipc import UniPC
 
-__all__ = ["SAMPLERS", "Evaluation", "Noise", "Sampler", "sampler_from_dict", "sampler_to_dict"]
+__all__ = ["SAMPLERS", "Evaluation", "Noise", "Sampler", "sampler_from_dict", "sampler_of", "sampler_to_dict"]
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
     "ddim": DDIM,
-    "euler": Euler,
-    "euler_ancestral": EulerAncestral,
     "heun": Heun,
     "dpm": DPMSolver,
     "dpmpp": DPMSolverPP,
@@ -32,18 +31,40 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "ipndm": IPNDM,
     "pndm": PNDM,
 }
-"""Every sampler by its name on the command line and in plan files."""
+"""Every sampler by its name in texts and in plan files."""
+
+SAME = {"euler": "ddim(eta=0)", "euler_ancestral": "ddim(eta=1)"}
+"""Names that other libraries have for samplers of the table."""
+
+
+def sampler_of(sampler: Sampler | str, **options: Any) -> Sampler:
+    """The sampler of a text `name(option=value, ...)`, such as "ddim(eta=0.5)", or the given sampler itself.
+
+    Args:
+        sampler: a sampler, or the text of one.
+        **options: options that replace those of the sampler.
+
+    Raises:
+        ValueError: another text, an unknown name or option, or a value that the option does not take.
+    """
+    if isinstance(sampler, str):
+        name, written = parse_call(sampler)
+        return _build(name, written | options)
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler must be a sampler or a text such as 'ddim(eta=0.5)', got {sampler!r}")
+    check_options(type(sampler).__name__, options, _options_of(type(sampler)))
+    return replace(sampler, **options) if options else sampler  # type: ignore[type-var]
 
 
 def sampler_to_dict(sampler: Sampler) -> dict[str, Any]:
-    """Its name in the table and its options, as JSON holds them.
+    """The name of the sampler in the table and its options, as plain JSON values.
 
     Raises:
         ValueError: the sampler's class is not in the table.
     """
     for name, kind in SAMPLERS.items():
         if type(sampler) is kind:
-            return {"name": name} | {f.name: getattr(sampler, f.name) for f in fields(kind)}  # type: ignore[arg-type]
+            return {"name": name} | {option: getattr(sampler, option) for option in _options_of(kind)}
     raise ValueError(f"{type(sampler).__name__} is not in SAMPLERS: add it there, SAMPLERS['my-name'] = its class")
 
 
@@ -51,20 +72,21 @@ def sampler_from_dict(values: Mapping[str, Any]) -> Sampler:
     """The inverse of `sampler_to_dict`; options that are left out have their defaults.
 
     Raises:
-        ValueError: an unknown name or option, or a value the option does not take.
+        ValueError: an unknown name or option, or a value that the option does not take.
     """
-    options = dict(values)
-    name = options.pop("name", None)
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
-    known = [f.name for f in fields(SAMPLERS[name])]  # type: ignore[arg-type]
-    unknown = [option for option in options if option not in known]
-    if any("churn" in option for option in unknown):
+    return _build(values.get("name"), {option: value for option, value in values.items() if option != "name"})
+
+
+def _build(name: Any, options: Mapping[str, Any]) -> Sampler:
+    if isinstance(name, str) and name in SAME.keys() - SAMPLERS.keys():
+        raise ValueError(f"there is no sampler {name!r}: take {SAME[name]}, which is the same")
+    if any("churn" in option for option in options):
         raise ValueError(
             f"sampler {name!r} has no churn: it would call the network at noise that the plan has no point for; "
-            "for fresh noise on the way take 'ddim' with eta, or 'ddpm'"
+            "for fresh noise at every step take ddim with eta, or ddpm"
         )
-    if unknown:
-        takes = ", ".join(known) or "none"
-        raise ValueError(f"sampler {name!r} has no option {unknown[0]!r}; its options: {takes}")
-    return SAMPLERS[name](**options)
+    return build("sampler", SAMPLERS, name, options)
+
+
+def _options_of(kind: type[Sampler]) -> list[str]:
+    return [field.name for field in fields(kind)]  # type: ignore[arg-type]

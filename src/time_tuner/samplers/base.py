@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from .._checks import choose
 from ..schedules import Point
 
 Noise: TypeAlias = Callable[[Tensor], Tensor]
@@ -86,8 +87,4 @@ class Sampler:
 
 def check_option(sampler: Sampler, name: str, allowed: tuple[object, ...]) -> None:
     """Raise a ValueError unless the option is one of those allowed."""
-    value = getattr(sampler, name)
-    # 1 == True in Python, but order=True is a mistake.
-    if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        choices = ", ".join(map(repr, allowed))
-        raise ValueError(f"{name} of {type(sampler).__name__} must be one of {choices}, got {value!r}")
+    choose(f"{name} of {type(sampler).__name__}", getattr(sampler, name), allowed)

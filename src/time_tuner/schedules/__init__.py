@@ -8,6 +8,7 @@ and carry gradients.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._checks import choose
 from .base import NoiseSchedule, Point, Values, as_float64
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
 from .flow import NoiseScheduleFlow, resolution_shift
@@ -48,9 +49,8 @@ def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
     """
     options = dict(values)
     name = options.pop("name", None)
-    if not isinstance(name, str) or name not in SCHEDULES:
-        raise ValueError(f"schedule name must be one of {sorted(SCHEDULES)}, got {name!r}")
+    kind = SCHEDULES[choose("schedule name", name, SCHEDULES)]
     try:
-        return SCHEDULES[name](**options)
+        return kind(**options)
     except TypeError as error:
         raise ValueError(f"schedule {name!r} does not take these values: {error}") from None

@@ -1,14 +1,13 @@
 """Where the steps of a run end, a grid of S + 1 times from a schedule for S steps, and where its calls are made."""
 
 import inspect
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
 
-from .._spec import parse_options
+from .._spec import entry_of, parse_call
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
 from .by_snr import ays, exponential, karras, kl_optimal, logsnr
@@ -52,28 +51,16 @@ def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
     return "trailing" if isinstance(schedule, NoiseScheduleFlow) else "quadratic"
 
 
-_TEXT = re.compile(r"(?P<name>\w+)(\((?P<options>[^()]*)\))?")
-
-
 def spacing_of(text: str) -> Spacing:
-    """The spacing of a name in `SPACINGS`, which may be followed by options, as in "karras(rho=5)".
+    """The spacing of a text `name(option=value, ...)`, such as "karras(rho=5)"; the names are those of `SPACINGS`.
 
     Raises:
-        ValueError: a name or an option that there is not.
+        ValueError: another text, an unknown name or option, or text where the option is a number.
     """
-    match = _TEXT.fullmatch(text.strip())
-    if match is None or match["name"] not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, or as in karras(rho=5), got {text!r}")
-    found = SPACINGS[match["name"]]
-    options = parse_options(match["options"])
-    known = list(inspect.signature(found).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        takes = ", ".join(known) or "none"
-        raise ValueError(f"spacing {match['name']!r} has no option {unknown[0]!r}; its options: {takes}")
-    for name, value in options.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            default = inspect.signature(found).parameters[name].default
-            if isinstance(default, int | float):
-                raise ValueError(f"{name} of spacing {match['name']!r} must be a number, got {value!r}")
-    return partial(found, **options)
+    name, options = parse_call(text)
+    spacing = entry_of("spacing", SPACINGS, name, options, fixed=("schedule", "steps", "start", "end"))
+    for option, value in options.items():
+        default = inspect.signature(spacing).parameters[option].default
+        if isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{option} of spacing {name!r} must be a number, got {value!r}")
+    return partial(spacing, **options)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .._checks import check_int
+from .._checks import check_int, choose
 from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
@@ -206,9 +206,9 @@ def options_of(method: str) -> list[str]:
     Raises:
         ValueError: an unknown method.
     """
-    if method not in TUNERS:
-        raise ValueError(f"method must be one of {', '.join(TUNERS)}, got {method!r}")
-    return list(signature(TUNERS[method]).parameters)[4:]  # after the model, the plan, the calibration and the run
+    return list(signature(TUNERS[choose("method", method, TUNERS)]).parameters)[
+        4:
+    ]  # after the model, the plan, the calibration and the run
 
 
 def _check(method: str, options: Mapping[str, Any]) -> None:

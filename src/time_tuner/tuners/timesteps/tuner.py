@@ -13,6 +13,7 @@ every call stands alone.
 from dataclasses import dataclass
 from typing import Any
 
+from ..._checks import choose
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...plans.plan import Plan
@@ -57,8 +58,7 @@ class Conditioning:
             last: whether the last ratio is tuned too; the published procedure leaves it at 1.
             lr, iterations: of Adam, for each ratio; every iteration has a fresh batch and fresh noise.
         """
-        if optimizer not in ("search", "adam"):
-            raise ValueError(f"optimizer must be 'search' or 'adam', got {optimizer!r}")
+        choose("optimizer", optimizer, ("search", "adam"))
         if plan.corrections is not None and plan.corrections.any():
             raise ValueError(
                 f"method={self.strategy!r} tunes plans without corrections, got {plan!r}: take method='joint' with "
