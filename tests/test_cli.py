@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, SeededNoise, make_plan
+from time_tuner.cli import demo
 from time_tuner.cli import output as report
 from time_tuner.cli import sample as drawing
 from time_tuner.cli import tune as tuning
-from time_tuner.cli import demo
 from time_tuner.cli.app import app
 
 
