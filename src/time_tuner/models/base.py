@@ -6,9 +6,13 @@ from copy import copy
 from inspect import signature
 from typing import Any, Self, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import accepts
+from ..plans.build import make_plan
+from ..plans.plan import Plan
+from ..samplers import Sampler
 from ..schedules import NoiseSchedule, Point, as_float64
 
 Hook: TypeAlias = Callable[[str, Tensor, Any, Tensor], None]
@@ -27,11 +31,15 @@ class Model(ABC):
         shape: of one sample, without the batch; None where it is not known.
         num_conditions: how many conditions the model holds: row i of a batch of as many rows is under condition i.
             None: all rows share one, whatever their number.
+        device: where its states are.
+        max_batch: the most states in one network call; None where the model does not limit it.
     """
 
     schedule: NoiseSchedule
     shape: tuple[int, ...] | None = None
     num_conditions: int | None = None
+    device: torch.device | str = "cpu"
+    max_batch: int | None = None
 
     @abstractmethod
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -63,6 +71,21 @@ class Model(ABC):
         """The times that the network really receives for tau, of the same shape: rounded where the network rounds."""
         return as_float64(tau).detach()
 
+    def untuned_plan(self, sampler: Sampler | str, calls: int, spacing: str | None = None) -> Plan:
+        """The untuned plan of a sampler and a number of network calls, see `make_plan`.
+
+        Without a spacing the grid is the schedule's default, or one that the model comes with.
+        """
+        return make_plan(sampler, self.schedule, calls, spacing)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The pictures (B, C, H, W) in [-1, 1] that samples x (B, ...) stand for; the samples themselves by default."""
+        return x
+
+    def facts(self) -> dict[str, Any]:
+        """What the provenance of a plan holds of the model, as plain JSON values."""
+        return {}
+
 
 class ModelAround(Model):
     """A model around another one, which does something before or after each of its predictions.
@@ -76,6 +99,7 @@ class ModelAround(Model):
     def __init__(self, inner: Model) -> None:
         self.inner = inner
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
+        self.device, self.max_batch = inner.device, inner.max_batch
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.predict("eps", x, t, tau)
@@ -98,6 +122,15 @@ class ModelAround(Model):
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self.inner.rounded_times(tau)
+
+    def untuned_plan(self, sampler: Sampler | str, calls: int, spacing: str | None = None) -> Plan:
+        return self.inner.untuned_plan(sampler, calls, spacing)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.inner.decode(x)
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
 
 
 class HookedModel(ModelAround):
@@ -132,6 +165,7 @@ class FunctionModel(Model):
         self.eps, self.schedule = eps, own
         self.shape = None if shape is None else tuple(shape)
         self.num_conditions = getattr(eps, "num_conditions", None)
+        self.device = getattr(eps, "device", "cpu")
         self._x0: Callable[..., Tensor] | None = getattr(eps, "x0", None)
         self._select: Callable[[Tensor], Any] | None = getattr(eps, "select", None)
         if (self._select is None) != (self.num_conditions is None):
