@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from time_tuner import make_plan
+from time_tuner import SPACINGS, make_plan
 from time_tuner.samplers import SAMPLERS, Evaluation, Noise, Sampler
 from time_tuner.samplers.dpm import DPMSolver
 from time_tuner.samplers.exponential import frame, phi
@@ -43,10 +43,7 @@ class AsPublished(DPMSolver):
 
 def even(steps: int) -> Tensor:
     """From t = 0.8 to 0.2, even in lam."""
-    first, last = suite.SMOOTH.at([0.8, 0.2]).lam
-    times = suite.SMOOTH.inverse_lambda(first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    times[0], times[-1] = 0.8, 0.2
-    return times
+    return SPACINGS["logsnr"](suite.SMOOTH, steps, 0.8, 0.2)
 
 
 def measured(sampler: Sampler, grid: Callable[[int], Tensor]) -> float:

@@ -6,9 +6,10 @@
 samples to fresh draws of the data in raw pixels, mean over pairs of noise and fresh draws; two fresh draws are the
 floor. `--problem digits`: the bundled network, the mean distance to the end of 100 calls down to 0 from the same noise.
 
-A spacing that ends above 0 (leading, uniform, quadratic, lam, dmn) leaves the noise of the least trained time in the
-samples, as its users have it. Samplers that this version has none of are left out. The last table is the mean over
-numbers of calls of the ratio to the best spacing of that sampler and number of calls: 1 is best everywhere.
+A spacing that ends above 0 (leading, uniform, quadratic, logsnr, dmn) leaves the noise of the least trained time in
+the samples, as its users have it. Samplers that this version has none of are left out. The last table is the mean over
+numbers of calls of the ratio to the best spacing of that sampler and number of calls: 1 is best everywhere. DMN, which
+is none of the library's spacings, is measured beside them.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from dmn import dmn
 from problems import exact_digits, linear_schedule
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,8 @@ from time_tuner.metrics import distance, frechet_between
 from time_tuner.plans.build import parse_run
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners import reference_plan
+
+SPACINGS["dmn"] = dmn
 
 RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")
 GRIDS = (*(name for name in SPACINGS if name != "ays"), "karras(rho=3)", "kl_optimal(std=0.5)", "dmn(power=2)")
@@ -97,9 +101,11 @@ def main(
         ratios[grid] = {}
         for name in known:
             mine = [column for column in row if column.startswith(f"{name}:")]
-            worth = [row[column] / min(other[column] for other in rows.values() if column in other) for column in mine]
-            if len(worth) == len(calls):
-                ratios[grid][name] = statistics.mean(worth)
+            relative = [
+                row[column] / min(other[column] for other in rows.values() if column in other) for column in mine
+            ]
+            if len(relative) == len(calls):
+                ratios[grid][name] = statistics.mean(relative)
     console.print(shown("mean ratio to the best spacing", ratios, known, 3))
     if out is not None:
         out.write_text(json.dumps({"problem": problem, "rows": rows, "ratios": ratios}, indent=1) + "\n")

@@ -36,7 +36,7 @@ def main(path: Path, calls: int, samples: int, shown: int) -> None:
         model.network, model.schedule, guidance_type="classifier-free", guidance_scale=1.5, cond_process_fn=model.embed
     )
     tuner = TimeTuner(wrapped, model.schedule)
-    levels = make_plan("ddim", model.schedule, calls, "quadratic").t[:-1] * model.schedule.total_N - 1
+    levels = model.schedule.network_time(make_plan("ddim", model.schedule, calls, "quadratic").t[:-1])
     ratios = tuner.optimize_timesteps(
         DataLoader(scans(samples), batch_size=64), encode_fn=model.encode, timesteps=levels, samples=samples,
         uncond_condition=NULL_LABEL, verbose=True,

@@ -52,7 +52,7 @@ def run(step_fn, times: Tensor, ratios: Tensor, x: Tensor) -> Tensor:
 def main() -> None:
     loader = [{"image": data.sample(64, seed=i)} for i in range(4)]
     times = make_plan("ddim", schedule, calls=STEPS, spacing="logsnr").t
-    labels = times[:-1] * schedule.total_N - 1  # what the network calls these times
+    labels = schedule.network_time(times[:-1])
 
     noise = SeededNoise(10**6)(torch.empty(500, 2, dtype=torch.float64))  # not tuned on
     truth = run(dpm_solver_2, make_plan("ddim", schedule, calls=250).t, torch.ones(250), noise)

@@ -301,7 +301,8 @@ def test_half_precision_goes_in_and_comes_out_and_is_rounded_only_there() -> Non
 
 def test_the_data_that_a_call_predicts_is_where_a_step_to_the_end_leads() -> None:
     for kind in ("epsilon", "v_prediction"):
-        ours = TimeTunerScheduler.from_config(config(prediction_type=kind), sampler="ddim", calls=1)
+        own = config(prediction_type=kind, timestep_spacing="trailing")
+        ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=1)
         x, said = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
         previous, data = ours.step(said, 0, x, return_dict=False)
         torch.testing.assert_close(data, previous)
@@ -370,7 +371,9 @@ def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> Non
         TimeTunerScheduler.from_plan(plan, config(beta_schedule="scaled_linear"))
     with refused("made for another family"):
         TimeTunerScheduler.from_plan(plan, FlowMatchEulerDiscreteScheduler(shift=3.0))
-    with refused("continuous in time: pipelines are told one of N levels"):
+    with refused(
+        r"driven with discrete betas or as a rectified flow, got NoiseScheduleVP\('linear'\): make the plan on"
+    ):
         TimeTunerScheduler.from_plan(make_plan("ddim", NoiseScheduleVP("linear"), 4))
     with refused("one for each number of calls"):
         TimeTunerScheduler.from_plan([plan, plan])
@@ -385,6 +388,8 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
+    with refused("calls=1 on the grid of the pipeline's own scheduler: the run would begin at t = 0.001, where the"):
+        TimeTunerScheduler.from_config(config(), calls=1)
     with refused("sampler 'ddim' has no option 'order'"):
         TimeTunerScheduler.from_config(config(), sampler="ddim", calls=4, order=2)
     with refused("prediction_type must be one of"):

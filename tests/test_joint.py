@@ -31,11 +31,11 @@ from time_tuner import (
 from time_tuner.models.base import as_model
 from time_tuner.models.batching import BatchedModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
+from time_tuner.models.counting import CostLog
 from time_tuner.models.exact import Mixture
 from time_tuner.plans.build import reference_plan, resample
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners.base import TuningRun
-from time_tuner.models.counting import CostLog
 from time_tuner.tuners.budget import Budget
 from time_tuner.tuners.joint import sizing as extent
 from time_tuner.tuners.joint.candidates import candidate_plans

@@ -217,7 +217,7 @@ def test_a_configuration_may_be_a_dictionary_or_hold_its_betas() -> None:
         ({}, "config has neither betas .* it has nothing"),
         ({"steps": 3}, "config has neither betas .* it has steps"),
         ({"beta_schedule": "cubic"}, "beta schedule must be one of linear, .* got 'cubic'"),
-        ({"shift": 2.0, "invert_sigmas": True}, "invert_sigmas=True means a network that is told 1 - sigma"),
+        ({"shift": 2.0, "invert_sigmas": True}, "invert_sigmas=True is for a network that receives 1 - sigma"),
         ({"sigma_data": 0.5, "sigma_max": -1.0}, "sigma_min and sigma_max must satisfy"),
         ({"shift": -1.0}, "shift must be positive, got -1.0"),
         ("scheduler_config.json", "config must be a scheduler, its configuration or alphas_cumprod .* got str"),

@@ -1,5 +1,8 @@
 import json
 import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +11,23 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from time_tuner import NoiseScheduleVP
-from time_tuner.schedules import schedule_from_dict
+from time_tuner import SAMPLERS as SAMPLER_TABLE
+from time_tuner import SCHEDULES as SCHEDULE_TABLE
+from time_tuner import (
+    SPACINGS,
+    NoiseScheduleFlow,
+    NoiseScheduleVE,
+    NoiseScheduleVP,
+    Plan,
+    exact,
+    make_plan,
+    named_betas,
+    rescale_zero_terminal_snr,
+    sample,
+    schedule_from,
+    tune,
+)
+from time_tuner.schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 
 SHORT = [0.01, 0.05, 0.2, 0.4]
 SCHEDULES = {
@@ -128,7 +146,7 @@ def test_json_round_trip(schedule: NoiseScheduleVP) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"schedule": "quadratic"}, "schedule must be 'discrete', 'linear' or 'cosine', got 'quadratic'"),
         ({}, "needs either betas= or alphas_cumprod="),
@@ -149,13 +167,13 @@ def test_json_round_trip(schedule: NoiseScheduleVP) -> None:
         ({"schedule": "linear", "continuous_beta_1": math.inf}, "continuous_beta_0 and continuous_beta_1 must satisfy"),
     ],
 )
-def test_bad_values_are_named(options: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_values_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         NoiseScheduleVP(**options)
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         ({"name": "vx"}, r"schedule name must be one of vp, ve, flow, got 'vx'"),
         ({"schedule": "linear"}, "got None"),
@@ -163,6 +181,165 @@ def test_bad_values_are_named(options: dict, says: str) -> None:
         ({"name": "vp", "schedule": "linear", "continuous_beta_0": "a"}, "does not take these values"),
     ],
 )
-def test_bad_dictionaries_are_named(values: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_bad_dictionaries_are_named(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         schedule_from_dict(values)
+
+
+# --- what schedules answer ---
+
+ZERO = NoiseScheduleVP(alphas_cumprod=rescale_zero_terminal_snr(named_betas("scaled_linear")))
+OTHERS = {"zero": ZERO, "flow": NoiseScheduleFlow(3.0), "flow of sigma": NoiseScheduleFlow(scale=1.0)}
+OTHERS |= {"ve": NoiseScheduleVE(), "ve of sigma": NoiseScheduleVE(network_input="sigma")}
+every = pytest.mark.parametrize("schedule", [*SCHEDULES.values(), *OTHERS.values()], ids=[*SCHEDULES, *OTHERS])
+
+
+@every
+def test_network_time_and_sigma_ratio_are_inverted(schedule: NoiseSchedule) -> None:
+    t = torch.linspace(schedule.t_min, schedule.T, 9, dtype=torch.float64)
+    torch.testing.assert_close(schedule.from_network_time(schedule.network_time(t)), t, rtol=1e-12, atol=0)
+    sigma = schedule.sigma_ratio(t)
+    assert (sigma.diff() > 0).all()
+    torch.testing.assert_close(schedule.from_sigma_ratio(sigma), t, rtol=1e-9, atol=0)  # also an infinite one
+    assert schedule.from_sigma_ratio([0.0]).tolist() == [0]
+    assert schedule.sigma_ratio(0.0) == 0
+
+
+@every
+def test_sigma_is_counted_as_in_diffusers(schedule: NoiseSchedule) -> None:
+    """As sigma / alpha, where alpha is divided out of the state; in a flow as sigma itself."""
+    p = schedule.at(schedule.T / 3)
+    flow = isinstance(schedule, NoiseScheduleFlow)
+    assert float(schedule.sigma_ratio(p.t)) == pytest.approx(float(p.sigma if flow else p.sigma / p.alpha), rel=1e-14)
+
+
+@every
+def test_even_times_are_even_and_end_exactly(schedule: NoiseSchedule) -> None:
+    even = torch.log if isinstance(schedule, NoiseScheduleVE) else torch.sqrt
+    high, low = 0.83 * schedule.T, max(0.31 * schedule.T, schedule.t_min)
+    for start, end in ((None, None), (high, None), (None, low), (high, low)):
+        times = schedule.even_times(5, start, end)
+        ends = (schedule.T if start is None else start, schedule.t_min if end is None else end)
+        assert (float(times[0]), float(times[-1])) == ends
+        steps = even(times).diff()
+        torch.testing.assert_close(steps, steps.mean().expand(5), rtol=1e-9, atol=0)
+    assert schedule.even_times(6, end=0.0).tolist() == [*schedule.even_times(5).tolist(), 0]
+    assert schedule.even_times(1, end=0.0).tolist() == [schedule.T, 0]
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULES["discrete"], SCHEDULES["short"], ZERO, *OTHERS.values()], ids=repr)
+def test_the_scheduler_config_describes_the_schedule(schedule: NoiseSchedule) -> None:
+    if schedule.levels is None:
+        with pytest.raises(ValueError, match=r"of an EDM pipeline.* wrap this network with model_wrapper"):
+            schedule.scheduler_config()
+        return
+    again = schedule_from(json.loads(json.dumps(schedule.scheduler_config())))
+    t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    torch.testing.assert_close(again.at(t).alpha, schedule.at(t).alpha, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(again.network_time(t), schedule.network_time(t))
+    assert again.levels == schedule.levels
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULES["linear"], SCHEDULES["cosine"]], ids=repr)
+def test_pipelines_are_not_driven_in_continuous_time(schedule: NoiseSchedule) -> None:
+    with pytest.raises(ValueError, match=r"discrete betas or as a rectified flow, got NoiseScheduleVP.*`sample`"):
+        schedule.scheduler_config()
+
+
+def test_a_schedule_without_levels_has_no_limit_of_calls() -> None:
+    assert len(make_plan("ddim", NoiseScheduleVE(), 1500)) == 1500
+    with pytest.raises(ValueError, match="at most the schedule's 1000 trained noise levels, got 1500"):
+        make_plan("ddim", NoiseScheduleFlow(), 1500)
+
+
+# --- a new schedule is one class and one entry ---
+
+
+@dataclass(frozen=True)
+class PowerLaw(NoiseSchedule):
+    """alpha = 1 - t^power, variance-preserving; `end` is T, where alpha may be 0."""
+
+    power: float = 2.0
+    end: float = 1.0
+
+    @property
+    def T(self) -> float:
+        return self.end
+
+    @property
+    def t_min(self) -> float:
+        return 0.01
+
+    def at(self, t: Any) -> Point:
+        t = as_float64(t)
+        alpha = 1 - t**self.power
+        return Point(t, alpha, torch.sqrt(1 - alpha**2))
+
+    def inverse_lambda(self, lam: Any) -> torch.Tensor:
+        return (1 - torch.sqrt(torch.sigmoid(2 * as_float64(lam)))) ** (1 / self.power)
+
+    def network_time(self, t: Any) -> torch.Tensor:
+        return as_float64(t)
+
+    def from_network_time(self, time: Any) -> torch.Tensor:
+        return as_float64(time)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "power", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class PowerLevels(PowerLaw):
+    """The same of a network with 30 levels."""
+
+    @property
+    def levels(self) -> int:
+        return 30
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "levels", **asdict(self)}
+
+
+NEW = [PowerLaw(), PowerLaw(3.0, 0.9), PowerLevels(2.0, 0.9)]
+
+
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULE_TABLE, "power", PowerLaw)
+    monkeypatch.setitem(SCHEDULE_TABLE, "levels", PowerLevels)
+
+
+@pytest.mark.usefixtures("entered")
+@pytest.mark.parametrize("schedule", NEW, ids=repr)
+@pytest.mark.parametrize("sampler", SAMPLER_TABLE)
+def test_a_new_schedule_is_planned_saved_and_sampled(sampler: str, schedule: NoiseSchedule, tmp_path: Path) -> None:
+    model = exact.Gaussian([0.3, -0.2], [0.5, 1.2])
+    plan = make_plan(sampler, schedule, 24)
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == plan and again.schedule == schedule
+    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    end = sample(model.eps(schedule), again, again.initial_state(x))
+    torch.testing.assert_close(end.mean(0), model.mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(end.std(0), model.std, rtol=0.2, atol=0)
+
+
+@pytest.mark.usefixtures("entered")
+@pytest.mark.parametrize("schedule", NEW, ids=repr)
+@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"ays"}))
+def test_a_new_schedule_has_every_spacing(spacing: str, schedule: NoiseSchedule) -> None:
+    if schedule.levels is None and spacing in ("linspace", "leading", "trailing"):
+        with pytest.raises(ValueError, match="has no noise levels to choose from"):
+            make_plan("ddim", schedule, 5, spacing)
+        return
+    times = make_plan("ddim", schedule, 5, spacing).t
+    assert (times.diff() < 0).all() and float(times[-2]) >= schedule.t_min
+
+
+@pytest.mark.usefixtures("entered")
+@pytest.mark.parametrize("schedule", NEW, ids=repr)
+def test_a_new_schedule_is_tuned(schedule: NoiseSchedule) -> None:
+    eps = exact.Mixture([[-1.0, 0.5], [1.0, 0.0]], 0.3).eps(schedule)
+    plan = tune(eps, make_plan("ddim", schedule, 4), "sequential", samples=64, shape=(2,))
+    assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
+    assert plan.provenance["reference_calls"] == (schedule.levels or 100)

@@ -15,10 +15,10 @@ from time_tuner import (
     named_betas,
     rescale_zero_terminal_snr,
 )
+from time_tuner.plans.grid import check_noise
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.spacings import spacing_of
 from time_tuner.spacings.by_snr import AYS
-from time_tuner.spacings.dmn import bound
 
 SCHEDULES = {
     "discrete": NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),
@@ -29,7 +29,7 @@ SCHEDULES = {
     "flow": NoiseScheduleFlow(shift=3.0),
     "ve": NoiseScheduleVE(),
 }
-BY_LEVELS = {"linspace", "leading", "trailing"}  # which a VE schedule has none of
+BY_LEVELS = {"linspace", "leading", "trailing"}  # which a VE schedule lacks
 LISTS = {"ays"}  # of one model each
 DISCRETE = SCHEDULES["discrete"]
 COUNTS = [*range(2, 24), 25, 33, 50, 64, 99, 100, 250, 500, 501, 999]
@@ -58,7 +58,7 @@ def test_published_formulas(name: str, K: int, discrete: NoiseScheduleVP) -> Non
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-def test_lam_is_even_in_lambda_and_meets_its_ends(schedule: NoiseSchedule) -> None:
+def test_logsnr_is_even_in_lambda_and_meets_its_ends(schedule: NoiseSchedule) -> None:
     times = SPACINGS["logsnr"](schedule, 12)
     steps = schedule.at(times).lam.diff()
     steps = steps[steps.isfinite()]  # the first is not, from alpha = 0
@@ -70,12 +70,11 @@ def test_lam_is_even_in_lambda_and_meets_its_ends(schedule: NoiseSchedule) -> No
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_grids_fall_strictly_within_the_trained_range(spacing: str, schedule: NoiseSchedule) -> None:
-    if spacing in LISTS or (spacing in BY_LEVELS and isinstance(schedule, NoiseScheduleVE)):
-        with pytest.raises(ValueError, match=r"this spacing goes by the levels|spacing ays has the list of sd15"):
+    if spacing in LISTS or (spacing in BY_LEVELS and schedule.levels is None):
+        with pytest.raises(ValueError, match=r"has no noise levels to choose from|spacing ays has the list of sd15"):
             make_plan("ddim", schedule, calls=7, spacing=spacing)
         return
-    counts = [2, 5, 12, 64] if spacing == "dmn" else COUNTS  # it is searched for
-    for steps in [1, *(n for n in counts if n < schedule.total_N)]:
+    for steps in [1, *(n for n in COUNTS if n < (schedule.levels or 1000))]:
         times = SPACINGS[spacing](schedule, steps)
         assert times.dtype == torch.float64 and times.shape == (steps + 1,)
         assert (times.diff() < 0).all(), steps
@@ -93,15 +92,117 @@ def test_as_many_steps_as_levels_use_every_level_once(spacing: str) -> None:
 @pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - {"leading"} - LISTS))
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_one_step_starts_from_pure_noise(spacing: str, schedule: NoiseSchedule) -> None:
-    if spacing in BY_LEVELS and isinstance(schedule, NoiseScheduleVE):
+    if spacing in BY_LEVELS and schedule.levels is None:
         return
     assert float(SPACINGS[spacing](schedule, 1)[0]) == pytest.approx(schedule.T, abs=1e-15)
 
 
 def test_leading_has_no_grid_of_as_many_steps_as_levels() -> None:
     """Its offset of one level leaves N - 1 of them."""
-    with pytest.raises(ValueError, match=r"times must lie in the trained range .* got 1.04167"):
-        make_plan("ddim", SCHEDULES["short"], calls=24, spacing="leading")
+    for schedule in (SCHEDULES["short"], DISCRETE):
+        calls = schedule.levels
+        message = rf"calls={calls} with spacing='leading': this spacing does not divide {calls - 1} noise levels"
+        with pytest.raises(ValueError, match=rf"{message}.* into {calls} steps: take fewer calls or another spacing"):
+            make_plan("ddim", schedule, calls=calls, spacing="leading")
+
+
+# --- from start to end ---
+
+RANGES = sorted(SPACINGS.keys() - BY_LEVELS - LISTS)
+
+
+@pytest.mark.parametrize("spacing", [*RANGES, "karras(rho=3)", "kl_optimal(std=0.5)"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_part_of_a_grid_is_the_grid_of_that_part(spacing: str, schedule: NoiseSchedule) -> None:
+    whole = spacing_of(spacing)(schedule, 12)
+    for first, last in ((0, 5), (1, 9), (3, 11)):
+        start, end = float(whole[first]), float(whole[last])
+        part = spacing_of(spacing)(schedule, last - first, start if first else None, end)
+        assert (float(part[0]), float(part[-1])) == (start, end)
+        torch.testing.assert_close(part, whole[first : last + 1], rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("spacing", RANGES)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_an_end_of_0_follows_the_least_trained_time(spacing: str, schedule: NoiseSchedule) -> None:
+    start = 0.7 * schedule.T
+    to_least = SPACINGS[spacing](schedule, 6, start, schedule.t_min)
+    to_zero = SPACINGS[spacing](schedule, 7, start, 0.0)
+    assert torch.equal(to_zero, torch.cat([to_least, torch.zeros(1)]))
+    assert SPACINGS[spacing](schedule, 1, start, 0.0).tolist() == [start, 0]
+
+
+@pytest.mark.parametrize("spacing", sorted(BY_LEVELS))
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES.values() if s.levels], ids=repr)
+@pytest.mark.parametrize(("from_share", "to_share"), [(1.0, 0.3), (0.75, 0.0), (0.75, 0.3), (0.61, 0.21)])
+def test_levels_are_chosen_between_start_and_end(
+    spacing: str, schedule: NoiseSchedule, from_share: float, to_share: float
+) -> None:
+    start, end = from_share * schedule.T, to_share * schedule.T
+    levels = torch.linspace(schedule.t_min, schedule.T, schedule.levels, dtype=torch.float64)
+    levels = levels[(levels > end + 1e-9) & (levels < start + 1e-9)]
+    within = len(levels)
+    for steps in [1, 2, 3, within // 3, within // 2]:
+        times = SPACINGS[spacing](schedule, steps, start, end)
+        assert len(times) == steps + 1 and (times.diff() < 0).all() and float(times[-1]) == end
+        assert ((times[:-1, None] - levels).abs().amin(1) < 1e-12).all()
+        if spacing != "leading":
+            assert abs(times[0] - levels[-1]) < 1e-12
+    with pytest.raises(ValueError, match=f"does not divide {within} noise levels.* into {within + 1} steps"):
+        SPACINGS[spacing](schedule, within + 1, start, end)
+
+
+@pytest.mark.parametrize("spacing", RANGES)
+def test_a_start_below_the_end_is_named(spacing: str) -> None:
+    with pytest.raises(ValueError, match=r"start must lie above end .* got start=0.2, end=0.5"):
+        SPACINGS[spacing](DISCRETE, 3, 0.2, 0.5)
+
+
+def test_part_of_a_list_of_align_your_steps_is_on_its_curve() -> None:
+    sd = NoiseScheduleVP(betas=named_betas("scaled_linear", 1000, 0.00085, 0.012))
+    whole = SPACINGS["ays"](sd, 10)
+    part = SPACINGS["ays"](sd, 5, float(whole[2]), float(whole[7]))
+    torch.testing.assert_close(part, whole[2:8], rtol=1e-9, atol=0)
+
+
+# --- where a run begins ---
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES.values() if s.levels], ids=repr)
+def test_a_run_that_would_begin_in_data_is_refused(sampler: str, schedule: NoiseSchedule) -> None:
+    calls = {"ddim": 1, "heun": 2}[sampler]
+    begins = float(SPACINGS["leading"](schedule, 1)[0])
+    message = (
+        rf"calls={calls} with spacing='leading': the run would begin at t = {begins:.4g}, .* take more calls or another"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_plan(sampler, schedule, calls, "leading")
+    image_to_image = make_plan(sampler, schedule, times=SPACINGS["leading"](schedule, 1))
+    assert float(image_to_image.t[0]) == begins
+
+
+@pytest.mark.parametrize("spacing", sorted(SPACINGS.keys() - LISTS))
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_a_run_of_several_calls_begins_in_noise(spacing: str, schedule: NoiseSchedule) -> None:
+    if spacing in BY_LEVELS and schedule.levels is None:
+        return
+    for steps in (n for n in COUNTS if n < (schedule.levels or 1000)):
+        check_noise(SPACINGS[spacing](schedule, steps), schedule)
+
+
+def test_a_schedule_that_ends_in_data_is_run_from_its_end() -> None:
+    weak = NoiseScheduleVP(betas=[0.05] * 4)
+    assert weak.at(weak.T).alpha > weak.at(weak.T).sigma
+    assert len(make_plan("ddim", weak, 2)) == 2
+
+
+def test_a_spacing_of_ones_own_that_begins_in_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        SPACINGS, "late", lambda schedule, steps, start=None, end=None: torch.linspace(0.1, 0, steps + 1)
+    )
+    with pytest.raises(ValueError, match=r"calls=4 with spacing='late': the run would begin at t = 0.1"):
+        make_plan("ddim", DISCRETE, 4, "late")
 
 
 # --- grids by the noise ---
@@ -123,48 +224,12 @@ def noise_of(schedule: NoiseSchedule, times: torch.Tensor) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-def test_grids_by_the_noise_are_even_in_what_they_say(spacing: str, even: Callable, schedule: NoiseSchedule) -> None:
+def test_grids_by_the_noise_are_even_in_their_measure(spacing: str, even: Callable, schedule: NoiseSchedule) -> None:
     times = spacing_of(spacing)(schedule, 9)
     assert times[-1] == 0 and times[0] == schedule.T and float(times[-2]) == schedule.t_min
     infinite = bool(schedule.at(schedule.T).alpha == 0)
     steps = even(noise_of(schedule, times[infinite:-1])).diff()
     torch.testing.assert_close(steps, steps.mean().expand(len(steps)), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("power", [1.0, 2.0])
-@pytest.mark.parametrize("steps", [5, 10, 20])
-def test_dmn_has_a_smaller_bound_than_even_steps_and_is_a_minimum(power: float, steps: int) -> None:
-    lam = DISCRETE.at(spacing_of(f"dmn(power={power})")(DISCRETE, steps)).lam
-    even = torch.linspace(float(lam[0]), float(lam[-1]), steps + 1, dtype=torch.float64)
-    least = float(bound(lam, power))
-    assert least < 0.99 * float(bound(even, power))
-    gap = float(even[1] - even[0])
-    assert (lam.diff() > 0.49 * gap).all() and (lam.diff() < 2.01 * gap).all()
-    for i in range(1, steps):
-        for shift in (-0.02, 0.02):
-            moved = lam.clone()
-            moved[i] += shift
-            allowed = (moved.diff() >= gap / 2).all() and (moved.diff() <= 2 * gap).all()
-            assert not allowed or float(bound(moved, power)) > 0.995 * least
-
-
-def test_the_bound_of_dmn_is_that_of_its_multistep_weights() -> None:
-    """The weights follow once more from interpolation and quadrature."""
-    lam = np.array([-2.0, -1.2, -0.1, 0.5, 1.1, 1.9])
-    weights = np.zeros(5)
-    u, gauss = np.polynomial.legendre.leggauss(20)
-    for i, order in enumerate([1, 2, 3, 2, 1]):
-        nodes = lam[i - order + 1 : i + 1]
-        x = lam[i] + (u + 1) / 2 * (lam[i + 1] - lam[i])
-        for j, node in enumerate(nodes):
-            others = np.delete(nodes, j)
-            basis = np.prod((x[:, None] - others) / (node - others), axis=1)
-            weights[i - order + 1 + j] += (gauss * np.exp(x - lam[-1]) * basis).sum() * (lam[i + 1] - lam[i]) / 2
-    linear = NoiseScheduleVP("linear")
-    p = linear.at(linear.inverse_lambda(torch.from_numpy(lam[:-1])))
-    for power in (1.0, 2.0):
-        expected = (np.abs(weights) * (p.sigma**power / p.alpha).numpy()).sum()
-        assert float(bound(torch.from_numpy(lam), power)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("model", "betas"), [("sd15", True), ("sdxl", True), ("svd", False)])
@@ -182,14 +247,14 @@ def test_ays_are_the_published_lists(model: str, betas: bool) -> None:
     torch.testing.assert_close(s[1:-1:2] ** 2, s[0:-2:2] * s[2::2], rtol=1e-3, atol=0)
 
 
-# --- what is taken when nothing is asked for ---
+# --- the default ---
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
-def test_the_default_is_the_one_that_is_said(sampler: str, schedule: NoiseSchedule) -> None:
-    elsewhere = {"ddim": "kl_optimal", "dpmpp": "logsnr"}[sampler]
-    kinds = {NoiseScheduleVP: "quadratic", NoiseScheduleFlow: "trailing", NoiseScheduleVE: elsewhere}
+def test_the_default_is_the_documented_spacing(sampler: str, schedule: NoiseSchedule) -> None:
+    on_ve = {"ddim": "kl_optimal", "dpmpp": "logsnr"}[sampler]
+    kinds = {NoiseScheduleVP: "quadratic", NoiseScheduleFlow: "trailing", NoiseScheduleVE: on_ve}
     assert make_plan(sampler, schedule, calls=7) == make_plan(sampler, schedule, calls=7, spacing=kinds[type(schedule)])
 
 
@@ -201,7 +266,8 @@ def test_times_come_in_any_unit(schedule: NoiseSchedule) -> None:
     times = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64) * schedule.T
     p = schedule.at(times)
     sigma = p.sigma if isinstance(schedule, NoiseScheduleFlow) else p.sigma / p.alpha
-    for unit, values in (("t", times), ("label", schedule.network_time(times)), ("sigma", sigma), ("lam", p.lam)):
+    levels = schedule.network_time(times)
+    for unit, values in (("t", times), ("network_time", levels), ("sigma", sigma), ("lam", p.lam)):
         plan = make_plan("ddim", schedule, times=values.tolist(), unit=unit)
         torch.testing.assert_close(plan.t, times, rtol=1e-9, atol=1e-12)
     for unit, end in (("sigma", 0.0), ("lam", math.inf)):
@@ -217,21 +283,22 @@ def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"spacing": "karras(rho=0)"}, "rho of karras must be positive, got 0"),
-        ({"spacing": "kl_optimal(std=-1)"}, "std of kl must be positive, got -1"),
+        ({"spacing": "kl_optimal(std=-1)"}, "std of kl_optimal must be positive, got -1"),
         ({"spacing": "karras(sigma=1)"}, "spacing 'karras' has no option 'sigma'; its options: rho"),
-        ({"spacing": "lam(rho=1)"}, "spacing 'lam' has no option 'rho'; its options: none"),
+        ({"spacing": "logsnr(rho=1)"}, "spacing 'logsnr' has no option 'rho'; its options: none"),
+        ({"spacing": "karras(start=0.5)"}, "spacing 'karras' has no option 'start'; its options: rho"),
         ({"spacing": "karras(7)"}, "an option is written NAME=VALUE"),
-        ({"spacing": "karas"}, "spacing must be one of seed, .* got 'karas'"),
-        ({"spacing": "karras(rho=7"}, "spacing must be one of seed, .* got"),
+        ({"spacing": "karas"}, "spacing must be one of linspace, .* got 'karas'"),
+        ({"spacing": "karras(rho=7"}, "spacing must be one of linspace, .* got"),
         ({"spacing": "ays(model=sd3)"}, "model of ays must be one of sd15, sdxl, svd, got 'sd3'"),
-        ({"times": [1.0, 0.5], "unit": "n"}, "unit must be one of t, label, sigma, lam, got 'n'"),
+        ({"times": [1.0, 0.5], "unit": "n"}, "unit must be one of t, network_time, sigma, lam, got 'n'"),
         ({"times": [1.0, -0.5], "unit": "sigma"}, "times in sigma must not be negative, got -0.5"),
         ({"times": "abc", "unit": "lam"}, "times must be numbers"),
     ],
 )
-def test_what_is_wrong_is_named(options: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_what_is_wrong_is_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_plan("ddim", DISCRETE, calls=None if "times" in options else 5, **options)

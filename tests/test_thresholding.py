@@ -10,7 +10,7 @@ from torch import Tensor
 
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVP, make_plan, model_wrapper, sample, trajectory, tune
 from time_tuner.models.exact import Gaussian, Mixture
-from time_tuner.models.thresholding import ThresholdedModel, clipped, dynamically_thresholded
+from time_tuner.models.thresholding import clipped, dynamically_thresholded
 from time_tuner.samplers import SAMPLERS
 
 N = 1000

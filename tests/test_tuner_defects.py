@@ -1,5 +1,7 @@
 """What the published code is known to do wrong, one test each: here it works."""
 
+import re
+
 import pytest
 import torch
 from helpers import seeded
@@ -84,7 +86,7 @@ def test_ratios_may_be_a_list() -> None:
     assert torch.equal(listed, tensor)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 6, 7, 9, 13, 300])
+@pytest.mark.parametrize("steps", [2, 3, 6, 7, 9, 13, 300])
 def test_as_many_steps_as_asked_for(steps: int) -> None:
     """There: 7 gave 8, wherever the steps do not divide the levels."""
     net, heard = recording(network(DISCRETE))
@@ -92,6 +94,15 @@ def test_as_many_steps_as_asked_for(steps: int) -> None:
     tuner.ddim_sample(seeded(2, 2), num_steps=steps)
     assert heard == pytest.approx([1 + i * (1000 // steps) for i in reversed(range(steps))], abs=1e-3)
     torch.testing.assert_close(tuner.plan(steps).t, leading(steps))
+
+
+def test_a_single_step_of_the_published_grid_is_refused() -> None:
+    """There: it went from level 1 to level 0, and returned the noise."""
+    tuner = TimeTuner(wrapped(DISCRETE), DISCRETE)
+    says = "calls=1 with spacing='leading': the run would begin at t = 0.002, where the state is data"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        tuner.ddim_sample(seeded(2, 2), num_steps=1)
+    assert tuner.ddim_sample(seeded(2, 2), timesteps=[999]).isfinite().all()
 
 
 @pytest.mark.parametrize("levels", [40, 100, 2000])

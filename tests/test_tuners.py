@@ -129,6 +129,8 @@ def test_the_guard_puts_back_what_harms_and_says_which() -> None:
 class Shares:
     """A judge to which every row that is not told its own time is worth something, on a hundred samples."""
 
+    calls = 100
+
     def __init__(self, *worth: Tensor) -> None:
         self.worth = worth
 

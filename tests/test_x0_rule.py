@@ -59,7 +59,7 @@ def network(schedule: NoiseSchedule, model_type: str) -> Callable[..., Tensor]:
 
     def predict(x: Tensor, told: Tensor) -> Tensor:
         p = schedule.at(schedule.from_network_time(told[0]))
-        d = getattr(schedule, "sigma_data", 0.5)
+        d = schedule.sigma_data or 0.5
         deviation = torch.sqrt(d**2 + p.sigma**2)
         if model_type.startswith("edm"):
             x = x * deviation

@@ -11,7 +11,7 @@ from .. import __version__, data, plots
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
-from ..spacings import SPACINGS, default_spacing
+from ..spacings import SPACINGS
 from ..tuners import OBJECTIVES, Budget
 from ..tuners.joint.parameters import PARTS
 from ..tuners.tune import TUNERS
@@ -185,7 +185,7 @@ def tune(
         return
     samples = samples or SAMPLES
     loaded = drawing.load(model, labels, guidance_scale)
-    spacing = spacing or default_spacing(made_by, loaded.schedule)
+    spacing = spacing or loaded.schedule.default_spacing(made_by.convergence)
     made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
     plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
     x0 = None if data_path is None else data.load_data(data_path, drawing.shape_of(loaded), samples)
@@ -303,7 +303,7 @@ def compare_command(
         str | None,
         typer.Option(
             "--spacing",
-            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: seed for gaussian, else the sampler's]",
+            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: linspace for gaussian, else the sampler's]",
             show_default=False,
         ),
     ] = None,

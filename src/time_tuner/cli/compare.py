@@ -70,19 +70,20 @@ def table(model: Model, runs: Sequence[Run], count: int, seed: int) -> Table:
         return _moments(model.distribution, runs)
     made = report.table("run", "calls", "mean", "std", "distance", "seconds", title=f"{count} samples, seed {seed}")
     ends: dict[float, Tensor] = {}
+    reference_calls = REFERENCE_CALLS
     for run in runs:
         end = float(run.plan.t[-1])
         if end not in ends:
-            meter = report.Meter(model)
-            with meter.bar("many-call run to measure by", REFERENCE_CALLS):
+            meter, reference = report.Meter(model), reference_plan(model.schedule, end, REFERENCE_CALLS)
+            reference_calls = len(reference)
+            with meter.bar("many-call run to measure by", reference_calls):
                 x = SeededNoise(seed)(torch.empty(count, *shape_of(model)))
-                reference = reference_plan(model.schedule, end, REFERENCE_CALLS)
                 ends[end] = sample(meter, reference, reference.initial_state(x))
         apart = "-" if run.plan.stochastic else f"{float(distance(run.samples, ends[end]).mean()):.4f}"
         values = (f"{float(run.samples.mean()):.4f}", f"{float(run.samples.std()):.4f}", apart, f"{run.seconds:.2f}")
         made.add_row(run.name, str(len(run.plan)), *values)
     made.caption = (
-        f"distance: to the end of a {REFERENCE_CALLS}-call deterministic run from the same noise, on average; a "
+        f"distance: to the end of a {reference_calls}-call deterministic run from the same noise, on average; a "
         "stochastic run ends elsewhere by design."
     )
     made.caption_justify = "left"

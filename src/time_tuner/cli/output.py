@@ -134,10 +134,10 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def measured(plan: Plan, calls: int) -> str:
-    """What the numbers of a plan that was judged by a run of so many calls mean."""
+def measured(plan: Plan) -> str:
+    """What the distances in the provenance of a tuned plan measure."""
     kind = "energy distance" if plan.stochastic else "mean distance"
-    return f"{kind} to the end of a {calls}-call run, on held-out noise"
+    return f"{kind} to the end of a {plan.provenance['reference_calls']}-call run, on held-out noise"
 
 
 def measure_table(plan: Plan, title: str = "") -> Table:

@@ -12,7 +12,7 @@ from ..models.base import Model, for_rows
 from ..models.counting import Cost
 from ..plans.plan import Plan
 from ..tuners.joint.sizing import BATCH, seconds_a_call
-from ..tuners.tune import REFERENCE_CALLS, estimate, options_of, tune, tune_several
+from ..tuners.tune import estimate, options_of, tune, tune_several
 from . import output as report
 from .sample import shape_of
 
@@ -92,7 +92,7 @@ def _keep(plans: Sequence[Plan], out: Path) -> None:
 
 def tell(plans: Sequence[Plan], out: Path) -> None:
     """Say what tuned plans are worth, and where they are."""
-    report.say.print(f"\n{report.measured(plans[0], REFERENCE_CALLS)}:", soft_wrap=True)
+    report.say.print(f"\n{report.measured(plans[0])}:", soft_wrap=True)
     for plan in plans:
         report.say.print(report.measure_table(plan, f"{len(plan)} calls" if len(plans) > 1 else ""))
         if len(plans) == 1:

@@ -13,7 +13,7 @@ from .._checks import choose
 from ..models.predictions import PREDICTIONS
 from ..plans.plan import Plan
 from ..sampling import check_schedule
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE, Point, schedule_from
+from ..schedules import NoiseSchedule, Point, schedule_from
 
 PREDICTION_TYPES = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
 """The prediction types: their names in pipelines, and in `PREDICTIONS`."""
@@ -81,20 +81,14 @@ def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float 
         shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         config = {**config, "use_dynamic_shifting": False, "shift": shift}
     schedule = schedule_from(config, tokens)
-    if isinstance(schedule, NoiseScheduleVE):
-        raise ValueError(
-            "the scheduler's configuration is of an EDM pipeline, whose network is preconditioned by the scheduler: "
-            "pipelines are driven with betas or as a rectified flow; wrap this network with model_wrapper instead"
-        )
+    schedule.scheduler_config()  # raises where pipelines are not driven
     return schedule
 
 
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
     """What a pipeline with this scheduler configuration gives its scheduler."""
-    flow = not config.get("plans") and isinstance(
-        schedule_of({**config, "use_dynamic_shifting": False}), NoiseScheduleFlow
-    )
-    kind = config.get("prediction_type") or ("flow_prediction" if flow else "epsilon")
+    usual = schedule_of({**config, "use_dynamic_shifting": False}).scheduler_config()["prediction_type"]
+    kind = config.get("prediction_type") or usual
     return Prediction(kind, float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None)
 
 
@@ -108,7 +102,7 @@ def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
         )
     dynamic = bool(config.get("use_dynamic_shifting"))
     schedule = schedule_of({**config, "use_dynamic_shifting": False})
-    if isinstance(plan.schedule, NoiseScheduleFlow) != isinstance(schedule, NoiseScheduleFlow):
+    if type(plan.schedule) is not type(schedule):
         raise ValueError(
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
         )

@@ -3,10 +3,8 @@
 import warnings
 
 import torch
-from torch import Tensor
 
 from ..plans.plan import Plan
-from ..schedules import NoiseScheduleFlow
 
 
 def to_sigmas(plan: Plan) -> list[float]:
@@ -18,10 +16,12 @@ def to_sigmas(plan: Plan) -> list[float]:
         UserWarning: names the parts of the plan that the list leaves out.
     """
     _warn(plan, "sigmas")
-    if isinstance(plan.schedule, NoiseScheduleFlow):
+    if plan.schedule.shift is not None:
         _notify("schedulers of rectified flows apply their shift to sigmas= too: set it to 1 (set_shift(1.0))")
-    p = plan.schedule.at(plan.step_times)
-    return _flow_or_ratio(plan, p.alpha, p.sigma)
+    sigmas = plan.schedule.sigma_ratio(plan.step_times)
+    if torch.isinf(sigmas).any():
+        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
+    return sigmas.tolist()
 
 
 def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
@@ -45,14 +45,6 @@ def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
             "whole ones"
         )
     return nearest.tolist()
-
-
-def _flow_or_ratio(plan: Plan, alpha: Tensor, sigma: Tensor) -> list[float]:
-    if isinstance(plan.schedule, NoiseScheduleFlow):
-        return sigma.tolist()
-    if (alpha == 0).any():
-        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
-    return (sigma / alpha).tolist()
 
 
 def _warn(plan: Plan, what: str) -> None:

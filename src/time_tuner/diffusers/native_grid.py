@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..plans.build import make_plan
+from ..plans.grid import check_noise
 from ..plans.plan import Plan
 from ..samplers import Sampler, sampler_of
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, as_float64
+from ..schedules import NoiseSchedule, as_float64
 from .config import prediction_of
 
 KNOWN = (*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler")
@@ -46,7 +47,7 @@ def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) ->
         )
     own = kind.from_config({key: value for key, value in config.items() if key not in ("plans", "made_from")})
     if config.get("use_dynamic_shifting"):
-        shift = schedule.shift if isinstance(schedule, NoiseScheduleFlow) else 1.0
+        shift = schedule.shift or 1.0
         mu = shift if config.get("time_shift_type") == "linear" else math.log(shift)
         own.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     else:
@@ -57,7 +58,7 @@ def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) ->
         end = 0.0 if config.get("set_alpha_to_one", name == "DDPMScheduler") else schedule.t_min
         times = torch.cat([schedule.from_network_time(labels), torch.tensor([end], dtype=torch.float64)])
     else:
-        times = _times_at(_distinct(sigmas), schedule)
+        times = schedule.from_sigma_ratio(_distinct(sigmas))
         if len(times) == len(labels) + 1:  # single precision put the levels off by a little
             near = (schedule.network_time(times[:-1]) - labels).abs() < 0.01
             times[:-1] = torch.where(near, schedule.from_network_time(labels), times[:-1])
@@ -93,16 +94,14 @@ def untuned(
         calls = check_int("calls", calls, 1)
         to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
         steps = len(sampler.steps(calls, to_zero))
-        plan = make_plan(sampler, schedule, calls, times=own_times(config, schedule, steps))
+        times = own_times(config, schedule, steps)
+        try:
+            check_noise(times, schedule)
+        except ValueError as error:
+            raise ValueError(f"calls={calls} on the grid of the pipeline's own scheduler: {error} (spacing=)") from None
+        plan = make_plan(sampler, schedule, calls, times=times)
     grid = spacing or ("default" if no_own_grid else "the pipeline's own")
     return plan.with_provenance(prediction_type=prediction_of(config).kind, spacing=grid)
-
-
-def _times_at(sigmas: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The times at diffusers' sigmas: sigma / alpha where noise preserves variance, sigma in a flow."""
-    if isinstance(schedule, NoiseScheduleFlow):
-        return schedule.from_network_time(schedule.scale * sigmas)
-    return torch.where(sigmas > 0, schedule.inverse_lambda(-torch.log(sigmas.clamp(min=1e-12))).double(), 0.0)
 
 
 def _distinct(values: Any) -> Tensor:

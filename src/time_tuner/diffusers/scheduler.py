@@ -17,7 +17,7 @@ from ..plans.plan import Plan
 from ..plans.rows import Call
 from ..samplers import Sampler
 from ..sampling import advance
-from ..schedules import NoiseScheduleFlow, NoiseScheduleVE, as_float64
+from ..schedules import as_float64
 from .config import Prediction, check_plan, config_of, prediction_of, schedule_of, warn_of_other_pipeline
 from .native_grid import KNOWN, own_class, untuned
 
@@ -70,8 +70,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         self.plans = {len(plan): plan for plan in read}
         if not read or len(self.plans) < len(read):
             raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in read]}")
-        if any(isinstance(plan.schedule, NoiseScheduleVE) for plan in read):
-            raise ValueError("plans on a variance-exploding schedule do not run in pipelines: run them with `sample`")
+        for plan in read:
+            plan.schedule.scheduler_config()  # raises where pipelines are not driven
         self.prediction = Prediction(prediction_type, float(clip_sample_range) if clip_sample else None)
         self._select(read[0])
 
@@ -312,19 +312,4 @@ def rest(plan: Plan, begin: int) -> Plan:
 def _entries_of(plan: Plan) -> dict[str, Any]:
     """The scheduler configuration of a network with the plan's schedule, for diffusers' own schedulers too."""
     kind = plan.provenance.get("prediction_type")
-    values = plan.schedule.to_dict()
-    if isinstance(plan.schedule, NoiseScheduleFlow):
-        return {"prediction_type": kind or "flow_prediction", "shift": values["shift"]}
-    if values.get("schedule") != "discrete":
-        raise ValueError(
-            f"plan was made for {plan.schedule!r}, which is continuous in time: networks of pipelines receive one of N levels; "
-            "make one on the schedule of the pipeline, TimeTunerScheduler.from_config(pipe, calls=8)"
-        )
-    alpha = plan.schedule.at(torch.arange(1, plan.schedule.total_N + 1) / plan.schedule.total_N).alpha
-    ratio = torch.cat([torch.ones(1, dtype=torch.float64), alpha])
-    betas = values.get("betas") or (1 - (ratio[1:] / ratio[:-1]) ** 2).tolist()
-    return {
-        "prediction_type": kind or "epsilon",
-        "trained_betas": betas,
-        "num_train_timesteps": plan.schedule.total_N,
-    }
+    return plan.schedule.scheduler_config() | ({"prediction_type": kind} if kind else {})

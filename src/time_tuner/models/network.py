@@ -84,16 +84,16 @@ class NetworkModel(Model):
         return time.to(device=x.device, dtype=torch.float32).expand(len(x))
 
     def rounded_times(self, tau: Any) -> Tensor:
-        tau = as_float64(tau).detach()
+        times = as_float64(tau).detach()
         if self.time_dtype == "float32":
-            return tau
-        return as_float64(self.schedule.from_network_time(self._rounded(self.schedule.network_time(tau))))
+            return times
+        return as_float64(self.schedule.from_network_time(self._rounded(self.schedule.network_time(times))))
 
     def _rounded(self, time: Tensor) -> Tensor:
         if self.time_dtype == "float32":
             return time
         if self.time_dtype == "int":
-            return torch.round(time.detach())
+            return time.detach().round()
         return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
 
 

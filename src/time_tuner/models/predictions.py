@@ -146,10 +146,9 @@ class EDM(Prediction):
         return x / self._deviation(p)
 
     def on(self, schedule: NoiseSchedule) -> "EDM":
-        sigma_data = getattr(schedule, "sigma_data", None)
-        if sigma_data is None:
+        if schedule.sigma_data is None:
             raise ValueError(f"is EDM's preconditioning, on a NoiseScheduleVE, got {schedule!r}")
-        return replace(self, sigma_data=sigma_data)
+        return replace(self, sigma_data=schedule.sigma_data)
 
 
 PREDICTIONS: dict[str, Prediction] = {

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..schedules import NoiseSchedule
+from .._checks import choose
+from ..schedules import NoiseSchedule, as_schedule
 from .base import Model
 from .guidance import guided
 from .network import TIME_DTYPES, NetworkModel
@@ -68,18 +69,10 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be a network, called model(x, time), got {model!r}")
-        if not hasattr(noise_schedule, "network_time"):
-            raise ValueError(
-                f"noise_schedule must be a noise schedule, got {type(noise_schedule).__name__}: for betas, "
-                "NoiseScheduleVP('discrete', betas=betas)"
-            )
-        for name, value, allowed in (
-            ("model_type", model_type, PREDICTIONS),
-            ("guidance_type", guidance_type, GUIDANCE_TYPES),
-            ("time_dtype", time_dtype, TIME_DTYPES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        noise_schedule = as_schedule("noise_schedule", noise_schedule)
+        choose("model_type", model_type, PREDICTIONS)
+        choose("guidance_type", guidance_type, GUIDANCE_TYPES)
+        choose("time_dtype", time_dtype, TIME_DTYPES)
         if guidance_type == "classifier" and classifier_fn is None:
             raise ValueError(
                 "guidance_type='classifier' needs classifier_fn=, which returns log p(c | x) of shape (B,)"

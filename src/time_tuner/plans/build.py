@@ -1,21 +1,19 @@
 """Plans made from a sampler and a grid: untuned plans, reference plans, and plans for other numbers of calls."""
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from .. import _spec
 from .._checks import check_int
 from ..samplers import Sampler, sampler_of
 from ..samplers.dpmpp import DPMSolverPP
-from ..schedules import NoiseSchedule, NoiseScheduleVE, as_float64
+from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
-from ..spacings import default_spacing, spacing_of
-from .grid import calls_for, check_calls, checked_ends, place_calls, times_in
+from ..spacings import spacing_of
+from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls, times_in
 from .plan import Plan
 
 
@@ -27,20 +25,21 @@ def make_plan(
     times: Any = None,
     unit: str = "t",
 ) -> Plan:
-    """An untuned plan: where a sampler's steps end on a schedule, and with that where the network is called.
+    """An untuned plan: the network is called where the sampler's steps need it, and receives the solver's time.
 
     Args:
         sampler: a sampler, or the text of one, such as "ddim(eta=0.5)"; the names are those of `SAMPLERS`.
         schedule: the noise schedule of the network.
-        calls: number of network calls; may be left out when `times` are given.
-        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `spacings.default_spacing` says which
-            when neither spacing nor times are given.
-        times: instead of a spacing, the step ends themselves, strictly falling, in the schedule's trained range; the
-            last may be 0.
-        unit: what the times are given in: "t", "label", "sigma" or "lam", see `spacings.times_in`.
+        calls: the number of network calls, at most one for each trained noise level. Not needed with `times`.
+        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `schedule.default_spacing` of the sampler's
+            order when neither spacing nor times are given.
+        times: the step ends themselves instead of a spacing, falling strictly in the schedule's trained range; the
+            last may be 0. They may begin anywhere in it, as for a run from an image.
+        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.times_in`.
 
     Raises:
-        ValueError: names the argument, what was got and the way out.
+        ValueError: names the argument, what was got and the way out. Among them: a spacing that would begin the run
+            where the state is data rather than noise, see `plans.grid.check_noise`.
     """
     sampler = sampler_of(sampler)
     if calls is not None:
@@ -56,21 +55,25 @@ def make_plan(
     else:
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
-        grid_of = spacing_of(default_spacing(sampler, schedule) if spacing is None else spacing)
-        to_zero = bool(grid_of(schedule, 1)[-1] == 0)
-        steps = sampler.steps(calls, to_zero)
-        ends = checked_ends(grid_of(schedule, len(steps)), schedule)
+        spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
+        grid_of = spacing_of(spacing)
+        try:
+            steps = sampler.steps(calls, bool(grid_of(schedule, 1)[-1] == 0))
+            ends = checked_ends(grid_of(schedule, len(steps)), schedule)
+            check_noise(ends, schedule)
+        except ValueError as error:
+            raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
 
 
 def resample(plan: Plan, calls: int) -> Plan:
-    """The plan for another number of calls: a start for tuning; without that little of what tuning gained is left.
+    """The plan for another number of calls: a start for tuning, without which little of the gain is left.
 
-    The step ends lie on the same curve, arctan(sigma / alpha) over the share of the steps done, and the ratios tau / t
-    on theirs over that angle; both curves are monotone cubics through the given points (Fritsch & Carlson, 1980). A
-    ratio makes up for the error of a step, so that for more calls its logarithm shrinks as steps do; for fewer calls
-    the ratios are kept as they are, for stronger ones did harm. Corrections belong to their own grid and are left out.
+    The step ends lie on the same curve, arctan(sigma / alpha) over the fraction of the steps made, and the ratios
+    tau / t on their curve over that angle; both curves are monotone cubics through the plan's points (Fritsch &
+    Carlson, 1980). A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps,
+    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.
@@ -80,14 +83,9 @@ def resample(plan: Plan, calls: int) -> Plan:
         return plan
     schedule, ends = plan.schedule, plan.step_times.detach()
     steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
-    angles = schedule.at(ends).angle.numpy()
-    shares = np.linspace(0, 1, steps + 1)[1:-1]
-    inner = (
-        PchipInterpolator(np.linspace(0, 1, len(ends)), angles)(shares)
-        if len(ends) > 2
-        else angles[:1] + (angles[-1] - angles[0]) * shares
-    )
-    times = time_at_angle(schedule, as_float64(inner))
+    fractions = np.linspace(0, 1, len(ends))
+    angles = _monotone_cubic(fractions, schedule.at(ends).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
+    times = time_at_angle(schedule, as_float64(angles))
     made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
         **{**plan.provenance, "resampled_from": len(plan)}
@@ -95,11 +93,11 @@ def resample(plan: Plan, calls: int) -> Plan:
 
 
 def _ratios(plan: Plan, made: Plan) -> Tensor:
-    """The ratios of one plan, read at the calls of the other, nearer to 1 where those are more."""
+    """The ratios tau / t of `plan` at the calls of `made`, (K,), nearer to 1 where `made` has more calls."""
     known, ratios = plan.schedule.at(plan.t[:-1].detach()).angle.numpy(), (plan.tau / plan.t[:-1]).detach().numpy()
     known, first = np.unique(known, return_index=True)
-    asked = np.clip(made.schedule.at(made.t[:-1]).angle.numpy(), known[0], known[-1])
-    read = PchipInterpolator(known, ratios[first])(asked) if len(known) > 1 else np.full(len(asked), ratios[0])
+    angles = np.clip(made.schedule.at(made.t[:-1]).angle.numpy(), known[0], known[-1])
+    read = _monotone_cubic(known, ratios[first], angles)
     low, high = made.schedule.t_min, made.schedule.T
     t = made.t[:-1]
     return as_float64(read ** min(1.0, len(plan) / len(made))).clamp(
@@ -107,21 +105,27 @@ def _ratios(plan: Plan, made: Plan) -> Tensor:
     )
 
 
-def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
-    """Many calls, of DPM-Solver++(2M) by default, from T to the time `end`, even in sqrt(t); on a VE schedule in lam.
+def _monotone_cubic(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The monotone cubic through (x, y), both (n,), x rising, read at `at` (m,); the constant if n = 1."""
+    from scipy.interpolate import PchipInterpolator  # takes longer to load than the rest of the library
 
-    It is what measures best, see `spacings.default_spacing`.
+    return np.asarray(PchipInterpolator(x, y)(at)) if len(x) > 1 else np.full(len(at), y[0])
+
+
+def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
+    """The plan of a many-step run, which others are measured by and learn from.
+
+    It runs over `schedule.even_times`, the grid that measures best. A network with fewer than `calls` trained levels
+    gets as many calls as it has levels.
+
+    Args:
+        schedule: the noise schedule.
+        end: the time at which it ends; 0 for the least trained time, then 0.
+        calls: the number of calls of a network with enough levels.
+        sampler: DPM-Solver++(2M) by default.
     """
-    least = max(end, schedule.t_min)
-    steps = calls if end else calls - 1
-    if isinstance(schedule, NoiseScheduleVE):
-        times = torch.logspace(math.log10(schedule.T), math.log10(least), steps + 1, dtype=torch.float64)
-    else:
-        times = torch.linspace(schedule.T**0.5, least**0.5, steps + 1, dtype=torch.float64) ** 2
-    times[0], times[-1] = schedule.T, least  # exactly
-    if not end:
-        times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-    return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=times)
+    calls = min(calls, schedule.levels or calls)
+    return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=schedule.even_times(calls, end=end))
 
 
 def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) -> Plan:

@@ -1,4 +1,4 @@
-"""Where the calls of a run are made, from the times where its steps end; and what these times may be."""
+"""The grid of a run: where its calls are made, from the times where its steps end; and the checks of these times."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,27 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..samplers import Sampler
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, Point, as_float64
+from ..schedules import NoiseSchedule, Point, as_float64
+from ..schedules.base import time_at_lam
+
+MOST_DATA = 0.5
+"""The largest share of data, alpha^2 / (alpha^2 + sigma^2), in a state that a run may replace by noise."""
+
+UNITS = ("t", "network_time", "sigma", "lam")
 
 
 def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
-    """The K + 1 points of a run: where each call of each step is made, and the end."""
+    """The K + 1 points of a run: where each call of each step is made, and the end.
+
+    Args:
+        sampler: gives the stages of a step.
+        schedule: the noise schedule.
+        ends: the times where steps begin and end, (S + 1,), falling.
+        steps: the number of calls of each of the S steps.
+
+    Raises:
+        ValueError: the numbers of step ends and steps do not fit.
+    """
     if len(ends) != len(steps) + 1:
         raise ValueError(f"times must hold {len(steps) + 1} step ends, got {len(ends)}")
     times: list[Tensor] = []
@@ -29,7 +45,11 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
 
 
 def calls_for(sampler: Sampler, ends: Tensor) -> int:
-    """The number of calls that makes as many steps as the ends say; the greatest, all steps being of full order."""
+    """The largest number of calls that the sampler makes in these steps, which are then all of full order.
+
+    Raises:
+        ValueError: the sampler makes this number of steps with no number of calls.
+    """
     steps = len(ends) - 1
     for calls in range(10 * steps, steps - 1, -1):
         try:
@@ -41,18 +61,24 @@ def calls_for(sampler: Sampler, ends: Tensor) -> int:
 
 
 def check_calls(calls: int, schedule: NoiseSchedule) -> int:
-    """The number of network calls, which the schedule has levels for."""
+    """The number of network calls, at most one for each trained noise level.
+
+    Raises:
+        ValueError: not a positive integer, or more than there are levels.
+    """
     calls = check_int("calls", calls, 1)
-    if calls > schedule.total_N:
-        raise ValueError(f"calls must be at most the schedule's {schedule.total_N} trained noise levels, got {calls}")
+    if schedule.levels is not None and calls > schedule.levels:
+        raise ValueError(f"calls must be at most the schedule's {schedule.levels} trained noise levels, got {calls}")
     return calls
 
 
 def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
-    try:
-        ends = as_float64(times)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"times must be numbers: {error}") from None
+    """Step ends as float64 (S + 1,), which fall strictly within the trained range; the last may be 0.
+
+    Raises:
+        ValueError: names what is wrong, and where.
+    """
+    ends = _numbers(times)
     if ends.dim() != 1 or len(ends) < 2:
         raise ValueError(f"times must be a list of at least two step ends, got shape {tuple(ends.shape)}")
     if not torch.isfinite(ends).all():
@@ -60,8 +86,7 @@ def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
     if (ends.diff() >= 0).any():
         k = int((ends.diff() >= 0).nonzero()[0])
         raise ValueError(
-            f"times must fall strictly, got {float(ends[k]):.6g} then {float(ends[k + 1]):.6g} at index {k} "
-            "(fewer calls, or another spacing)"
+            f"times must fall strictly, got {float(ends[k]):.6g} then {float(ends[k + 1]):.6g} at index {k}"
         )
     low, high, slack = schedule.t_min, schedule.T, 1e-9
     inside = (ends >= low - slack) & (ends <= high + slack)
@@ -74,37 +99,54 @@ def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
     return ends
 
 
-UNITS = ("t", "label", "sigma", "lam")
+def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:
+    """Raise a ValueError if a run over these step ends begins in a state that is data rather than noise.
+
+    A run begins with noise alone in place of the state alpha x_0 + sigma eps. At T that is what the network was trained
+    for; at a later beginning the data in the state is lost, and above `MOST_DATA` the run has nothing left to do.
+    """
+    p = schedule.at(ends[0])
+    share = float(p.alpha**2 / p.scale**2)
+    if share > MOST_DATA and p.t < schedule.T * (1 - 1e-9):
+        raise ValueError(
+            f"the run would begin at t = {float(p.t):.4g}, where the state is data rather than noise (alpha^2 / "
+            f"(alpha^2 + sigma^2) is {share:.4g}, above {MOST_DATA}): take more calls or another spacing"
+        )
 
 
 def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
-    """Step ends given in another unit, as times: "label", what the network is told; "sigma", sigma / alpha as EDM,
-    k-diffusion and diffusers count noise (on a flow schedule sigma itself); "lam", log(alpha / sigma).
+    """Step ends in another unit, as times t, float64 of the same shape.
 
-    A sigma of 0 and an infinite lam are the time 0. What lies beyond the trained range by rounding alone (1e-4) is its
-    end.
+    Args:
+        values: the step ends. A sigma of 0 and an infinite lam are the time 0. What exceeds the trained range by
+            rounding alone (1e-4) is moved to its end.
+        unit: "t"; "network_time", what the network receives; "sigma", noise as `NoiseSchedule.sigma_ratio` counts it;
+            "lam", log(alpha / sigma).
+        schedule: the noise schedule.
 
     Raises:
-        ValueError: an unknown unit, or no numbers.
+        ValueError: an unknown unit, or values that are not numbers.
     """
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
-    try:
-        given = as_float64(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"times must be numbers: {error}") from None
+    given = _numbers(values)
     if unit == "t":
         return given
-    if unit == "label":
+    if unit == "network_time":
         times = as_float64(schedule.from_network_time(given))
-    else:
-        if unit == "sigma" and (given < 0).any():
+    elif unit == "sigma":
+        if (given < 0).any():
             raise ValueError(f"times in sigma must not be negative, got {float(given.min())}")
-        if unit == "sigma" and isinstance(schedule, NoiseScheduleFlow):
-            given = given / (1 - given)
-        lam = -torch.log(given) if unit == "sigma" else given
-        end = lam == torch.inf
-        times = torch.where(end, 0.0, as_float64(schedule.inverse_lambda(torch.where(end, 0.0, lam))))
+        times = as_float64(schedule.from_sigma_ratio(given))
+    else:
+        times = time_at_lam(schedule, given)
     high, low = schedule.T, schedule.t_min
     times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
     return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)
+
+
+def _numbers(times: Any) -> Tensor:
+    try:
+        return as_float64(times)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"times must be numbers: {error}") from None

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from .._dtypes import HALF
 from ..samplers import Evaluation, Sampler
 from ..schedules import Point, as_float64
 
@@ -23,7 +24,6 @@ corrected state, "z" the sampler's noise) and how many calls ago (0: this call).
 ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "z": 3}
 """The position of each kind of term in a `Call`; noise is not kept, and follows the entries of the newest call."""
 
-HALF = (torch.float16, torch.bfloat16)
 
 X0_ABOVE = 200.0
 """Where sigma / alpha exceeds this number, rows use predictions of x0: the data that follows from a prediction of the

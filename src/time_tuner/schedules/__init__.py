@@ -1,15 +1,15 @@
-"""Noise schedules: how much data (alpha) and how much noise (sigma) a state holds at time t.
+"""Noise schedules: the weights of data (alpha) and noise (sigma) in a state at time t.
 
 A state is `x_t = alpha_t x_0 + sigma_t eps`; `lam_t = log(alpha_t / sigma_t)` is half its log signal-to-noise ratio.
 Times and coefficients are float64 tensors on the CPU; as 0-dim tensors they broadcast against any state, keep its dtype
 and carry gradients.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .._checks import choose
-from .base import NoiseSchedule, Point, Values, as_float64
+from .base import NoiseSchedule, Point, Values, as_float64, as_schedule
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
 from .flow import NoiseScheduleFlow, resolution_shift
 from .from_diffusers import schedule_from
@@ -25,6 +25,7 @@ __all__ = [
     "Point",
     "Values",
     "as_float64",
+    "as_schedule",
     "named_betas",
     "rescale_zero_terminal_snr",
     "resolution_shift",
@@ -33,19 +34,19 @@ __all__ = [
     "schedule_from_dict",
 ]
 
-SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
+SCHEDULES: dict[str, type[NoiseSchedule]] = {
     "vp": NoiseScheduleVP,
     "ve": NoiseScheduleVE,
     "flow": NoiseScheduleFlow,
 }
-"""Every noise schedule by the name it has in a plan file."""
+"""Every noise schedule by its name in a plan file."""
 
 
 def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
-    """The inverse of `to_dict`.
+    """The noise schedule of these values: the inverse of `NoiseSchedule.to_dict`.
 
     Raises:
-        ValueError: an unknown name, or values the schedule does not take.
+        ValueError: an unknown name, or values that the schedule does not take.
     """
     options = dict(values)
     name = options.pop("name", None)

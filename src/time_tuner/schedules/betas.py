@@ -1,4 +1,4 @@
-"""Betas: the named lists that networks are trained with, rescaled to no signal at the end, and those of some levels."""
+"""Betas: the named lists of diffusers, their rescaling to zero terminal SNR, and the betas of a subset of levels."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
 def named_betas(name: str = "linear", N: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """The betas that diffusers knows by this name, float64 (N,).
+    """The betas that have this name in diffusers, float64 (N,).
 
     - "linear": even from beta_start to beta_end (Ho et al., 2020).
     - "scaled_linear": even in their square root (Rombach et al., 2022; Stable Diffusion has 0.00085 to 0.012).
@@ -38,8 +38,11 @@ def named_betas(name: str = "linear", N: int = 1000, beta_start: float = 1e-4, b
 
 
 def rescale_zero_terminal_snr(betas: Values) -> Tensor:
-    """The alphas_cumprod (N,) of these betas with alpha shifted and scaled so that its last is exactly 0 and its first
-    stays (Lin et al., 2024, alg. 1, https://arxiv.org/abs/2305.08891)."""
+    """The alphas_cumprod (N,) of these betas after rescaling to zero terminal SNR.
+
+    alpha is shifted and scaled so that its last value is exactly 0 and its first is kept (Lin et al., 2024, alg. 1,
+    https://arxiv.org/abs/2305.08891).
+    """
     levels = checked_levels("betas", betas)
     alpha = torch.exp(0.5 * torch.log1p(-as_float64(levels)).cumsum(0))
     if len(alpha) < 2:
@@ -48,7 +51,7 @@ def rescale_zero_terminal_snr(betas: Values) -> Tensor:
 
 
 def respaced_betas(betas: Values, indices: Any) -> Tensor:
-    r"""The betas of a DDPM on some of its noise levels, float64 (K,), as in a run of K steps.
+    r"""The betas of a DDPM on a subset of its noise levels, float64 (K,), as in a run of K steps.
 
     beta~_i = 1 - alpha_bar_i / alpha_bar_{i-1} over the kept levels, with alpha_bar = prod (1 - beta) and
     alpha_bar_0 = 1: the cumulative product of 1 - beta~ gives the kept alpha_bar back.
@@ -75,10 +78,12 @@ def respaced_betas(betas: Values, indices: Any) -> Tensor:
 
 
 def checked_levels(name: str, values: Values) -> tuple[float, ...]:
-    """`betas` or `alphas_cumprod`, in (0, 1); the last level may hold no data: a beta of 1, an alpha_bar of 0.
+    """`betas` or `alphas_cumprod` as N floats in (0, 1).
+
+    The last level may hold no data: a beta of 1, an alpha_bar of 0.
 
     Raises:
-        ValueError: names what is wrong, and where.
+        ValueError: names the value that is wrong, and its level.
     """
     try:
         levels = as_float64(values)

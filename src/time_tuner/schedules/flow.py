@@ -6,19 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Point, as_float64
+from .base import NoiseSchedule, Point, as_float64
 
 
 @dataclass(frozen=True)
-class NoiseScheduleFlow:
+class NoiseScheduleFlow(NoiseSchedule):
     """x = (1 - sigma) x_0 + sigma eps, with sigma_t = shift t / (1 + (shift - 1) t) for t in (0, 1].
 
-    Time is even where the shift is 1; a larger one spends more of it at high noise (Esser et al., 2024, eq. 23,
-    https://arxiv.org/abs/2403.03206). At t = 1 there is no data: see `model_wrapper` on what then is asked for.
+    A run that is even in t is even in sigma where the shift is 1; with a larger shift it spends more steps at high
+    noise (Esser et al., 2024, eq. 23, https://arxiv.org/abs/2403.03206). At t = 1 the state holds no data:
+    `model_wrapper` explains which predictions serve there. By convention the network has 1000 levels, and t_min is
+    0.001.
 
     Args:
         shift: static, or of the resolution: `resolution_shift`.
-        scale: the network is told scale * sigma: 1000 as in diffusers pipelines, 1 for one that is told sigma itself.
+        scale: the network receives scale * sigma: 1000 as in diffusers pipelines, 1 for sigma itself.
 
     Raises:
         ValueError: a shift or scale that is not positive.
@@ -37,12 +39,12 @@ class NoiseScheduleFlow:
         return 1.0
 
     @property
-    def total_N(self) -> int:
-        return 1000
+    def t_min(self) -> float:
+        return 1 / self.levels
 
     @property
-    def t_min(self) -> float:
-        return 1 / self.total_N
+    def levels(self) -> int:
+        return 1000
 
     def at(self, t: Any) -> Point:
         """The point at time t; alpha is exactly 0 at t = 1."""
@@ -50,20 +52,34 @@ class NoiseScheduleFlow:
         below = 1 + (self.shift - 1) * t
         return Point(t, (1 - t) / below, self.shift * t / below)
 
-    def _time(self, sigma: Tensor) -> Tensor:
-        return sigma / (self.shift - (self.shift - 1) * sigma)
-
     def inverse_lambda(self, lam: Any) -> Tensor:
         """The time at which sigma = 1 / (1 + e^lam)."""
-        return self._time((-as_float64(lam)).sigmoid())
+        return self.from_sigma_ratio((-as_float64(lam)).sigmoid())
+
+    def sigma_ratio(self, t: Any) -> Tensor:
+        """sigma itself: in a flow that is what diffusers and others count."""
+        return self.at(t).sigma
+
+    def from_sigma_ratio(self, sigma: Any) -> Tensor:
+        """The time sigma / (shift - (shift - 1) sigma)."""
+        s = as_float64(sigma)
+        t: Tensor = s / (self.shift - (self.shift - 1) * s)
+        return t
 
     def network_time(self, t: Any) -> Tensor:
         """scale * sigma_t."""
         return self.scale * self.at(t).sigma
 
-    def from_network_time(self, label: Any) -> Tensor:
-        """The inverse of `label`."""
-        return self._time(as_float64(label) / self.scale)
+    def from_network_time(self, time: Any) -> Tensor:
+        """The inverse of `network_time`."""
+        return self.from_sigma_ratio(as_float64(time) / self.scale)
+
+    def default_spacing(self, order: int) -> str:
+        return "trailing"
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """That of FlowMatchEulerDiscreteScheduler."""
+        return {"prediction_type": "flow_prediction", "shift": self.shift, "num_train_timesteps": int(self.scale)}
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "flow", **asdict(self)}
@@ -76,8 +92,11 @@ def resolution_shift(
     base_tokens: int = 256,
     max_tokens: int = 4096,
 ) -> float:
-    """The shift e^mu of an image of so many tokens, mu being linear in them: base_shift at base_tokens, max_shift at
-    max_tokens; as Flux has it (for a 1024 x 1024 image, whose latents are 64 x 64 patches, 4096 tokens)."""
+    """The shift e^mu of an image of this many tokens, as in Flux.
+
+    mu is linear in the tokens: base_shift at base_tokens, max_shift at max_tokens. A 1024 x 1024 image, whose latents
+    are 64 x 64 patches, has 4096 tokens.
+    """
     return math.exp(mu_of(tokens, base_shift, max_shift, base_tokens, max_tokens))
 
 

@@ -1,4 +1,4 @@
-"""A noise schedule from what comes with a network: a diffusers scheduler or its configuration, or alphas_cumprod."""
+"""The noise schedule of a diffusers scheduler, of its configuration, or of alphas_cumprod."""
 
 import math
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from .vp import NoiseScheduleVP
 def schedule_from(config: Any, tokens: int | None = None) -> NoiseSchedule:
     """The noise schedule that a diffusers scheduler, its configuration, or a list of alphas_cumprod describes.
 
-    A configuration tells what the network was trained with, and that is what is read from it: betas with their
-    rescaling, EDM's sigmas, or the shift of a rectified flow. Where its steps would be is the matter of a spacing.
+    The entries of the training noise are read: betas with their rescaling, EDM's sigmas, or the shift of a rectified
+    flow. The entries of the scheduler's grid are not; a grid is a spacing.
 
     Args:
         config: a scheduler object (one with a `config`), its configuration (a mapping, as in `scheduler_config.json`),
             or alphas_cumprod (N,).
-        tokens: patches of the image, where the configuration has a shift that depends on them
+        tokens: the number of patches of the image, for a configuration whose shift depends on it
             (`use_dynamic_shifting`); see `resolution_shift`.
 
     Raises:
-        ValueError: nothing is recognised in it; or a dynamic shift, but no tokens.
+        ValueError: the configuration describes no known noise, or it has a dynamic shift and there are no tokens.
     """
     config = getattr(config, "config", config)
     if not isinstance(config, Mapping):
@@ -40,7 +40,7 @@ def schedule_from(config: Any, tokens: int | None = None) -> NoiseSchedule:
     if config.get("sigma_data") is not None and config.get("prediction_type") != "trigflow":
         return NoiseScheduleVE(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config["sigma_data"])
     if config.get("timestep_type") == "continuous" and config.get("sigma_max") is not None:
-        # Stable Video Diffusion: EDM's preconditioning for data of deviation 1, told log(sigma) / 4.
+        # Stable Video Diffusion: EDM's preconditioning for data of deviation 1, the network receives log(sigma) / 4.
         return NoiseScheduleVE(config.get("sigma_min") or 0.002, config["sigma_max"], 1.0)
     if config.get("trained_betas") is not None or "beta_start" in config or "beta_schedule" in config:
         return _discrete(config)
@@ -67,8 +67,8 @@ def _discrete(config: Mapping[str, Any]) -> NoiseScheduleVP:
 def _flow(config: Mapping[str, Any], tokens: int | None) -> NoiseScheduleFlow:
     if config.get("invert_sigmas"):
         raise ValueError(
-            "invert_sigmas=True means a network that is told 1 - sigma: wrap it so that it takes sigma, "
-            "and give the configuration without it"
+            "invert_sigmas=True is for a network that receives 1 - sigma: wrap it so that it receives sigma, "
+            "and give the configuration without invert_sigmas"
         )
     scale = float(config.get("num_train_timesteps", 1000))
     if not config.get("use_dynamic_shifting"):

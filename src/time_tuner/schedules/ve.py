@@ -1,4 +1,4 @@
-"""Variance-exploding noise, as EDM has it (Karras et al., 2022), https://arxiv.org/abs/2206.00364."""
+"""Variance-exploding noise, as in EDM (Karras et al., 2022), https://arxiv.org/abs/2206.00364."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Point, as_float64
+from .base import NoiseSchedule, Point, as_float64, even_grid
 
 
 @dataclass(frozen=True)
-class NoiseScheduleVE:
+class NoiseScheduleVE(NoiseSchedule):
     """x = x_0 + sigma eps: alpha = 1, and the time is sigma itself, from T = `sigma_max` down to `sigma_min`.
 
-    A run starts from noise of deviation sqrt(1 + sigma_max^2), see `Plan.start`.
+    A run starts from noise of deviation sqrt(1 + sigma_max^2), see `Plan.initial_state`. Noise is continuous: there are
+    no levels.
 
     Args:
-        sigma_min, sigma_max: the noise the network was trained with.
-        sigma_data: deviation of the data, which the preconditioning of `model_wrapper(..., model_type="edm")` uses.
-        told: what the network is told: "log", log(sigma) / 4 as in EDM (its c_noise), or "sigma" itself.
+        sigma_min, sigma_max: the range of noise that the network was trained with.
+        sigma_data: the deviation of the data, for the preconditioning of `model_wrapper(..., model_type="edm")`.
+        network_input: what the network receives: "log", log(sigma) / 4 as in EDM (its c_noise), or "sigma" itself.
 
     Raises:
         ValueError: numbers that are not positive, or not in order.
@@ -28,7 +29,7 @@ class NoiseScheduleVE:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
-    told: str = "log"
+    network_input: str = "log"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
@@ -38,16 +39,12 @@ class NoiseScheduleVE:
             )
         if not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
-        if self.told not in ("log", "sigma"):
-            raise ValueError(f"told must be 'log' or 'sigma', got {self.told!r}")
+        if self.network_input not in ("log", "sigma"):
+            raise ValueError(f"network_input must be 'log' or 'sigma', got {self.network_input!r}")
 
     @property
     def T(self) -> float:
         return self.sigma_max
-
-    @property
-    def total_N(self) -> int:
-        return 1000
 
     @property
     def t_min(self) -> float:
@@ -64,11 +61,26 @@ class NoiseScheduleVE:
 
     def network_time(self, t: Any) -> Tensor:
         """log(t) / 4, or t."""
-        return torch.log(as_float64(t)) / 4 if self.told == "log" else as_float64(t)
+        return torch.log(as_float64(t)) / 4 if self.network_input == "log" else as_float64(t)
 
-    def from_network_time(self, label: Any) -> Tensor:
-        """The inverse of `label`."""
-        return torch.exp(4 * as_float64(label)) if self.told == "log" else as_float64(label)
+    def from_network_time(self, time: Any) -> Tensor:
+        """The inverse of `network_time`."""
+        return torch.exp(4 * as_float64(time)) if self.network_input == "log" else as_float64(time)
+
+    def default_spacing(self, order: int) -> str:
+        """ "kl_optimal" for samplers of first order, "logsnr" for the others."""
+        return "kl_optimal" if order == 1 else "logsnr"
+
+    def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """The grid of many-step runs, see `even_grid`: even in log(sigma)."""
+        return even_grid(self, steps, start, end, torch.log, torch.exp)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        raise ValueError(
+            f"{self!r} is the noise of an EDM pipeline, whose network is preconditioned by its scheduler: pipelines "
+            "are driven with discrete betas or as a rectified flow; wrap this network with model_wrapper and run plans "
+            "with `sample`"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "ve", **asdict(self)}

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Point, Values, as_float64
+from .base import NoiseSchedule, Point, Values, as_float64
 from .betas import checked_levels
 
 
 @dataclass(frozen=True, repr=False)
-class NoiseScheduleVP:
+class NoiseScheduleVP(NoiseSchedule):
     r"""Variance-preserving noise, alpha_t^2 + sigma_t^2 = 1, for a discrete or continuous time t in [0, 1].
 
-    - `"discrete"`: N noise levels given by `betas` or by `alphas_cumprod` (both of shape (N,)). Level n = 0 .. N-1 sits
+    - `"discrete"`: N noise levels given by `betas` or by `alphas_cumprod` (both of shape (N,)). Level n = 0 .. N-1 is
       at t = (n + 1) / N with log alpha = 1/2 sum_{i <= n} log(1 - beta_i); between the levels, and down to
       (t, log alpha) = (0, 0), log alpha_t is linear in t. The last level may hold no data (a zero terminal
       signal-to-noise ratio: its alphas_cumprod is 0, its beta 1); alpha_t itself is then linear down to it.
@@ -25,7 +25,13 @@ class NoiseScheduleVP:
     - `"cosine"`: alpha_t = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)), s = 0.008 (Nichol & Dhariwal, 2021,
       https://arxiv.org/abs/2102.09672), up to T = 0.9946: beyond, lam falls without bound.
 
-    `dtype` is that of the values which the `marginal_*` functions and `inverse_lambda` return.
+    A network in continuous time has 1000 levels by convention, so that t_min is 0.001.
+
+    Args:
+        schedule: "discrete", "linear" or "cosine".
+        betas, alphas_cumprod: one of them, (N,), in (0, 1), for "discrete".
+        continuous_beta_0, continuous_beta_1: b0 and b1 of "linear".
+        dtype: of the values that the `marginal_*` functions and `inverse_lambda` return.
 
     Raises:
         ValueError: an unknown schedule, or betas that are missing, not finite or outside (0, 1).
@@ -65,8 +71,13 @@ class NoiseScheduleVP:
 
     @property
     def total_N(self) -> int:
+        """The number of noise levels, N; 1000 by convention in continuous time."""
         levels = self.betas if self.alphas_cumprod is None else self.alphas_cumprod
         return 1000 if levels is None else len(levels)
+
+    @property
+    def levels(self) -> int:
+        return self.total_N
 
     @property
     def t_min(self) -> float:
@@ -88,7 +99,7 @@ class NoiseScheduleVP:
         if self.schedule == "discrete":
             times, nodes = self._nodes
             log_alpha = _interpolate(t, times, nodes)
-            if times[-1] < 1:  # from the last level with data alpha falls to 0 in a line
+            if times[-1] < 1:  # from the last level with data alpha falls linearly to 0
                 left = (1 - t) / (1 - times[-1])
                 end = torch.where(left > 0, torch.log(torch.where(left > 0, left, 1.0)), -torch.inf)
                 log_alpha = torch.where(t > times[-1], nodes[-1] + end, log_alpha)
@@ -126,14 +137,14 @@ class NoiseScheduleVP:
         return t.to(self.dtype)
 
     def network_time(self, t: Any) -> Tensor:
-        """What a network is told at time t: for a discrete schedule its level n = t N - 1, which falls between two
-        levels when t does; for a continuous one t itself."""
+        """What a network receives at time t: on a discrete schedule the level n = t N - 1, fractional between two
+        levels; on a continuous one t itself."""
         n: Tensor = as_float64(t) * self.total_N - 1 if self.schedule == "discrete" else as_float64(t)
         return n
 
-    def from_network_time(self, label: Any) -> Tensor:
-        """The inverse of `label`."""
-        n = as_float64(label)
+    def from_network_time(self, time: Any) -> Tensor:
+        """The inverse of `network_time`."""
+        n = as_float64(time)
         t: Tensor = (n + 1) / self.total_N if self.schedule == "discrete" else n
         return t
 
@@ -153,6 +164,20 @@ class NoiseScheduleVP:
         """lam_t = log(alpha_t / sigma_t); same shape as `t`."""
         return self.at(t).lam.to(self.dtype)
 
+    def scheduler_config(self) -> dict[str, Any]:
+        """That of DDPMScheduler, for discrete levels.
+
+        Raises:
+            ValueError: the schedule is continuous in time, but pipelines give their network one of N levels.
+        """
+        if self.schedule != "discrete":
+            return super().scheduler_config()
+        betas: Values | None = self.betas
+        if betas is None:
+            kept = torch.cat([torch.ones(1, dtype=torch.float64), as_float64(self.alphas_cumprod)])
+            betas = (1 - kept[1:] / kept[:-1]).tolist()
+        return {"prediction_type": "epsilon", "trained_betas": list(betas), "num_train_timesteps": self.total_N}
+
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {"name": "vp", "schedule": self.schedule}
         if self.schedule == "linear":
@@ -168,7 +193,7 @@ _COSINE_A = math.pi / 2 / (1 + _COSINE_S)
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear through the nodes (xs, ys), xs increasing; beyond the ends the end pieces go on."""
+    """Piecewise linear through the nodes (xs, ys), xs rising; the first and last pieces extend beyond the ends."""
     i = torch.searchsorted(xs, x.detach().contiguous()).clamp(1, len(xs) - 1)
     x0, x1, y0, y1 = xs[i - 1], xs[i], ys[i - 1], ys[i]
     w = (x - x0) / (x1 - x0)

@@ -1,4 +1,4 @@
-"""Where the steps of a run end, a grid of S + 1 times from a schedule for S steps, and where its calls are made."""
+"""Spacings: where the steps of a run end, S + 1 falling times on a schedule for S steps, one table."""
 
 import inspect
 from collections.abc import Callable
@@ -8,21 +8,17 @@ from typing import TypeAlias
 from torch import Tensor
 
 from .._spec import entry_of, parse_call
-from ..samplers import Sampler
-from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVE
 from .by_snr import ays, exponential, karras, kl_optimal, logsnr
 from .by_time import leading, linspace, quadratic, trailing, uniform
-from .dmn import dmn
 
-__all__ = [
-    "SPACINGS",
-    "Spacing",
-    "default_spacing",
-    "spacing_of",
-]
+__all__ = ["SPACINGS", "Spacing", "spacing_of"]
 
 Spacing: TypeAlias = Callable[..., Tensor]
-"""`spacing(schedule, steps)`: steps + 1 falling times, float64."""
+"""`spacing(schedule, steps, start=None, end=None, **options)`: steps + 1 falling times, float64.
+
+The grid runs from `start` (T by default) to `end`, whose default is the spacing's own: the least trained time, or 0. An
+end above 0 is reached by the spacing's own rule; an end of 0 is the last step, from the least trained time.
+"""
 
 SPACINGS: dict[str, Spacing] = {
     "linspace": linspace,
@@ -34,21 +30,9 @@ SPACINGS: dict[str, Spacing] = {
     "exponential": exponential,
     "karras": karras,
     "kl_optimal": kl_optimal,
-    "dmn": dmn,
     "ays": ays,
 }
 """Every spacing by its name in `make_plan` and on the command line."""
-
-
-def default_spacing(sampler: Sampler, schedule: NoiseSchedule) -> str:
-    """The spacing of a run that names none: what measured best there, see docs/schedules.md.
-
-    "quadratic" on a variance-preserving schedule, "trailing" on a flow; on a variance-exploding one "kl_optimal" for samplers
-    of first order and "logsnr" for the others.
-    """
-    if isinstance(schedule, NoiseScheduleVE):
-        return "kl_optimal" if sampler.convergence == 1 else "logsnr"
-    return "trailing" if isinstance(schedule, NoiseScheduleFlow) else "quadratic"
 
 
 def spacing_of(text: str) -> Spacing:

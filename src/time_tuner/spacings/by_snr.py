@@ -1,6 +1,6 @@
-"""Grids by the noise itself: they are the same on every schedule, for they go by s = sigma / alpha alone.
+"""Spacings by the noise alone, s = sigma / alpha: they are the same on every schedule.
 
-Where alpha = 0 at T, s is infinite: the grid then is that from one level below, and starts at T all the same.
+Where alpha = 0 at the start, s is infinite: the grid is then that of the level before, and still begins at the start.
 """
 
 import math
@@ -11,49 +11,42 @@ import torch
 from torch import Tensor
 
 from ..schedules import NoiseSchedule, as_float64
+from ..schedules.base import even_grid
 
 
-def lam_range(schedule: NoiseSchedule) -> tuple[float, float]:
-    """lam at T, or one level of the network below where it is infinite, and at the least trained time."""
-    first = schedule.at(schedule.T)
-    if first.alpha == 0:
-        first = schedule.at(schedule.T * (1 - 1 / schedule.total_N))
-    return float(first.lam), float(schedule.at(schedule.t_min).lam)
+def logsnr(schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """Even steps in lam = log(alpha / sigma) = -log s, from T to the least trained time (Lu et al., 2022, DPM-Solver,
+    https://arxiv.org/abs/2206.00927)."""
+    return _even(schedule, steps, start, end, lambda s: -torch.log(s), lambda lam: torch.exp(-lam))
 
 
-def logsnr(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even steps in lam = log(alpha / sigma), from T to the least trained time."""
-    first, last = lam_range(schedule)
-    return times_of_lam(schedule, torch.linspace(first, last, steps + 1, dtype=torch.float64))
+def exponential(schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """Even steps in log s, from T to the least trained time, then 0 (k-diffusion's and diffusers' "exponential").
+
+    In a range that ends above 0 it is `logsnr`.
+    """
+    return logsnr(schedule, steps, start, 0.0 if end is None else end)
 
 
-def exponential(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Even steps in log s from T to the least trained time, then 0."""
-    return _then_zero(schedule, lambda u, high, low: high * (low / high) ** u, steps)
-
-
-def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> Tensor:
-    """Even steps in s^(1 / rho) from T to the least trained time, then 0 (Karras et al., 2022, eq. 5)."""
+def karras(
+    schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None, rho: float = 7.0
+) -> Tensor:
+    """Even steps in s^(1 / rho), from T to the least trained time, then 0 (Karras et al., 2022, eq. 5,
+    https://arxiv.org/abs/2206.00364)."""
     if not 0 < rho < math.inf:
         raise ValueError(f"rho of karras must be positive, got {rho!r}")
-
-    def noise(u: Tensor, high: float, low: float) -> Tensor:
-        root: Tensor = high ** (1 / rho) * (1 - u) + low ** (1 / rho) * u
-        return root**rho
-
-    return _then_zero(schedule, noise, steps)
+    return _even(schedule, steps, start, 0.0 if end is None else end, lambda s: s ** (1 / rho), lambda root: root**rho)
 
 
-def kl_optimal(schedule: NoiseSchedule, steps: int, std: float = 1.0) -> Tensor:
-    """Even steps in arctan(s / std) from T to the least trained time, then 0: optimal in KL for data N(0, std^2)
+def kl_optimal(
+    schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None, std: float = 1.0
+) -> Tensor:
+    """Even steps in arctan(s / std), from T to the least trained time, then 0: optimal in KL for data N(0, std^2)
     (Sabour et al., 2024, https://arxiv.org/abs/2404.14507)."""
     if not 0 < std < math.inf:
         raise ValueError(f"std of kl_optimal must be positive, got {std!r}")
-
-    def noise(u: Tensor, high: float, low: float) -> Tensor:
-        return std * torch.tan(math.atan(high / std) * (1 - u) + math.atan(low / std) * u)
-
-    return _then_zero(schedule, noise, steps)
+    end = 0.0 if end is None else end
+    return _even(schedule, steps, start, end, lambda s: torch.atan(s / std), lambda angle: std * torch.tan(angle))
 
 
 AYS = {
@@ -64,38 +57,58 @@ AYS = {
 """The s that Align Your Steps found for ten steps of Stable Diffusion 1.5, XL and Video."""
 
 
-def ays(schedule: NoiseSchedule, steps: int, model: str = "sd15") -> Tensor:
-    """Align Your Steps' published list for a model, and between its entries log-linear in s; the last is 0
+def ays(
+    schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None, model: str = "sd15"
+) -> Tensor:
+    """The list of Align Your Steps for a model, log-linear in s between its entries; the last entry is replaced by 0
     (Sabour et al., 2024, https://arxiv.org/abs/2404.14507).
 
+    In a range: even steps between the places of `start` and `end` on the list.
+
     Raises:
-        ValueError: a model with no list, or a schedule that does not start where the model's does.
+        ValueError: a model without a list, or a schedule that does not start where the model's does.
     """
     if model not in AYS:
         raise ValueError(f"model of ays must be one of {', '.join(AYS)}, got {model!r}")
-    published = np.log(AYS[model])
-    first, _ = lam_range(schedule)
-    if abs(first + published[0]) > 0.01:
+    entries, log_s = np.arange(len(AYS[model])), np.log(AYS[model])
+    first = float(noise_at(schedule, schedule.T))
+    if abs(math.log(first) - log_s[0]) > 0.01:
         raise ValueError(
             f"spacing ays has the list of {model}, which starts at sigma / alpha = {AYS[model][0]}, "
-            f"but the schedule at {math.exp(-first):.4g}: take kl_optimal or karras"
+            f"but the schedule at {first:.4g}: take kl_optimal or karras"
         )
-    u = np.linspace(0, len(published) - 1, steps + 1)[:-1]
-    times = times_of_lam(schedule, as_float64(-np.interp(u, np.arange(len(published)), published)), last=False)
-    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
+    def place(t: float) -> float:
+        return float(np.interp(-math.log(noise_at(schedule, t)), -log_s, entries))
 
-def times_of_lam(schedule: NoiseSchedule, lam: Tensor, last: bool = True) -> Tensor:
-    """Their times; the first is T and the last the least trained time exactly, whatever the inverse rounds to."""
-    times = as_float64(schedule.inverse_lambda(lam)).clone()
-    if last:
-        times[-1] = schedule.t_min
-    times[0] = schedule.T
+    places = np.linspace(place(start) if start else 0, place(end) if end else entries[-1], steps + 1)
+    times = as_float64(schedule.inverse_lambda(-as_float64(np.interp(places, entries, log_s)))).clone()
+    times[0], times[-1] = start or schedule.T, end or 0.0
     return times
 
 
-def _then_zero(schedule: NoiseSchedule, noise: Callable[[Tensor, float, float], Tensor], steps: int) -> Tensor:
-    """The times at which s is `noise(u, from, to)` for even u from 0 to 1, one for each step; then 0."""
-    high, low = (math.exp(-lam) for lam in lam_range(schedule))
-    s = noise(torch.linspace(0, 1, steps, dtype=torch.float64), high, low)
-    return torch.cat([times_of_lam(schedule, -torch.log(s)), torch.zeros(1, dtype=torch.float64)])
+def noise_at(schedule: NoiseSchedule, t: float | Tensor) -> Tensor:
+    """s = sigma / alpha at time t; where alpha = 0, at the level before."""
+    p = schedule.at(t)
+    if p.alpha == 0:
+        p = schedule.at(p.t * (1 - 1 / (schedule.levels or 1000)))
+    return p.sigma / p.alpha
+
+
+def _even(
+    schedule: NoiseSchedule,
+    steps: int,
+    start: float | None,
+    end: float | None,
+    transform: Callable[[Tensor], Tensor],
+    inverse: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Times that are even in `transform(s)`, see `even_grid`."""
+    return even_grid(
+        schedule,
+        steps,
+        start,
+        end,
+        lambda t: transform(noise_at(schedule, t)),
+        lambda value: schedule.inverse_lambda(-torch.log(inverse(value))),
+    )

@@ -28,8 +28,12 @@ class ReferenceDistance:
         schedule: its noise schedule.
         end: the time at which the plans end whose distance is measured.
         x: standard normal noise (B, ...) that no tuning has used.
-        calls: network calls of the many-step run.
+        calls: of the many-step run; of a network with fewer trained levels as many as these.
         seed: of the noise that stochastic samplers draw, the same for every plan.
+
+    Attributes:
+        reference: the ends of the many-step run, (B, ...).
+        calls: the calls that it made.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class ReferenceDistance:
         self.model: Model = BatchedModel(as_model(model, schedule))
         self.x, self.seed, self.end = x, seed, end
         reference = reference_plan(schedule, end, calls)
+        self.calls = len(reference)
         self.reference = sample(self.model, reference, reference.initial_state(x))
 
     def __call__(self, plan: Plan) -> float:
@@ -103,4 +108,5 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
         best, after, reverted = untuned, before, list(range(len(plan)))
     distances = (("untuned", before), ("tuned", after), ("unguarded", bare))
     distance = {name: float(per_sample.mean()) for name, per_sample in distances}
-    return best.with_provenance(**{**plan.provenance, "distance": distance, "reverted_calls": sorted(reverted)})
+    notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": sorted(reverted)}
+    return best.with_provenance(**{**plan.provenance, **notes})

@@ -12,6 +12,7 @@ from .._checks import check_int, choose
 from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
+from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule
 from .base import Progress, TuningRun, tqdm_bar
@@ -92,8 +93,8 @@ def tune(
     Returns:
         The tuned plan. Its provenance says how it was made, what that cost, and, with a guard, what it is worth:
         "distance" holds the mean distance to the end of a many-step run of the "untuned" plan, of the "tuned" one, and
-        of the tuner's own result before the guard, "unguarded"; "reverted_calls" are the calls whose tau the guard set
-        back. "stopped" is there when the budget ran out.
+        of the tuner's own result before the guard, "unguarded"; "reference_calls" is the number of calls of that run;
+        "reverted_calls" are the calls whose tau the guard set back. "stopped" is there when the budget ran out.
 
     Raises:
         ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
@@ -193,9 +194,11 @@ def estimate(
     if "tuning" in costs:
         costs["tuning"] = tuple(map(limit.cut, costs["tuning"]))
     if "teacher" not in costs:  # which needs no data
-        costs = {"data": (run * (OWN_CALLS * own_samples),) * 2} | costs
+        own_calls = len(reference_plan(plan.schedule, 0.0, OWN_CALLS))
+        costs = {"data": (run * (own_calls * own_samples),) * 2} | costs
+    reference_calls = len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS))
     return costs | {
-        "reference": (run * (REFERENCE_CALLS * guard),) * 2,
+        "reference": (run * (reference_calls * guard),) * 2,
         "guard": (least, most) if guard else (Cost(), Cost()),
     }
 

@@ -111,7 +111,10 @@ def true_noise(step: Step) -> Tensor:
 
 @torch.no_grad()
 def substeps_target(step: Step) -> Tensor:
-    """Where four sub-steps of DPM-Solver++(2M), even in sqrt(t) and untuned, lead from where this step begins."""
+    """Where four sub-steps of DPM-Solver++(2M), untuned, lead from where this step begins.
+
+    They are on the schedule's even times. A step from the least trained time to 0 has no sub-steps: it is made once.
+    """
     run, first = step.run, step.k - step.run.stage(step.k)
     if isinstance(run, PlanRun) and run.plan.rows[step.k].uses_noise:
         raise ValueError(
@@ -120,8 +123,8 @@ def substeps_target(step: Step) -> Tensor:
         )
     x = step.x if first == step.k else step.state[0][first - step.k].x
     begin, end = float(run.point(first).t), float(step.q.t)
-    times = torch.linspace(begin**0.5, end**0.5, SUBSTEPS + 1, dtype=torch.float64) ** 2
-    times[0], times[-1] = begin, end  # exactly
+    count = SUBSTEPS if end or begin > run.schedule.t_min * (1 + 1e-9) else 1
+    times = run.schedule.even_times(count, begin, end)
     for x in trajectory(step.draws.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x):  # noqa: B007, B020
         pass
     return x

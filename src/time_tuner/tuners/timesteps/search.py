@@ -110,7 +110,7 @@ class Search:
         if last and objective.sees == "noise" and run.point(len(run)).sigma == 0:
             raise ValueError(
                 "last=True needs an end before sigma = 0, where the network is never called, or an objective that "
-                "looks at the state, such as objective='finer'"
+                "looks at the state, such as objective='substeps'"
             )
         self.run, self.draws, self.strategy, self.objective = run, draws, strategy, objective
         self.tuning = TuningRun() if tuning is None else tuning

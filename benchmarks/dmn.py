@@ -1,32 +1,38 @@
-"""The grid with the least bound on what a multistep solver makes of a network's errors (Xue et al., 2024),
-https://arxiv.org/abs/2402.17376."""
+"""A peer of the spacings: the grid with the least bound on what a multistep solver makes of a network's errors (DMN;
+Xue et al., 2024), https://arxiv.org/abs/2402.17376. It is best in no table of `benchmarks/spacings.py`."""
 
 from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor
 
-from ..schedules import NoiseSchedule, as_float64
-from .by_snr import lam_range, times_of_lam
+from time_tuner.schedules import NoiseSchedule, as_float64
+from time_tuner.spacings.by_snr import noise_at
 
 MOST = 24
-"""Beyond so many steps the grid of this many is divided further: there is little left to gain."""
+"""A grid of more steps is that of this many, divided further: there is little left to gain."""
 
 
-def dmn(schedule: NoiseSchedule, steps: int, power: float = 1.0) -> Tensor:
+def dmn(
+    schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None, power: float = 1.0
+) -> Tensor:
     r"""From T to the least trained time, the lam_i that minimise sum_j |w_j| sigma_j^power / alpha_j.
 
     x_K / sigma_K = x_0 / sigma_0 + int e^lam x0(lam) dlam; a multistep solver puts a polynomial through the last three
-    x0 there (two at the second step and the last but one, one at the first and the last), and w_j is the weight that
-    the prediction at lam_j so has in the end. Its error is taken to be sigma_j^power / alpha_j, in variance-preserving
+    x0 there (two at the second step and the last but one, one at the first and the last), and w_j is the weight of the
+    prediction at lam_j in the end. Its error is taken to be sigma_j^power / alpha_j, in variance-preserving
     coordinates: the paper's power is 1 for networks of pixels and 2 for those of latents.
 
     The w_j have both signs, so that they all but vanish on absurd grids too: every step is kept between half and twice
     the even one in lam.
     """
-    first, last = lam_range(schedule)
-    return times_of_lam(schedule, torch.tensor(_lams(first, last, steps, float(power)), dtype=torch.float64))
+    start, end = (schedule.T if start is None else start), (schedule.t_min if end is None else end)
+    first, last = (-float(torch.log(noise_at(schedule, t))) for t in (start, end))
+    times = as_float64(schedule.inverse_lambda(as_float64(_lams(first, last, steps, float(power))))).clone()
+    times[0], times[-1] = start, end
+    return times
 
 
 def bound(lam: Tensor, power: float) -> Tensor:
@@ -59,8 +65,6 @@ def bound(lam: Tensor, power: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _lams(first: float, last: float, steps: int, power: float) -> tuple[float, ...]:
-    from scipy.optimize import LinearConstraint, minimize
-
     count = min(steps, MOST)
     grid = np.linspace(first, last, count + 1)
     if count > 1:
