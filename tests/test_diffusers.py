@@ -271,7 +271,7 @@ def test_generators_of_each_sample_do_not_mind_the_batch() -> None:
 
 def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> None:
     made = TimeTunerScheduler.from_config(config(), sampler="ddim", calls=5).plan
-    plan = made.with_tau(0.8 * made.tau)
+    plan = made.with_ratios([0.8] * 5)
     ours = TimeTunerScheduler.from_plan(plan)
     x, noise = seeded(2, 1, 2, 2), seeded(2, 1, 2, 2, seed=1)
 
@@ -361,6 +361,16 @@ def test_a_number_of_calls_without_a_plan_is_refused_with_those_there_are() -> N
         ours.step(x, 0, x)
     with refused("eta must be 0 in the pipeline, got 1.0: it is an option of the sampler"):
         ours.step(x, 0, x, eta=1.0)
+
+
+def test_plans_are_given_by_the_path_of_their_file(discrete: NoiseScheduleVP, tmp_path: Path) -> None:
+    plans = [make_plan("ddim", discrete, calls) for calls in (4, 8)]
+    plans[0].save(tmp_path / "plan.json")
+    Plan.save_several(plans, tmp_path / "plans.json")
+    assert TimeTunerScheduler.from_plan(tmp_path / "plan.json").plans == {4: plans[0]}
+    assert TimeTunerScheduler.from_plan(str(tmp_path / "plans.json")).plans == {4: plans[0], 8: plans[1]}
+    with pytest.raises(OSError, match=r"there is no file '.*none\.json'"):
+        TimeTunerScheduler.from_plan(tmp_path / "none.json")
 
 
 def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> None:

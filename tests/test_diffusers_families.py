@@ -129,7 +129,7 @@ def test_a_saved_pipeline_runs_its_plans_again(family: Family, tmp_path: Path) -
     tokens = {"tokens": 16} if own.config.get("use_dynamic_shifting") else {}
     made = TimeTunerScheduler.from_config(own, sampler="unipc", calls=[3, CALLS], **tokens)
     tuned = [
-        plan.with_tau(0.97 * plan.tau).with_corrections(torch.ones(len(plan), len(plan)).tril(-1) / 10)
+        plan.with_ratios([0.97] * len(plan)).with_corrections(torch.ones(len(plan), len(plan)).tril(-1) / 10)
         for plan in made.plans.values()
     ]
     family.pipe.scheduler = TimeTunerScheduler.from_plan(tuned, made)

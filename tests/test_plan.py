@@ -202,8 +202,8 @@ def test_one_file_may_hold_several_plans(discrete: NoiseScheduleVP, tmp_path: Pa
     path = tmp_path / "plans.json"
     path.write_text(json.dumps([plan.to_dict() for plan in plans]))
     assert Plan.load(path, calls=8) == plans[1]
-    for calls, got in ((None, "none was named"), (5, "got calls=5")):
-        with pytest.raises(ValueError, match=rf"plans.json has plans for calls = \[4, 8\], {got}: name one"):
+    for calls, got in ((None, "got calls=None"), (5, "got calls=5")):
+        with pytest.raises(ValueError, match=rf"plans.json has plans for calls = \[4, 8\], {got}: choose one"):
             Plan.load(path, calls=calls)
     plans[0].save(path)
     assert Plan.load(path) == Plan.load(path, calls=4) == plans[0]
@@ -227,7 +227,7 @@ def edited(**entries: Any):
         (lambda v: [1], "not a plan"),
         (edited(version=2), "plan has version 2, this library reads up to 1: update time-tuner"),
         (edited(version="1"), "plan has version '1'"),
-        (edited(calls=7), "plan says calls = 7, but holds 5"),
+        (edited(calls=7), "calls of a plan must be the length of its tau, 5, got 7"),
         (lambda v: v | {"t": v["t"][:-1]}, r"t of a plan with 5 calls must have shape \(6,\), got \(5,\)"),
         (
             lambda v: v | {"alpha": [*v["alpha"], 1.0]},

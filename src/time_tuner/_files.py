@@ -1,31 +1,48 @@
-"""Files that are written whole or not at all, and the JSON in them, which people can read."""
+"""Files that are replaced whole or not at all, and JSON that people can read."""
 
 import json
 import math
 import os
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+DEEPEST = 64
+"""The most lists and objects inside one another in a JSON file."""
 
-def read_json(path: Path) -> Any:
+
+def read_json(path: Path, most_bytes: int = -1) -> Any:
     """The values in a JSON file.
+
+    Args:
+        path: the file.
+        most_bytes: the most bytes that it may have; any number by default.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON, or holds NaN or infinity.
+        ValueError: it is too large or too deeply nested, is not JSON in UTF-8, has NaN or infinity, or has two entries
+            of one name in an object.
     """
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1 if most_bytes >= 0 else -1)
+    if 0 <= most_bytes < len(content):
+        raise ValueError(f"it has more than {most_bytes} bytes")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError("it is no text") from error
-    return json.loads(text, parse_constant=_no_constants)
+        raise ValueError("it is not text in UTF-8") from error
+    if _depth(text) > DEEPEST:  # json.loads recurses
+        raise ValueError(f"it has more than {DEEPEST} lists and objects inside one another")
+    return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object_of)
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Write one entry a line, so that files can be read and compared; or a list of such objects."""
+    """Write an object, or a list of objects, with one entry a line, so that files can be read and compared."""
     text = _object(values) if isinstance(values, Mapping) else "[\n" + ",\n".join(map(_object, values)) + "\n]"
     with replacing(path) as file:
         file.write(f"{text}\n".encode())
@@ -33,18 +50,31 @@ def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write under a temporary name beside `path`, which it replaces when all went well."""
+    """A file to write under a temporary name in the folder of `path`, which it replaces if nothing was raised.
+
+    Raises:
+        OSError: the file cannot be written; names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    partial = ""
     try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             yield file
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)  # a temporary file is private
         os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
+    except BaseException as error:
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+        # The error of a full disk names no file, and others the temporary one.
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and (not partial or error.filename in (None, partial))
+        ):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -59,12 +89,29 @@ def same_numbers(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def _depth(text: str) -> int:
+    """The most brackets of JSON that are open at once, those in strings left out."""
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    return max(accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", outside)), default=0)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {number[:40]}, which is no number")
+    return value
+
+
+def _object_of(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(entries)
+    if len(values) < len(entries):
+        (twice, _), *_ = Counter(name for name, _ in entries).most_common(1)
+        raise ValueError(f"it has the entry {twice!r} twice")
+    return values
+
+
 def _object(values: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f"  {json.dumps(key)}: {_entry(value)}" for key, value in values.items()) + "\n}"
-
-
-def _no_constants(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no number")
 
 
 def _entry(value: Any) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -76,11 +77,13 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         self._select(read[0])
 
     @classmethod
-    def from_plan(cls, plans: Plan | Sequence[Plan], config: Any = None, **changes: Any) -> "TimeTunerScheduler":
+    def from_plan(
+        cls, plans: Plan | str | PathLike[str] | Sequence[Plan], config: Any = None, **changes: Any
+    ) -> "TimeTunerScheduler":
         """A scheduler that runs these plans.
 
         Args:
-            plans: a plan, or one for each number of calls.
+            plans: a plan, one for each number of calls, or the path of a plan file.
             config: the pipeline, its scheduler or `pipe.scheduler.config`. The plans are checked against it, and the
                 prediction type and clipping are read from it. Without it the prediction type is that which the plan was
                 tuned for, or else "epsilon" ("flow_prediction" in a rectified flow).
@@ -92,6 +95,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: a plan for another prediction type, noise schedule or family than the configuration's.
         """
+        if isinstance(plans, str | PathLike):
+            plans = Plan.load_several(plans)
         plans = [plans] if isinstance(plans, Plan) else list(plans)
         if not plans:
             raise ValueError("plans must hold at least one plan, got none")

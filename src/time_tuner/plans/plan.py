@@ -1,4 +1,4 @@
-"""The plan: one row (t, alpha, sigma, tau) for each call of the network, as a value, a JSON file and a table."""
+"""The plan: a point and a conditioning time for each network call of a run, as a value and as a JSON file."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,35 @@ from .grid import checked_ends, place_calls
 from .rows import Row, compile_rows
 
 FORMAT, VERSION = "time-tuner plan", 1
-ENTRIES = (
-    *("format", "version", "calls", "sampler", "t", "alpha", "sigma", "tau", "corrections"),
-    *("provenance", "schedule", "rows"),
-)
+COLUMNS = ("t", "alpha", "sigma", "tau", "corrections")
+ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, "provenance", "schedule", "rows")
+NEEDED = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
+
+MOST_BYTES = 64 * 2**20
+"""The largest plan file that is read; one of 1000 calls with corrections is about as large."""
+
+ROUNDING = 2**-8
+"""The largest relative error of a network time that was rounded to bfloat16, which a plan may hold."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A run of K network calls: call k is made in the state at point k, told tau_k, and leads to point k + 1.
+    """A run of K network calls. Call k receives the state at point k and the conditioning time tau_k, and leads to
+    point k + 1.
 
-    Made by `make_plan`, changed by `with_times`, `with_tau` and `with_corrections`, run by `sample`.
+    `make_plan` makes a plan, `with_times`, `with_tau` and `with_corrections` change one, `sample` runs it.
 
     Attributes:
-        sampler: how predictions are combined.
+        sampler: the rule that combines the predictions.
         schedule: the noise schedule that the points lie on.
-        t, alpha, sigma: the points, float64 of shape (K + 1,). A sampler with several calls a step (Heun) may stand at
-            one time twice: a call is known by its index.
-        tau: the time that the network is told at each call, (K,); `tau = t[:K]` in an untuned plan.
-        corrections: None, or C (K, K), strictly lower triangular: after call k the state is moved by
-            gamma_k sum_{j < k} C[k, j] (eps_j - eps_k), with gamma_k = sigma_q - alpha_q / alpha_b sigma_b, where q is
-            point k + 1 and b the first point of the step that call k belongs to. Zero is the sampler as it stands.
-        provenance: how it was made; plain JSON values.
+        t, alpha, sigma: the points, float64 of shape (K + 1,). A sampler with several calls a step (Heun) may call the
+            network twice at one time, so that a call is identified by its index.
+        tau: the conditioning time of each call, (K,), of which the network receives `schedule.network_time(tau)`. An
+            untuned plan has `tau = t[:K]`.
+        corrections: None, or C (K, K), strictly lower triangular, which adds gamma_k sum_{j < k} C[k, j] (eps_j - eps_k)
+            to the state after call k. Here gamma_k = sigma_q - alpha_q / alpha_b sigma_b, q is point k + 1, and b is the
+            first point of the step that call k belongs to. Zero corrections leave the sampler as it is.
+        provenance: how the plan was made; plain JSON values.
     """
 
     sampler: Sampler
@@ -51,7 +58,7 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("t", "alpha", "sigma", "tau", "corrections"):
+        for name in COLUMNS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_float64(getattr(self, name)))
         _validate(self)
@@ -70,32 +77,32 @@ class Plan:
 
     @property
     def tuned(self) -> bool:
-        """Whether the network is told other times, or predictions are combined otherwise, than untuned."""
+        """Whether conditioning times or corrections differ from those of an untuned plan."""
         return self.corrections is not None or not torch.equal(self.tau, self.t[:-1])
 
     @property
     def stochastic(self) -> bool:
-        """Whether running it draws noise."""
+        """Whether the sampler draws noise."""
         return any(row.uses_noise for row in self.rows)
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
-        """Network calls of each step; they sum to K."""
+        """The number of network calls of each step; they sum to K."""
         return self.sampler.steps(len(self), bool(self.sigma[-1] == 0))
 
     @property
     def step_times(self) -> Tensor:
-        """The times where steps begin and end, (S + 1,): t without what lies inside a step."""
+        """The times where steps begin and end, (S + 1,): t without the times inside of steps."""
         firsts = [sum(self.steps[:i]) for i in range(len(self.steps))]
         return self.t[[*firsts, len(self)]]
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """What each call does to the tensors, as numbers."""
+        """The arithmetic of each call, as weights."""
         return compile_rows(self.sampler, self._points, self.steps, self.corrections)
 
     def point(self, k: int) -> Point:
-        """Point k = 0 .. K: where call k is made; K is the end."""
+        """Point k = 0 .. K: call k receives the state at point k, and the run ends at point K."""
         return self._points[k]
 
     @cached_property
@@ -104,37 +111,45 @@ class Plan:
 
     @cached_property
     def taus(self) -> tuple[Tensor, ...]:
-        """tau of each call, 0-dim each."""
+        """The conditioning time of each call, 0-dim each."""
         return self.tau.unbind()
 
     def initial_state(self, noise: Tensor) -> Tensor:
-        """The state at the first point that standard normal noise (B, ...) stands for, sqrt(alpha^2 + sigma^2) times
-        it: the noise itself on a variance-preserving schedule, about sigma_max times it on a variance-exploding one."""
+        """The state at the first point that a run begins with: sqrt(alpha^2 + sigma^2) times standard normal noise
+        (B, ...). On a variance-preserving schedule it is the noise itself, on a variance-exploding one about sigma_max
+        times the noise."""
         return float(self.point(0).scale.detach()) * noise
 
     def with_times(self, ends: Any) -> "Plan":
-        """The same run on another grid of step ends, (S + 1,) strictly falling. The ratios tau / t are kept."""
-        ratios = self.tau / self.t[:-1]
+        """The same run on another grid of step ends, (S + 1,), strictly falling.
+
+        The ratios tau / t are kept, as far as tau stays in the trained range.
+        """
         grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
-        return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=ratios * grid.t[:-1])
+        tau = _in_range(self.schedule, self.tau / self.t[:-1] * grid.t[:-1], grid.t[:-1])
+        return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=tau)
 
     def with_tau(self, tau: Any) -> "Plan":
-        """The same run with the network told other times, (K,)."""
+        """The same run with other conditioning times, (K,)."""
         tau = as_float64(tau)
         if tau.shape != self.tau.shape:
             raise ValueError(f"tau must hold one time for each of {len(self)} calls, got shape {tuple(tau.shape)}")
         return replace(self, tau=tau)
 
+    def with_ratios(self, ratios: Any) -> "Plan":
+        """The same run with the conditioning times tau = ratio * t, for ratios (K,), kept in the trained range."""
+        return self.with_tau(_in_range(self.schedule, as_float64(ratios) * self.t[:-1], self.t[:-1]))
+
     def with_corrections(self, corrections: Any) -> "Plan":
-        """The same run with other corrections, (K, K) strictly lower triangular, or None."""
+        """The same run with other corrections, (K, K) and strictly lower triangular, or None."""
         return replace(self, corrections=None if corrections is None else as_float64(corrections))
 
     def with_provenance(self, **values: Any) -> "Plan":
-        """The same run with these entries added to what is known of its making."""
+        """The same run with these entries added to its provenance."""
         return replace(self, provenance={**self.provenance, **values})
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values; `rows` follow from the rest, for those who run a plan without this library."""
+        """The plan as plain JSON values; `rows` follow from the others, for programs without this library."""
         corrections = None if self.corrections is None else self.corrections.tolist()
         return {
             "format": FORMAT,
@@ -153,25 +168,25 @@ class Plan:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: not a plan, a newer version, missing or misshapen entries, or points off the schedule.
+            ValueError: not a plan, a newer version, missing or misshapen entries, points off the schedule, conditioning
+                times out of its trained range, or rows that do not follow from the rest.
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"not a plan: its 'format' must be {FORMAT!r}")
         version = values.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(f"plan has version {version!r}, this library reads up to {VERSION}: update time-tuner")
-        needed = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
         unknown = values.keys() - set(ENTRIES)
         if unknown:
             raise ValueError(f"plan has an unknown entry {min(unknown)!r}; its entries are {', '.join(ENTRIES)}")
-        missing = [name for name in needed if values.get(name) is None]
+        missing = [name for name in NEEDED if values.get(name) is None]
         if missing:
             raise ValueError(f"plan lacks {', '.join(missing)}")
-        for name, kind in (("sampler", Mapping), ("schedule", Mapping), ("provenance", Mapping)):
-            if not isinstance(values.get(name, {}), kind):
+        for name in ("sampler", "schedule", "provenance"):
+            if not isinstance(values.get(name, {}), Mapping):
                 raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
         columns: dict[str, Tensor] = {}
-        for name in ("t", "alpha", "sigma", "tau", "corrections"):
+        for name in COLUMNS:
             if values.get(name) is not None:
                 try:
                     columns[name] = torch.tensor(values[name], dtype=torch.float64)
@@ -184,21 +199,21 @@ class Plan:
             **columns,
         )
         if len(plan) != values["calls"]:
-            raise ValueError(f"plan says calls = {values['calls']!r}, but holds {len(plan)} of them")
+            raise ValueError(f"calls of a plan must be the length of its tau, {len(plan)}, got {values['calls']!r}")
         if "rows" in values and not same_numbers(values["rows"], [row.to_dict() for row in plan.rows]):
             raise ValueError("rows of the plan do not follow from its sampler and points: the file was edited")
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON; the file appears whole or not at all."""
+        """Write the plan as JSON; the file is replaced whole or not at all."""
         write_json(Path(path), self.to_dict())
 
     @staticmethod
     def save_several(plans: "Sequence[Plan]", path: str | os.PathLike[str]) -> None:
-        """Write plans for different numbers of calls into one file, from which `load(path, calls=)` picks.
+        """Write plans for different numbers of calls into one file; `load(path, calls=)` reads one of them.
 
         Raises:
-            ValueError: two of them have the same number of calls.
+            ValueError: no plans, or two with the same number of calls.
         """
         calls = sorted(map(len, plans))
         if len(set(calls)) < len(calls) or not calls:
@@ -206,37 +221,47 @@ class Plan:
         write_json(Path(path), [plan.to_dict() for plan in sorted(plans, key=len)])
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":
-        """Read a plan file; of a file that holds a list of plans, the one with this number of calls.
+    def load_several(cls, path: str | os.PathLike[str]) -> "list[Plan]":
+        """All plans of a file, from the fewest calls to the most.
 
         A name such as "digits/ddim-10", where no such file exists, is a plan that comes with a bundled model.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not a valid plan file, or holds no plan with this number of calls; names the file.
+            ValueError: it is not a valid plan file; names the file.
         """
         try:
-            values = read_json(_found(path))
+            values = read_json(_found(path), MOST_BYTES)
         except ValueError as error:
             raise ValueError(f"{path} is not a plan file: {error}") from None
         try:
             plans = [cls.from_dict(entry) for entry in (values if isinstance(values, list) else [values])]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        found = {len(plan): plan for plan in plans}
-        if len(found) < len(plans):
-            raise ValueError(f"{path} has two plans for the same number of calls: leave one of them")
         if not plans:
             raise ValueError(f"{path} is not a plan file: the list in it is empty")
+        calls = sorted(map(len, plans))
+        if len(set(calls)) < len(calls):
+            raise ValueError(f"{path} has two plans for the same number of calls, got calls = {calls}: remove one")
+        return sorted(plans, key=len)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], calls: int | None = None) -> "Plan":
+        """The plan of a file; if the file has several, the one with this number of calls. See `load_several`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is not a valid plan file, or has no plan for this number of calls; names the file.
+        """
+        plans = {len(plan): plan for plan in cls.load_several(path)}
         if calls is None and len(plans) == 1:
-            return plans[0]
-        if calls not in found:
-            got = "none was named" if calls is None else f"got calls={calls}"
+            (calls,) = plans
+        if calls not in plans:
             raise ValueError(
-                f"{path} has plans for calls = {sorted(found)}, {got}: name one of them (calls=, --calls, or "
-                "file.json:CALLS where runs are compared)"
+                f"{path} has plans for calls = {list(plans)}, got calls={calls}: choose one of them with calls=, "
+                "--calls, or file.json:CALLS where runs are compared"
             )
-        return found[calls]
+        return plans[calls]
 
 
 def _found(path: str | os.PathLike[str]) -> Path:
@@ -251,8 +276,18 @@ def _found(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; plans that come with a model: {', '.join(names)}")
 
 
+def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest conditioning time at times t: the trained range, and t itself where it lies beyond."""
+    t = t.detach()
+    return t.clamp(max=schedule.t_min), t.clamp(min=schedule.T)
+
+
+def _in_range(schedule: NoiseSchedule, tau: Tensor, t: Tensor) -> Tensor:
+    return tau.clamp(*_range(schedule, t))
+
+
 def _validate(plan: Plan) -> None:
-    for name in ("t", "alpha", "sigma", "tau", "corrections"):
+    for name in COLUMNS:
         column = getattr(plan, name)
         if column is not None and not torch.isfinite(column).all():
             raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
@@ -273,8 +308,29 @@ def _validate(plan: Plan) -> None:
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
     point = plan.schedule.at(plan.t.detach())
     for name in ("alpha", "sigma"):
-        on_schedule, held = getattr(point, name), getattr(plan, name).detach()
-        if not torch.allclose(on_schedule, held, rtol=1e-6, atol=1e-9):
+        on_schedule, given = getattr(point, name), getattr(plan, name).detach()
+        if not torch.allclose(on_schedule, given, rtol=1e-6, atol=1e-9):
             raise ValueError(
                 f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
             )
+    _check_range(plan)
+
+
+def _check_range(plan: Plan) -> None:
+    """Raise a ValueError if the network would receive a time that it was not trained at."""
+    tau, schedule = plan.tau.detach(), plan.schedule
+    least, greatest = tau.aminmax()
+    if least >= schedule.t_min and greatest <= schedule.T:
+        return
+    low, high = _range(schedule, plan.t[:-1])
+    outside = (tau < low - 1e-9) | (tau > high + 1e-9)
+    # What a network of half precision receives is rounded, level 999 to 1000.
+    receives, low, high = (schedule.network_time(t) for t in (tau, low, high))
+    outside &= (receives < low - ROUNDING * low.abs()) | (receives > high + ROUNDING * high.abs())
+    if outside.any():
+        k = int(outside.nonzero()[0])
+        raise ValueError(
+            f"tau of call {k} must lie in the range that the network was trained at, [{schedule.t_min:.6g}, "
+            f"{schedule.T:.6g}], got {float(tau[k]):.6g}: tune the plan again, or set tau with Plan.with_ratios, which "
+            "keeps it in the range"
+        )

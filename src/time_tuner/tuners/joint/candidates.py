@@ -51,7 +51,7 @@ def candidate_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts:
             except ValueError:  # not for so many steps
                 continue
             if "tau" not in parts:
-                other = other.with_tau((other.tau * plan.tau / plan.t[:-1]).clamp(max=plan.schedule.T))
+                other = other.with_ratios(plan.tau / plan.t[:-1])
             if "corrections" not in parts:
                 other = other.with_corrections(plan.corrections)
             if not any(_same(other, one) for one in found):

@@ -56,10 +56,7 @@ class Parameters:
             if part == "times":
                 made = made.with_times(self._ends(values))
             elif part == "tau":
-                low, high = made.schedule.t_min, made.schedule.T
-                told = made.tau * torch.exp(values)
-                # The least trained time may lie above t itself, at the last calls of a run down to 0.
-                made = made.with_tau(torch.clamp(told, min(low, float(made.tau.detach().min())), high))
+                made = made.with_ratios(self.start.tau / self.start.t[:-1] * torch.exp(values))
             elif len(values):
                 c = torch.zeros(len(made), len(made), dtype=torch.float64)
                 c = c.index_put((self.lower[0], self.lower[1]), values)

@@ -86,8 +86,7 @@ class Conditioning:
                 "loss_after": [after for _, after in found.losses],
             }
         # Nothing holds Adam back where the loss is flat; a network is told times that it was trained at.
-        told = (ratios * untuned.t[:-1]).clamp(min(plan.schedule.t_min, float(untuned.tau.min())), plan.schedule.T)
-        return untuned.with_tau(told).with_provenance(**notes)
+        return untuned.with_ratios(ratios).with_provenance(**notes)
 
     def cost(
         self,
