@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from time_tuner._files import replacing
-from time_tuner.data import check_writable, load_data, save_samples
+from time_tuner.data import check_writable, load_data, save_arrays
 
 GRAY = (1, 4, 6)
 
@@ -91,7 +91,7 @@ def test_what_is_taken_is_spread_over_what_there_is(tmp_path: Path) -> None:
 def test_saved_samples_are_data_whatever_their_range(tmp_path: Path, shape: tuple[int, ...], largest: float) -> None:
     samples = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     samples *= largest / samples.abs().max()
-    save_samples(samples, tmp_path / "new" / "s.npz", pictures=torch.zeros(3, 1, 28, 28))
+    save_arrays({"samples": samples, "pictures": torch.zeros(3, 1, 28, 28)}, tmp_path / "new" / "s.npz")
     assert torch.equal(load_data(tmp_path / "new" / "s.npz", shape), samples)
 
 

@@ -7,6 +7,8 @@ from inspect import signature
 from numbers import Integral
 from typing import Any, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -55,6 +57,19 @@ def require(package: str, extra: str) -> None:
     """
     if find_spec(package) is None:
         raise ValueError(f"the package {package} is missing: pip install 'time-tuner[{extra}]'")
+
+
+def check_device(device: str | None) -> torch.device:
+    """The device of this name, the CPU by default.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(" of ")[0] if "Expected one" in str(error) else str(error).splitlines()[0]
+        raise ValueError(f"device must be one of this machine, such as cpu, got {device!r}: {reason}") from None
 
 
 def accepts(function: Any, count: int) -> bool:

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def load_data(path: str | os.PathLike[str], shape: tuple[int, ...], most: int | 
     """Samples (n, *shape) in float32 from a folder of pictures or an .npz file. The log has what was taken.
 
     Pictures are PNG or JPEG files, in subfolders too, converted to gray or RGB as `shape` (1 or 3, H, W) requires and
-    scaled to [-1, 1]. All must have one size; with the model's ratio of width to height they are resized. Of an .npz the
+    scaled to [-1, 1]. All must have one size; with the model's ratio of height to width they are resized. Of an .npz
+    the
     first array of samples of this shape is taken, with channels first, last, or left out where there is one; uint8 is
     scaled to [-1, 1], floating-point numbers are kept.
 
@@ -51,17 +52,11 @@ def is_picture(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def save_samples(samples: Tensor, path: Path, pictures: Tensor | None = None) -> None:
-    """Write samples as the array `samples` of an .npz file; the file appears whole or not at all.
-
-    Args:
-        samples: (n, ...).
-        path: the file.
-        pictures: (n, C, H, W) that the samples stand for, written as the array `pictures`.
-    """
-    arrays = {"samples": samples} if pictures is None else {"samples": samples, "pictures": pictures}
+def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as the arrays of an .npz file; the file appears whole or not at all."""
+    values: dict[str, Any] = {name: array.numpy(force=True) for name, array in arrays.items()}
     with replacing(path) as file:
-        np.savez(file, **{name: array.numpy(force=True) for name, array in arrays.items()})
+        np.savez(file, **values)
 
 
 def check_writable(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -11,45 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._checks import choose, require
+from ._checks import check_device, choose, require
 from .digits.networks import NULL_LABEL, PixelNetwork, linear_betas
 from .models.base import Model, ModelAround, as_model
+from .models.conditions import Conditions
 from .models.exact import Gaussian
 from .models.wrapper import model_wrapper
 from .schedules import NoiseScheduleVP
 
 if TYPE_CHECKING:
     from .digits.latent import LatentDigits
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a model is run with; None is the model's own default.
-
-    Attributes:
-        label: a label, or several of which sample i has number i modulo their count.
-        prompts: texts, dealt to the samples likewise.
-        negative_prompt: a text that guidance leads away from, for all samples.
-        guidance_scale: w in eps_u + w (eps_c - eps_u), classifier-free guidance.
-        height, width: of a pipeline's pictures, in pixels.
-        dtype: of a pipeline's weights: "float32", "float16" or "bfloat16".
-        device: where the model is: "cpu", "cuda", ...
-        batch: the most samples in one network call.
-    """
-
-    label: Any = None
-    prompts: tuple[str, ...] | None = None
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
-    dtype: str | None = None
-    device: str | None = None
-    batch: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The values that are not None, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 def load_model(name: str, label: Any = None, guidance_scale: float | None = None, **conditions: Any) -> Model:
@@ -84,10 +55,9 @@ def loader_of(name: str) -> Callable[[Conditions], Model]:
             f"model must be package.module:function, got the file {name!r}: in the folder of the file give "
             f"{Path(module).stem}:{function or 'FUNCTION'}, a function in it that returns a model"
         )
-    own = {"digits": _digits, "latent-digits": _latent_digits, "gaussian": _gaussian}
-    if name in own:
-        return own[name]
-    if Path(name).is_dir() or ("/" in name and ":" not in name):
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if _is_pipeline(name):
         require("diffusers", "diffusers")
         from .diffusers.loading import check_folder, load_pipeline
 
@@ -95,20 +65,26 @@ def loader_of(name: str) -> Callable[[Conditions], Model]:
         return partial(load_pipeline, name)
     if ":" in name:
         return partial(_from_function, name, _imported(name))
-    return own[choose("model", name, [*own, "package.module:function", "the folder or Hub id of a diffusers pipeline"])]
+    other = ("package.module:function", "the folder or Hub id of a diffusers pipeline")
+    return BUNDLED[choose("model", name, [*BUNDLED, *other])]
 
 
-def check_device(device: str | None) -> torch.device:
-    """The device of this name, the CPU by default.
+def model_facts(name: str) -> dict[str, Any]:
+    """What is known of a model by name, as texts by name; of a pipeline also its parts.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such model, or it cannot be loaded.
     """
-    try:
-        return torch.empty(0, device=device or "cpu").device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition(" of ")[0] if "Expected one" in str(error) else str(error).splitlines()[0]
-        raise ValueError(f"device must be one of this machine, such as cpu, got {device!r}: {reason}") from None
+    if _is_pipeline(name):
+        from .diffusers.loading import pipeline_facts
+
+        return pipeline_facts(name)
+    model = load_model(name)
+    return {"schedule": model.schedule, "shape of a sample": model.shape, "conditions": model.num_conditions}
+
+
+def _is_pipeline(name: str) -> bool:
+    return name not in BUNDLED and (Path(name).is_dir() or ("/" in name and ":" not in name))
 
 
 class _DecodedModel(ModelAround):
@@ -116,7 +92,7 @@ class _DecodedModel(ModelAround):
 
     def __init__(self, inner: Model, decoder: Callable[[Tensor], Tensor]) -> None:
         super().__init__(inner)
-        self.decoder = decoder
+        self.decoder, self.has_decoder = decoder, True
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.inner.predict(quantity, x, t, tau)
@@ -146,6 +122,14 @@ def _latent_digits(conditions: Conditions) -> Model:
     return _DecodedModel(model, latent.decode)
 
 
+BUNDLED: dict[str, Callable[[Conditions], Model]] = {
+    "digits": _digits,
+    "latent-digits": _latent_digits,
+    "gaussian": _gaussian,
+}
+"""The models that come with the library."""
+
+
 @cache
 def _pixel_network(device: torch.device) -> PixelNetwork:
     return PixelNetwork().to(device)
@@ -163,9 +147,7 @@ def _checked_digits(name: str, conditions: Conditions) -> tuple[Tensor, torch.de
     _check(name, conditions, "label", "guidance_scale", "device")
     if conditions.label is None:
         if conditions.guidance_scale not in (None, 1):
-            raise ValueError(
-                f"guidance_scale={conditions.guidance_scale} needs label=, the digit to guide to (0 to 9)"
-            )
+            raise ValueError(f"guidance_scale={conditions.guidance_scale} needs label=, the digit to guide to (0 to 9)")
         return torch.tensor([NULL_LABEL]), check_device(conditions.device)
     labels = torch.as_tensor(conditions.label)
     if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
@@ -192,11 +174,11 @@ def _guided(
     return wrapped.bind(labels, torch.tensor([NULL_LABEL]))
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _imported(name: str) -> Any:
     """The function of a name package.module:function."""
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)
+        made: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be imported: {error}") from error
     if not callable(made):

@@ -66,8 +66,8 @@ def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float 
 
     Args:
         config: of the pipeline's scheduler, which may be a `TimeTunerScheduler`.
-        tokens, mu: the number of patches of an image, or the shift that a pipeline computes from it, for a configuration
-            with a shift that depends on it.
+        tokens, mu: the number of patches of a picture, or the shift that a pipeline computes from it, for a
+            configuration with a shift that depends on it.
 
     Raises:
         ValueError: the configuration is not recognised, or has an option that is not supported.

@@ -8,7 +8,7 @@ from ..plans.plan import Plan
 
 
 def to_sigmas(plan: Plan) -> list[float]:
-    """The noise levels of the step ends, S + 1 falling numbers: for `sigmas=` of a scheduler or a pipeline, for ComfyUI.
+    """The noise levels of the step ends, S + 1 falling numbers: for `sigmas=` of a scheduler or pipeline, for ComfyUI.
 
     sigma / alpha on a variance-preserving schedule, sigma in a rectified flow.
 

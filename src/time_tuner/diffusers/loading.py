@@ -12,9 +12,9 @@ from typing import Any
 import diffusers
 import torch
 
-from .._checks import choose, require
+from .._checks import check_device, choose, require
 from ..digits.pipeline import ClassConditionalPipeline
-from ..loading import Conditions, check_device
+from ..models.conditions import Conditions
 from .config import config_of, prediction_of, schedule_of
 from .model import BATCH, PipelineModel, network_of
 
@@ -66,9 +66,7 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
             ours = index.get("_class_name") == ClassConditionalPipeline.__name__
             kind = ClassConditionalPipeline if ours else diffusers.DiffusionPipeline
             absent = {part: None for part, kind_of in index.items() if kind_of == [None, None]}
-            pipe = kind.from_pretrained(
-                name, local_files_only=local, low_cpu_mem_usage=False, dtype=weights, **absent
-            )
+            pipe = kind.from_pretrained(name, local_files_only=local, low_cpu_mem_usage=False, dtype=weights, **absent)
         except (OSError, ValueError, AttributeError, RuntimeError, ImportError) as error:
             what = "cannot be loaded as a pipeline" if local else "is no folder, and cannot be loaded from the Hub"
             raise ValueError(f"model {name!r} {what}: {error}") from error
@@ -76,13 +74,13 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
         return pipe.to(where)
 
 
-def pipeline_facts(name: str, conditions: Conditions) -> dict[str, str]:
-    """What is found in a saved pipeline, as texts by name; arguments as for `load_pipeline`.
+def pipeline_facts(name: str) -> dict[str, str]:
+    """What is found in a saved pipeline, as texts by name; the name as for `load_pipeline`.
 
     Raises:
         ValueError: it cannot be loaded.
     """
-    pipe = read_pipeline(name, conditions.dtype, conditions.device)
+    pipe = read_pipeline(name)
     config, network = config_of(pipe), network_of(pipe)
     prediction = prediction_of(config)
     clip = f", predicted data kept in [-{prediction.clip:g}, {prediction.clip:g}]" if prediction.clip else ""

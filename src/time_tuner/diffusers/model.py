@@ -53,6 +53,7 @@ class PipelineModel(Model):
 
     shape: tuple[int, ...]
     max_batch: int
+    has_decoder = True
 
     def __init__(
         self,
@@ -275,7 +276,7 @@ def _listed(name: str, values: Any) -> list[Any] | None:
 
 def _check_labels(network: Any, labels: Sequence[int]) -> None:
     """Raise a ValueError if a label is none of the network's classes."""
-    config = getattr(network, "config", {})
+    config: Any = getattr(network, "config", {})
     classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     wrong = [label for label in labels if classes and isinstance(label, int) and not 0 <= label < classes]
     if wrong:

@@ -82,8 +82,8 @@ def untuned(
         schedule: the noise schedule of its network.
         sampler: a sampler, or the text of one.
         calls: the number of network calls.
-        spacing: a spacing as `make_plan` takes it. By default the grid is that of the pipeline's own scheduler; where the
-            scheduler is ours and made from a plan alone, the default of the schedule.
+        spacing: a spacing as `make_plan` takes it. By default the grid is that of the pipeline's own scheduler; of a
+            scheduler of this library that was made from a plan alone, the default of the schedule.
         **options: of the sampler, if that is a name.
     """
     sampler = sampler_of(sampler, **options)

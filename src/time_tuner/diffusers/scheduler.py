@@ -37,8 +37,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     """Runs plans in any diffusers pipeline whose network was trained with betas or as a rectified flow.
 
     `from_plan` makes one, and `from_config` makes one of untuned plans. `num_inference_steps` of the pipeline is the
-    number of network calls, and there must be a plan for it. `timesteps` are the network times of the conditioning times
-    tau; the solver's times t stay inside. A call is identified by its index, never by its timestep.
+    number of network calls, and there must be a plan for it. `timesteps` are the network times of the conditioning
+    times tau; the solver's times t stay inside. A call is identified by its index, never by its timestep.
 
     `scheduler_config.json` holds the plans and the arguments below, as numbers and names alone. A saved pipeline is
     loaded like any other once `time_tuner.diffusers` is imported.
@@ -51,7 +51,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         made_from: the class of the scheduler that this one replaces.
 
     Raises:
-        ValueError: no plans or invalid ones, an unknown prediction type, or a noise schedule that pipelines do not have.
+        ValueError: no plans or invalid ones, an unknown prediction type, or a schedule that pipelines do not have.
     """
 
     _compatibles = list(KNOWN)  # noqa: RUF012
@@ -193,8 +193,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Choose the plan for this number of network calls.
 
-        `sigmas` may be those that pipelines of rectified flows pass by default, even from 1 to 1/K. A plan has a grid of
-        its own, which neither these nor the pipeline's shift `mu` change.
+        `sigmas` may be those that pipelines of rectified flows pass by default, even from 1 to 1/K. A plan has its
+        own grid, which neither these nor the pipeline's shift `mu` change.
 
         Raises:
             ValueError: no plan for this number of calls, or sigmas of the user's own.
@@ -272,7 +272,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Data with noise in it, (B, ...), at the solver's time of the next call, not at its conditioning time.
 
-        Before a run, at the solver's time of the call whose timestep is given; for another timestep at that time itself.
+        Before a run, at the solver's time of the call with this timestep; for another timestep at that time itself.
         """
         row = self._begin if self._k is None else self._k
         if row is not None:
@@ -299,7 +299,7 @@ def rest(plan: Plan, begin: int) -> Plan:
     firsts = [sum(plan.steps[:i]) for i in range(len(plan.steps))]
     if begin >= len(plan):
         raise ValueError(
-            f"strength leaves none of the plan's {len(plan)} calls to make: choose a larger one, at least {1 / len(plan):.3g}"
+            f"strength leaves none of the plan's {len(plan)} calls: choose a larger one, at least {1 / len(plan):.3g}"
         )
     if begin not in firsts:
         raise ValueError(

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import accepts
-from ..plans.build import make_plan
-from ..plans.plan import Plan
-from ..samplers import Sampler
 from ..schedules import NoiseSchedule, Point, as_float64
+from ..spacings import Spacing
 
 Hook: TypeAlias = Callable[[str, Tensor, Any, Tensor], None]
 """`hook(quantity, x, t, prediction)`: called after every prediction of a model; quantity is "eps" or "x0"."""
@@ -31,15 +29,19 @@ class Model(ABC):
         shape: of one sample, without the batch; None where it is not known.
         num_conditions: how many conditions the model holds: row i of a batch of as many rows is under condition i.
             None: all rows share one, whatever their number.
+        spacing: the grid that the model comes with; None for the default of the schedule.
         device: where its states are.
         max_batch: the most states in one network call; None where the model does not limit it.
+        has_decoder: whether samples are latents, which `decode` turns into pictures.
     """
 
     schedule: NoiseSchedule
     shape: tuple[int, ...] | None = None
     num_conditions: int | None = None
+    spacing: Spacing | None = None
     device: torch.device | str = "cpu"
     max_batch: int | None = None
+    has_decoder: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -71,13 +73,6 @@ class Model(ABC):
         """The times that the network really receives for tau, of the same shape: rounded where the network rounds."""
         return as_float64(tau).detach()
 
-    def untuned_plan(self, sampler: Sampler | str, calls: int, spacing: str | None = None) -> Plan:
-        """The untuned plan of a sampler and a number of network calls, see `make_plan`.
-
-        Without a spacing the grid is the schedule's default, or one that the model comes with.
-        """
-        return make_plan(sampler, self.schedule, calls, spacing)
-
     def decode(self, x: Tensor) -> Tensor:
         """The pictures (B, C, H, W) in [-1, 1] that samples x (B, ...) stand for; the samples themselves by default."""
         return x
@@ -99,7 +94,8 @@ class ModelAround(Model):
     def __init__(self, inner: Model) -> None:
         self.inner = inner
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
-        self.device, self.max_batch = inner.device, inner.max_batch
+        self.spacing, self.device = inner.spacing, inner.device
+        self.max_batch, self.has_decoder = inner.max_batch, inner.has_decoder
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.predict("eps", x, t, tau)
@@ -122,9 +118,6 @@ class ModelAround(Model):
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self.inner.rounded_times(tau)
-
-    def untuned_plan(self, sampler: Sampler | str, calls: int, spacing: str | None = None) -> Plan:
-        return self.inner.untuned_plan(sampler, calls, spacing)
 
     def decode(self, x: Tensor) -> Tensor:
         return self.inner.decode(x)
