@@ -16,13 +16,14 @@ help: ## print this list
 demo: $(READY) ## tune the bundled model and show what it gains
 	@$(BIN)/time-tuner demo
 
-test: check ## check, then run the tests (the slow ones: .venv/bin/pytest -m slow)
-	@$(BIN)/pytest -q
+test: check ## check, then run the tests on every core (the slow ones: .venv/bin/pytest -m slow)
+	@$(BIN)/pytest -q -n auto
 
-check: $(READY) ## lint, formatting and types
+check: $(READY) ## lint, formatting, types and the layers of imports
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
 
 clean: ## remove the environment, caches, builds and the demo's output
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo

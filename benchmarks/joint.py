@@ -24,11 +24,11 @@ from torch import Tensor
 
 from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.metrics import distance, frechet_between
+from time_tuner.models.base import Model
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.plans import resample
 from time_tuner.samplers.dpmpp import DPMSolverPP
 from time_tuner.samplers.unipc import UniPC
-from time_tuner.models.base import Model
 from time_tuner.tuners import reference_plan
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters

@@ -17,6 +17,7 @@ from time_tuner.cli import output as report
 from time_tuner.cli import sample as drawing
 from time_tuner.cli import tune as tuning
 from time_tuner.cli.app import app
+from time_tuner.noise import STEP_NOISE
 
 
 def call(*args: Any) -> Result:
@@ -135,7 +136,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn(tmp_path: Path, monkeypatch
 
 def test_noise_of_the_steps_is_not_that_of_the_start() -> None:
     x = torch.empty(1, 4)
-    assert not torch.equal(SeededNoise([0])(x), SeededNoise([drawing.STEP_NOISE])(x))
+    assert not torch.equal(SeededNoise([0])(x), SeededNoise([STEP_NOISE])(x))
 
 
 def test_digits_are_drawn_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from time_tuner import SAMPLERS, SCHEDULES, Plan
+from time_tuner import SAMPLERS, SCHEDULES, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
@@ -104,6 +104,48 @@ def test_a_model_of_ones_own_goes_all_the_way(example: Any, tmp_path: Path, caps
     # The network is what it says: where there is next to no noise, the data it sees is the point itself.
     points = names["spiral"][::50]
     torch.testing.assert_close(names["network"](points, torch.zeros(len(points))), points, rtol=0, atol=0.02)
+
+
+def test_a_plan_file_runs_with_numpy_alone(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    plans = [make_plan("ddim", schedule, calls, "linspace") for calls in (4, 10)]
+    plans[1].save(tmp_path / "plan.json")
+    Plan.save_several(plans, tmp_path / "plans.json")
+    for arguments in (["plan.json"], ["plan.json", "10"], ["plans.json", "10"]):
+        np.random.seed(0)
+        example("run_plan.py", str(tmp_path / arguments[0]), *arguments[1:])
+        mean, std = re.match(r"10 calls: mean ([\d.]+), standard deviation ([\d.]+)", capsys.readouterr().out).groups()
+        assert abs(float(mean) - 4.94627) < 4 * 1.69161 / 100 and abs(float(std) - 1.69161) < 4 * 1.69161 / 141
+
+
+def test_what_is_no_plan_for_numpy_is_one_line(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    schedule = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    plans = [make_plan("ddim", schedule, calls) for calls in (4, 5)]
+    Plan.save_several(plans, "plans.json")
+    make_plan("ddim", NoiseScheduleVP("linear"), 4).save("linear.json")
+    make_plan("ddim", NoiseScheduleFlow(), 4).save("flow.json")
+    for name, content in (("text", "x"), ("empty", ""), ("number", "5"), ("list", "[1]"), ("deep", "[" * 100_000)):
+        Path(f"{name}.json").write_text(content)
+    for arguments, message in (
+        ([], r"usage: run_plan.py plan.json \[calls\]"),
+        (["plans.json", "five"], r"usage: run_plan.py plan.json \[calls\]"),
+        (["plans.json", "4", "5"], r"usage: run_plan.py plan.json \[calls\]"),
+        (["plans.json"], "error: plans.json has plans for calls = 4, 5, got calls=None: give one of these numbers"),
+        (["plans.json", "6"], "error: plans.json has plans for calls = 4, 5, got calls=6: give one of these numbers"),
+        (["linear.json"], "error: this example needs a schedule with betas: .*"),
+        (["flow.json"], "error: this example needs a schedule with betas: .*"),
+        (["none.json"], "error: .*none.json'"),
+        (["number.json"], "error: number.json is not a plan file"),
+        (["list.json"], "error: list.json is not a plan file"),
+        *(([f"{name}.json"], "error: .*") for name in ("text", "empty", "deep")),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            example("run_plan.py", *arguments)
+        assert re.fullmatch(message, str(caught.value)), arguments
+    names = runpy.run_path(str(ROOT / "examples" / "run_plan.py"))
+    with pytest.raises(ValueError, match=r"x0= is needed: at t = 1.0 this plan uses the predicted data"):
+        names["run"](names["load"]("flow.json"), lambda x, t, tau: x, np.ones(3))
 
 
 # --- documentation ---

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from helpers import seeded
 from torch import Tensor
 
 from time_tuner import NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, model_wrapper, sample, trajectory
+from time_tuner.noise import DATA, HELD_OUT, NOISE, STEPS, TEACHER, first_seed
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,16 @@ def test_noise_is_standard_normal_in_the_dtype_of_its_argument() -> None:
     assert torch.equal(SeededNoise()(torch.zeros(2, 3, dtype=torch.bfloat16)), single.bfloat16())
 
 
+def test_each_purpose_has_seeds_of_its_own() -> None:
+    purposes = (NOISE, DATA, HELD_OUT, NOISE + STEPS, HELD_OUT + STEPS, TEACHER)
+    starts = sorted(first_seed(seed, purpose) for purpose in purposes for seed in range(256))
+    assert all(b - a >= 2**20 for a, b in pairwise(starts))  # a million seeds each
+    assert starts[0] >= 2**28 and starts[-1] + 2**20 <= 2**32  # the caller's own lie below; a generator reads 32 bits
+    assert first_seed(3, NOISE) + first_seed(0, STEPS) == first_seed(3, NOISE + STEPS)
+
+
 def test_seeds_must_be_as_many_as_samples() -> None:
-    with pytest.raises(ValueError, match="SeededNoise was given 2 seeds, but x has a batch of 3"):
+    with pytest.raises(ValueError, match="SeededNoise has 2 seeds, but x has a batch of 3"):
         SeededNoise([1, 2])(torch.zeros(3, 1))
 
 

@@ -14,13 +14,13 @@ from .. import data
 from ..loading import loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
+from ..noise import STEP_NOISE
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
 
 SAMPLER = "dpmpp"  # the default, as of `tune_pipeline`
 CALLS = 10  # the default
-MOST_SEEDS = 2**31  # torch reads the low 32 bits of a seed; the upper half of them is for the noise of steps
 
 Sampler_ = Annotated[
     str | None,
@@ -187,5 +187,5 @@ def check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -
 
 
 def check_seed(seed: int) -> None:
-    if not 0 <= seed < MOST_SEEDS:
-        raise ValueError(f"--seed must be a whole number from 0 to {MOST_SEEDS - 1}, got {seed}")
+    if not 0 <= seed < STEP_NOISE:
+        raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")

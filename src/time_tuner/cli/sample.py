@@ -8,11 +8,11 @@ from torch import Tensor
 from .. import data, plots
 from ..models.base import HookedModel, Model, for_rows
 from ..models.conditions import Conditions
-from ..noise import SeededNoise
+from ..noise import STEP_NOISE, SeededNoise
 from ..plans.plan import Plan
 from ..sampling import sample
 from . import output
-from .options import MOST_SEEDS, read_plans
+from .options import read_plans
 
 BATCH = 256
 
@@ -65,7 +65,7 @@ def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, bar: outpu
         seeds = range(seed + rows.start, seed + rows.stop)
         x = plan.initial_state(noise_of(model, seeds))
         part = for_rows(counted, torch.arange(rows.start, rows.stop))
-        drawn.append(sample(part, plan, x, SeededNoise([MOST_SEEDS + s for s in seeds])).cpu())
+        drawn.append(sample(part, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])).cpu())
     return torch.cat(drawn)
 
 

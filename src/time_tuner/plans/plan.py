@@ -42,9 +42,10 @@ class Plan:
             network twice at one time, so that a call is identified by its index.
         tau: the conditioning time of each call, (K,), of which the network receives `schedule.network_time(tau)`. An
             untuned plan has `tau = t[:K]`.
-        corrections: None, or C (K, K), strictly lower triangular, which adds gamma_k sum_{j < k} C[k, j] (eps_j - eps_k)
-            to the state after call k. Here gamma_k = sigma_q - alpha_q / alpha_b sigma_b, q is point k + 1, and b is the
-            first point of the step that call k belongs to. Zero corrections leave the sampler as it is.
+        corrections: None, or C (K, K), strictly lower triangular, which adds
+            gamma_k sum_{j < k} C[k, j] (eps_j - eps_k) to the state after call k. Here gamma_k is
+            sigma_q - alpha_q / alpha_b sigma_b, q is point k + 1, and b is the first point of the step that call k
+            belongs to. Zero corrections leave the sampler as it is.
         provenance: how the plan was made; plain JSON values.
     """
 

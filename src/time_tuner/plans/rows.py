@@ -162,11 +162,11 @@ class _Compiler:
         self.rescaled: set[Any] = set()  # the shapes of past whose homogeneity was checked
 
     def row(self, k: int, start: int, look_back: int, before: int) -> Row:
-        """Row k, of a step that starts with call `start`; the sampler saw `before` calls at the call before."""
+        """Row k, of a step that starts with call `start`; `before` is the look-back of the call before."""
         self.starts.append(start)
         self.corrected.append(False)
-        sees = max(look_back, before + 1)
-        terms = self._terms(k, sees)
+        reads = max(look_back, before + 1)
+        terms = self._terms(k, reads)
         values = _values(len(terms))
         correction, next_state, uses_noise = self._evaluate(k, look_back, before, values)
         combined = None
@@ -175,9 +175,9 @@ class _Compiler:
         weights = self._weights("step", next_state, values)
         self._check_homogeneous(k, look_back, before, values, (correction, next_state))
         if self.corrections is not None and k:
-            terms, new = self._terms(k, k + 1), weights.new_zeros(3 * (k + 1 - sees))
+            terms, new = self._terms(k, k + 1), weights.new_zeros(3 * (k + 1 - reads))
             weights = torch.cat([weights[:-1], new, weights[-1:]]) + self._moved(k, self.corrections[k, :k])
-        history = sees if self.corrections is None else k + 1
+        history = reads if self.corrections is None else k + 1
         return Row(combined, _combination(terms, weights), uses_noise, history, terms[1][0])
 
     def _terms(self, k: int, history: int) -> list[Term]:
@@ -212,7 +212,7 @@ class _Compiler:
         return correction, next_state, drawn
 
     def _evaluation(self, i: int, k: int, tensors: Mapping[Term, Tensor]) -> Evaluation:
-        """Call i as the sampler sees it at call k."""
+        """The evaluation of call i that the sampler receives at call k."""
         ago, p = k - i, self.points[i]
         x, x0 = tensors["x", ago], tensors.get(("x0", ago))
         eps = tensors["eps", ago] if x0 is None else (x - p.alpha * x0) / p.sigma

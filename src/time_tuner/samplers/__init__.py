@@ -1,7 +1,7 @@
 """Samplers, one file a family. To add one, write a frozen dataclass and name it in the table."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from .._checks import check_options
@@ -89,4 +89,4 @@ def _build(name: Any, options: Mapping[str, Any]) -> Sampler:
 
 
 def _options_of(kind: type[Sampler]) -> list[str]:
-    return [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []

@@ -1,4 +1,4 @@
-"""What a sampler is: a pure function of what the network said so far."""
+"""The base of all samplers: a sampler is a pure function of the network's predictions so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,19 @@ from .._checks import choose
 from ..schedules import Point
 
 Noise: TypeAlias = Callable[[Tensor], Tensor]
-"""CalibrationBatch standard normal noise of the shape of its argument."""
+"""`noise(x)`: standard normal noise of the shape of x."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the network: the state x at point p, and the noise eps that the network saw in it.
+    """One call of the network: a state, and the prediction of the noise in it.
 
-    `data` is what it said of the data, at points where that does not follow from the noise; `stage` is the number of
-    the call in its step, from 0.
+    Attributes:
+        x: the state (B, ...); after a corrector, the corrected state.
+        eps: the noise in x that follows from the prediction.
+        p: the point where the call was made.
+        data: the prediction of the data, where the noise does not determine it; None elsewhere.
+        stage: the index of the call in its step, from 0.
     """
 
     x: Tensor
@@ -29,28 +33,33 @@ class Evaluation:
 
     @property
     def x0(self) -> Tensor:
-        """The data this predicts, (x - sigma eps) / alpha."""
+        """The predicted data, (x - sigma eps) / alpha."""
         return (self.x - self.p.sigma * self.eps) / self.p.alpha if self.data is None else self.data
 
 
 class Sampler:
     """Base of all samplers. A sampler is a frozen dataclass of plain options that implements `step`.
 
-    Everything it computes is linear in the states, predictions and draws that it is given, with weights that depend on
-    the points alone. That is what lets a plan run it as rows of numbers: `step` and `correct` are called with unit
-    vectors, once for each call of a plan, and never with an image.
+    `step` and `correct` are linear in the states, predictions and noise that they receive, with weights that depend on
+    the points alone. A plan therefore calls them once for each of its calls, with unit vectors in place of images, and
+    runs the weights that it finds. It refuses a sampler that is not linear.
     """
 
     @property
     def convergence(self) -> int:
         """Order of the global error in the step length, on smooth problems (weak order for stochastic samplers).
 
-        Where a sampler lowers its order, in the first steps and in the last, the steps have to be short for it to show.
+        A sampler that lowers its order in the first and last steps reaches it on grids whose first and last steps are
+        short.
         """
         return 1
 
     def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:
-        """Network calls of each step of a run of `calls`; `to_zero` when the run ends at sigma = 0.
+        """The number of network calls of each step of a run; they sum to `calls`.
+
+        Args:
+            calls: of the run.
+            to_zero: whether the run ends at sigma = 0.
 
         Raises:
             ValueError: this many calls cannot be divided into steps; the message names the nearest numbers that can.
@@ -62,25 +71,32 @@ class Sampler:
         return (0.0,) * calls
 
     def look_back(self, step: int, stage: int, steps: int) -> int:
-        """How many evaluations call number `stage` of step number `step` of `steps` sees, its own included.
+        """The number of evaluations that `step` receives at call `stage` of step `step` of `steps`, its own included.
 
-        May grow by at most one from one call to the next.
+        It may grow by at most one from one call to the next.
         """
         return stage + 1
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
-        """The state at q, from the last evaluations (the newest last; as many as `look_back` says).
+        """The state at q, of the shape of x.
 
-        Called only with sigma > 0 at q, and alpha > 0 in the past: a step to sigma = 0 is x = x0 for every sampler, and
-        one from alpha = 0 is alpha_q x0 + sigma_q eps. CalibrationBatch noise at most once.
+        It is called only where sigma > 0 at q and alpha > 0 at all points of the past: for every sampler a step to
+        sigma = 0 is x0, and a step from alpha = 0 is alpha_q x0 + sigma_q eps.
+
+        Args:
+            past: the last evaluations, as many as `look_back` returns; the newest one last.
+            q: the point of the next call, or the end of the run.
+            noise: the source of noise; may be called once.
         """
         raise NotImplementedError
 
     def correct(self, past: tuple[Evaluation, ...]) -> Tensor | None:
-        """A better state at the point of the newest evaluation, in the light of that evaluation; None for none.
+        """A more accurate state at the point of the newest evaluation, computed with that evaluation; None for none.
 
-        `past` is what the call before saw, and the newest evaluation. The prediction of the data, x0, stays what the
-        network made of the state that it saw.
+        The corrected evaluation keeps its x0, which the network predicted in the state that it received.
+
+        Args:
+            past: the evaluations that `step` received at the call before, and the newest one.
         """
         return None
 

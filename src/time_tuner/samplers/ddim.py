@@ -15,7 +15,8 @@ class DDIM(Sampler):
     r"""DDIM, eq. (12): x_q = alpha_q x_0 + sqrt(sigma_q^2 - s^2) eps + s z, with
     s = eta sigma_q sqrt(1 - e^{2 (lam_p - lam_q)}) and z ~ N(0, I).
 
-    `eta = 0` is deterministic, and first-order DPM-Solver++; `eta = 1` is DDPM with the smaller variance.
+    - `eta`: 0 is deterministic; the same rule is Euler's method in sigma / alpha and DPM-Solver++ of order 1. 1 is DDPM
+      with the smaller variance, also known as Euler ancestral.
     """
 
     eta: float = 0.0
@@ -26,7 +27,7 @@ class DDIM(Sampler):
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         e = past[-1]
-        if not self.eta:  # also keeps the square roots below out of the gradient
+        if not self.eta:  # without the square roots below, whose gradient is infinite at 0
             return q.alpha * e.x0 + q.sigma * e.eps
         s = self.eta * q.sigma * torch.sqrt(-torch.expm1(2 * (e.p.lam - q.lam)))
         return q.alpha * e.x0 + torch.sqrt(q.sigma**2 - s**2) * e.eps + s * noise(e.x)

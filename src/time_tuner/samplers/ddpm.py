@@ -16,8 +16,8 @@ class DDPM(Sampler):
     x_q = (x_p - s^2 / sigma_p eps) / a + sqrt(var) z, with a = alpha_p / alpha_q, s^2 = sigma_p^2 - a^2 sigma_q^2
     (in the paper's letters sqrt(1 - beta) and beta of the respaced betas), z ~ N(0, I).
 
-    `variance="large"` is var = s^2 (the paper's sigma_t^2 = beta_t), `"small"` is var = s^2 sigma_q^2 / sigma_p^2
-    (its beta~_t).
+    - `variance`: "large" is var = s^2 (the paper's sigma_t^2 = beta_t), "small" is var = s^2 sigma_q^2 / sigma_p^2 (its
+      beta~_t).
     """
 
     variance: str = "large"

@@ -1,4 +1,4 @@
-"""DPM-Solver (Lu et al., 2022), https://arxiv.org/abs/2206.00927, and singlestep DPM-Solver++: several calls a step."""
+"""Singlestep DPM-Solver (Lu et al., 2022), https://arxiv.org/abs/2206.00927, and DPM-Solver++: several calls a step."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,8 +19,8 @@ class DPMSolver(Sampler):
     ... - sigma_q (phi_1 / h - 1) / r (eps_r - eps_p) with the call at r = 2/3 (order 3). The state at 1/2 or 1/3 is
     that of order 1, the state at 2/3 that of order 2.
 
-    Calls that do not make whole steps make a last one of lower order (8 calls of order 3: 3, 3, 2), and the last step
-    down to sigma = 0 has one call.
+    Calls that remain after whole steps make a step of lower order (8 calls of order 3: 3, 3, 2), and the last step to
+    sigma = 0 has one call.
     """
 
     order: int = 2
@@ -54,7 +54,7 @@ class DPMSolver(Sampler):
 
 @dataclass(frozen=True)
 class DPMSolverPPSingle(DPMSolver):
-    """The same on the data prediction (Lu et al., 2022, https://arxiv.org/abs/2211.01095, alg. 1 for order 2): x0 for
-    eps, alpha and sigma exchanged, -h for h."""
+    """The same rule for the data prediction (Lu et al., 2022, https://arxiv.org/abs/2211.01095, alg. 1 for order 2):
+    x0 for eps, alpha and sigma exchanged, -h for h."""
 
     data: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""DPM-Solver++, multistep (Lu et al., 2022), https://arxiv.org/abs/2211.01095: by the ODE and by the SDE."""
+"""Multistep DPM-Solver++ of the ODE and of the SDE (Lu et al., 2022), https://arxiv.org/abs/2211.01095."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,17 @@ from .exponential import Multistep, differences, frame, phi
 
 @dataclass(frozen=True)
 class DPMSolverPP(Multistep):
-    r"""Multistep solver of order 1, 2 (alg. 2) or 3, with h = lam_q - lam_p and phi_1 = e^{-h} - 1:
+    r"""The multistep solver of order 1, 2 (alg. 2) or 3, with h = lam_q - lam_p and phi_1 = e^{-h} - 1:
 
     x_q = sigma_q / sigma_p x_p - alpha_q phi_1 D0 - alpha_q phi_1 / 2 D1 (order 2), or
     ... + alpha_q (phi_1 / h + 1) D1 - w alpha_q ((phi_1 + h) / h^2 - 1/2) D2 (order 3), where D0 is the newest x0 and
     D1, D2 are divided differences of the last two or three x0 in lam, scaled by h and h^2.
 
-    `lower_order_final`: see `Multistep`. `algorithm_type="dpmsolver"` is the same with the noise in place of the data,
-    alpha and sigma exchanged and h for -h. `curvature` is the weight w: the published one, 1, is half of what the
-    Taylor expansion asks for, so that the order measured for `order=3` is 2; with "full", 2, it is 3.
+    - `lower_order_final`: see `Multistep`.
+    - `algorithm_type`: "dpmsolver++" is for the data prediction; "dpmsolver" is the same rule for the noise prediction,
+      with alpha and sigma exchanged and h for -h.
+    - `third_order_weight`: w. "published" is w = 1, half of the weight in the Taylor expansion, with which order 3
+      converges as order 2. "taylor" is w = 2, with which it converges as order 3.
     """
 
     algorithm_type: str = "dpmsolver++"

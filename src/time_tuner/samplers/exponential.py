@@ -1,4 +1,4 @@
-"""Exponential integrators in lam: the common ground of DPM-Solver, DPM-Solver++ and DEIS."""
+"""Exponential integrators in lam, on which DPM-Solver, DPM-Solver++ and DEIS build."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .base import Evaluation, Sampler, check_option
 
 
 def frame(e: Evaluation, q: Point, data: bool) -> tuple[Tensor, Tensor, Tensor]:
-    r"""x, b and hh of x_q = x - b int_0^hh e^{hh - r} m dr, the exact solution from p to q where m is the prediction.
+    r"""x, b and hh of x_q = x - b int_0^hh e^{hh - r} m dr, the exact solution from p to q for predictions m.
 
     With h = lam_q - lam_p and m = eps, x = alpha_q / alpha_p x_p, b = sigma_q, hh = h (DPM-Solver, eq. 3.4); with the
     data as m, x = sigma_q / sigma_p x_p, b = alpha_q, hh = -h (DPM-Solver++, eq. 8).
@@ -22,7 +22,8 @@ def frame(e: Evaluation, q: Point, data: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def differences(past: tuple[Evaluation, ...], q: Point, data: bool) -> list[Tensor]:
-    """D_n = h^n / n! times the n-th derivative of the prediction in lam, by divided differences of the last three."""
+    """D_n = h^n / n! times the n-th derivative of the prediction in lam, n = 0 .. len(past) - 1 <= 2, by divided
+    differences."""
     m = [e.x0 if data else e.eps for e in reversed(past)]
     if len(past) == 1:
         return m
@@ -32,16 +33,16 @@ def differences(past: tuple[Evaluation, ...], q: Point, data: bool) -> list[Tens
     if len(past) == 2:
         return [m[0], slope]
     r1 = (lam[1] - lam[2]) / h
-    curvature = (slope - (m[1] - m[2]) / r1) / (r0 + r1)
-    return [m[0], slope + r0 * curvature, curvature]
+    second = (slope - (m[1] - m[2]) / r1) / (r0 + r1)
+    return [m[0], slope + r0 * second, second]
 
 
 @dataclass(frozen=True)
 class Multistep(Sampler):
     """A solver of order 1, 2 or 3 that looks back on as many calls.
 
-    `lower_order_final` lowers the order towards the end (1 at the last step, 2 at the one before): True, False, or
-    None for "in runs of fewer than 15 steps", as diffusers has it.
+    `lower_order_final`: whether the order is lowered towards the end, to 1 in the last step and at most 2 in the step
+    before; None, as in diffusers, for "in runs of fewer than 15 steps".
     """
 
     order: int = 2

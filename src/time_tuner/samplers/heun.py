@@ -12,8 +12,8 @@ from .euler import euler_step
 @dataclass(frozen=True)
 class Heun(Sampler):
     r"""In u = x / alpha and s = sigma / alpha the ODE is du/ds = eps. A step from p to q takes two calls: an Euler
-    step, then the mean of eps at both ends, u_q = u_p + (s_q - s_p) (eps_p + eps_q) / 2. A step down to sigma = 0 has
-    one call.
+    step, then the mean of eps at both ends, u_q = u_p + (s_q - s_p) (eps_p + eps_q) / 2. A step to sigma = 0 has one
+    call.
     """
 
     @property

@@ -12,7 +12,7 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 
 def adams_bashforth(past: list[Evaluation]) -> Tensor:
-    """The noise of up to four evaluations, combined with the weights of even steps (eq. 12)."""
+    """The noise of one to four evaluations, combined with the weights of even steps (eq. 12)."""
     weights = ADAMS_BASHFORTH[len(past) - 1]
     first, *older = (w * e.eps for w, e in zip(weights, reversed(past), strict=True))
     return sum(older, first)
@@ -21,9 +21,9 @@ def adams_bashforth(past: list[Evaluation]) -> Tensor:
 @dataclass(frozen=True)
 class IPNDM(Sampler):
     """iPNDM (Zhang & Chen, 2023, https://arxiv.org/abs/2204.13902, app. H.2): Euler's step with the noise of the last
-    `order` calls combined by the Adams-Bashforth weights, fewer in the first steps.
+    `order` calls, combined with the Adams-Bashforth weights; fewer calls in the first steps.
 
-    The weights are those of even steps in sigma / alpha, whatever the steps are, which holds the order to 2.
+    The weights are those of even steps in sigma / alpha on every grid, which limits the order to 2.
     """
 
     order: int = 4
@@ -44,11 +44,14 @@ class IPNDM(Sampler):
 
 @dataclass(frozen=True)
 class PNDM(Sampler):
-    """PNDM of fourth order (alg. 2), which starts with steps of several calls where iPNDM starts with low order.
+    """PNDM of fourth order (alg. 2), whose first steps have several calls, where those of iPNDM have low order.
 
-    `skip_prk_steps=False`, the paper's F-PNDM: the first three steps are Runge-Kutta's, of four calls each (eq. 13):
-    at p, twice half way, at q. Half way is in lam here, in t in the paper. `True`: only the first step is of two calls,
-    with the mean of the noise at its two ends, as Stable Diffusion uses it. Both are of order 2, as the paper proves.
+    - `skip_prk_steps=False`, the paper's F-PNDM: the first three steps are Runge-Kutta steps of four calls each (eq.
+      13): at p, twice in the middle, at q. The middle is that of lam here, that of t in the paper.
+    - `skip_prk_steps=True`, as Stable Diffusion uses it: the first step alone has two calls, and takes the mean of the
+      noise at its two ends.
+
+    Both are of order 2, as the paper proves.
     """
 
     skip_prk_steps: bool = True
@@ -62,7 +65,7 @@ class PNDM(Sampler):
 
     @property
     def _start(self) -> tuple[int, int]:
-        """How many steps it starts with, and their number of calls."""
+        """The number of first steps that have several calls, and their number of calls."""
         return (1, 2) if self.skip_prk_steps else (3, 4)
 
     def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:

@@ -16,11 +16,12 @@ class UniPC(Sampler):
     x_q = sigma_q / sigma_p x_p - alpha_q (e^{-h} - 1) D0 - alpha_q B(h) sum_m a_m D_m / r_m,
 
     with D0 the newest x0, D_m the differences of older ones to it, r_m their distances in lam over h, and the a_m from
-    the order conditions (eq. 7 and 9). The corrector repeats the step with the x0 found at its end as one more
-    difference (r = 1), at no further call. The order is lowered in the first steps and towards the last.
+    the order conditions (eq. 7 and 9). The corrector repeats the step with the x0 predicted at its end as one more
+    difference (r = 1), without another call. The order is lower in the first steps and in the last ones.
 
-    `solver_type` is B(h): -h ("bh1") or e^{-h} - 1 ("bh2"). It matters only where one difference is used, whose weight
-    is then 1/2 (app. F). `corrector=False` leaves UniP.
+    - `solver_type`: B(h), -h ("bh1") or e^{-h} - 1 ("bh2"). It changes steps with one difference alone, whose weight is
+      1/2 (app. F).
+    - `corrector`: whether UniC follows UniP.
     """
 
     order: int = 2
@@ -34,7 +35,7 @@ class UniPC(Sampler):
 
     @property
     def convergence(self) -> int:
-        return self.order + self.corrector  # which raises it by one
+        return self.order + self.corrector  # the corrector raises it by one
 
     def look_back(self, step: int, stage: int, steps: int) -> int:
         return min(self.order, step + 1, steps - step)
@@ -60,8 +61,8 @@ class UniPC(Sampler):
 
 
 def _weights(r: Tensor, hh: Tensor, b: Tensor) -> Tensor:
-    """The a_m of the order conditions sum_m a_m r_m^{i-1} = i! phi_{i+1}(hh) hh / b, i = 1 .. len(r)."""
-    if len(r) == 1:  # the paper's choice, which makes the condition hold to its order whatever h is
+    """The a_m of the order conditions sum_m a_m r_m^{i-1} = i! phi_{i+1}(hh) hh / b, i = 1 .. len(r), for r (M,)."""
+    if len(r) == 1:  # the paper's choice: the condition then holds to its order for every h
         return torch.full((1,), 0.5, dtype=r.dtype)
     phi, factorial, conditions = torch.expm1(hh) / hh - 1, 1, []
     for i in range(1, len(r) + 1):

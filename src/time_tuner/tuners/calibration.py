@@ -14,7 +14,7 @@ from .._checks import check_int
 from ..models.base import Model, as_model
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
-from ..noise import _BLOCK, DATA, HELD_OUT, NOISE, SeededNoise, first_seed
+from ..noise import DATA, HELD_OUT, NOISE, STEPS, SeededNoise, first_seed
 from ..plans.build import reference_plan
 from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule, Point
@@ -46,7 +46,7 @@ class CalibrationBatch:
 
     def step_noise(self, k: int) -> Tensor:
         """What a stochastic sampler draws at call k: the same whenever it is asked."""
-        return SeededNoise(self.first + 4 * _BLOCK + (k + 1) * len(self.x0))(self.x0)
+        return SeededNoise(self.first + first_seed(0, STEPS) + (k + 1) * len(self.x0))(self.x0)
 
 
 class Calibration:

@@ -18,7 +18,7 @@ from ..._checks import accepts, check_int
 from ...models.base import for_rows
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
-from ...noise import SeededNoise, first_seed
+from ...noise import TEACHER, SeededNoise, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
@@ -31,7 +31,6 @@ from .sizing import AGAIN, BATCH, FEWEST, MOST_HELD, MOST_RUNS, STARTS, costs, n
 from .successive_halving import SuccessiveHalving, max_candidates
 from .teacher import Pairs, described, teach, usual_teacher
 
-TEACHER = 8  # the purpose of its seeds, beside those of the calibration
 DELTA = 1e-3
 MAX_RESTARTS = 5  # after so many there is nothing to be found any more
 
