@@ -22,7 +22,7 @@ from .schedules import (
     schedule_from,
 )
 from .spacings import SPACINGS
-from .tuners.tune import TUNERS, tune, tune_several
+from .tuners import TUNERS, tune, tune_several
 
 __all__ = [
     "SAMPLERS",

@@ -1,6 +1,7 @@
-"""What the configuration of a pipeline's scheduler says: noise, what the network predicts, where its steps are."""
+"""The configuration of a pipeline's scheduler: the noise schedule and the prediction type of its network."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,16 @@ from ..sampling import check_schedule
 from ..schedules import NoiseSchedule, Point, schedule_from
 
 PREDICTION_TYPES = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
-"""What a network predicts: the name in pipelines, and the one in `PREDICTIONS`."""
+"""The prediction types: their names in pipelines, and in `PREDICTIONS`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a pipeline hands to its scheduler at every call.
+    """What a pipeline gives its scheduler at every call.
 
     Attributes:
         kind: a name in `PREDICTION_TYPES`.
-        clip: the data that it implies is kept in [-clip, clip]; None for data without bounds (latents).
+        clip: the predicted data is kept in [-clip, clip]; None for data without bounds (latents).
     """
 
     kind: str = "epsilon"
@@ -36,7 +37,7 @@ class Prediction:
     def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
 
-        A network that learned its variance has 2 C channels in `output`; the second half is left out.
+        Of a network with learned variance, whose `output` has 2 C channels, the first C are used.
         """
         if x.dim() > 1 and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
@@ -50,11 +51,13 @@ class Prediction:
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:
-    """The configuration of a scheduler, with the name of its class, or a configuration as it is."""
+    """The configuration of a scheduler, or of the scheduler of a pipeline, with the name of its class; a configuration
+    as it is."""
     if isinstance(scheduler, Mapping):
         return dict(scheduler)
+    scheduler = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(getattr(scheduler, "config", None), Mapping):
-        raise ValueError(f"config must be a scheduler or its configuration, got {type(scheduler).__name__}")
+        raise ValueError(f"config must be a pipeline, a scheduler or its configuration, got {type(scheduler).__name__}")
     return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
@@ -62,12 +65,12 @@ def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float 
     """The noise schedule that a pipeline's network was trained with.
 
     Args:
-        config: of the pipeline's scheduler, which may be ours.
-        tokens, mu: the number of patches of an image, or the shift that a pipeline makes of it, where the configuration
-            has a shift that depends on it.
+        config: of the pipeline's scheduler, which may be a `TimeTunerScheduler`.
+        tokens, mu: the number of patches of a picture, or the shift that a pipeline computes from it, for a
+            configuration with a shift that depends on it.
 
     Raises:
-        ValueError: nothing is recognised in it, or an option that is not supported.
+        ValueError: the configuration is not recognised, or has an option that is not supported.
     """
     if config.get("plans"):
         return Plan.from_dict(config["plans"][0]).schedule
@@ -83,14 +86,14 @@ def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float 
 
 
 def prediction_of(config: Mapping[str, Any]) -> Prediction:
-    """The prediction that a pipeline with this scheduler configuration hands over."""
+    """What a pipeline with this scheduler configuration gives its scheduler."""
     usual = schedule_of({**config, "use_dynamic_shifting": False}).scheduler_config()["prediction_type"]
     kind = config.get("prediction_type") or usual
     return Prediction(kind, float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None)
 
 
 def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless the plan was made for a network such as this configuration describes."""
+    """Raise a ValueError unless the plan was made for a network with this configuration."""
     made_for, is_for = plan.provenance.get("prediction_type"), prediction_of(config).kind
     if made_for not in (None, is_for):
         raise ValueError(
@@ -105,3 +108,14 @@ def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
         )
     if not dynamic:
         check_schedule(schedule, plan)
+
+
+def warn_of_other_pipeline(plan: Plan, pipe: Any) -> None:
+    """Warn if the plan was tuned for a pipeline of another class than this one."""
+    made_for, name = plan.provenance.get("pipeline"), type(pipe).__name__
+    if hasattr(pipe, "scheduler") and made_for not in (None, name):
+        warnings.warn(
+            f"plan was tuned for a {made_for}, and is used in a {name}: tune one for it, unless both have one network",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,4 +1,4 @@
-"""The grid that a pipeline's own scheduler would use."""
+"""The grid of a pipeline's own scheduler."""
 
 import math
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from ..schedules import NoiseSchedule, as_float64
 from .config import prediction_of
 
 KNOWN = (*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler")
-"""Schedulers whose configurations, and saved pipelines, we take over."""
+"""The schedulers whose configurations, and saved pipelines, `TimeTunerScheduler` accepts."""
 
 
 def own_class(config: Mapping[str, Any]) -> str | None:
-    """The name of the scheduler's class, which a configuration tells by itself or by its entries."""
+    """The name of the scheduler's class, from a configuration or from the names of its entries; None if unknown."""
     name = config.get("made_from") or config.get("_class_name")
     if name is not None:
         return str(name)
@@ -33,16 +33,16 @@ def own_class(config: Mapping[str, Any]) -> str | None:
 
 
 def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> Tensor:
-    """The steps + 1 times, float64, at which the pipeline's own scheduler would end its steps.
+    """The step ends of the pipeline's own scheduler, float64 (steps + 1,).
 
     Raises:
-        ValueError: that scheduler is not known, or has another number of steps.
+        ValueError: the scheduler is not known, or makes another number of steps.
     """
     name = own_class(config)
     kind = getattr(diffusers, str(name), None)
     if kind is None or not hasattr(kind, "set_timesteps"):
         raise ValueError(
-            f"the configuration does not tell the grid of the pipeline's own scheduler, got the class {name!r}: give "
+            f"config does not determine the grid of the pipeline's own scheduler, got the class {name!r}: give "
             "spacing=, or the scheduler itself instead of its configuration"
         )
     own = kind.from_config({key: value for key, value in config.items() if key not in ("plans", "made_from")})
@@ -63,7 +63,7 @@ def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) ->
             near = (schedule.network_time(times[:-1]) - labels).abs() < 0.01
             times[:-1] = torch.where(near, schedule.from_network_time(labels), times[:-1])
     if len(times) != steps + 1:
-        raise ValueError(f"{name} has {len(times) - 1} steps where {steps} were asked for: give spacing=")
+        raise ValueError(f"{name} makes {len(times) - 1} steps for {steps} calls: give spacing=")
     return torch.where(times > 0, times.clamp(schedule.t_min, schedule.T), times)
 
 
@@ -75,10 +75,20 @@ def untuned(
     spacing: str | None = None,
     **options: Any,
 ) -> Plan:
-    """An untuned plan on the grid of the pipeline's own scheduler, or by a spacing."""
+    """An untuned plan for a pipeline.
+
+    Args:
+        config: of the pipeline's scheduler.
+        schedule: the noise schedule of its network.
+        sampler: a sampler, or the text of one.
+        calls: the number of network calls.
+        spacing: a spacing as `make_plan` takes it. By default the grid is that of the pipeline's own scheduler; of a
+            scheduler of this library that was made from a plan alone, the default of the schedule.
+        **options: of the sampler, if that is a name.
+    """
     sampler = sampler_of(sampler, **options)
-    kind = prediction_of(config).kind
-    if spacing is not None:
+    no_own_grid = config.get("plans") and own_class(config) not in KNOWN
+    if spacing is not None or no_own_grid:
         plan = make_plan(sampler, schedule, calls, spacing)
     else:
         calls = check_int("calls", calls, 1)
@@ -90,9 +100,10 @@ def untuned(
         except ValueError as error:
             raise ValueError(f"calls={calls} on the grid of the pipeline's own scheduler: {error} (spacing=)") from None
         plan = make_plan(sampler, schedule, calls, times=times)
-    return plan.with_provenance(prediction_type=kind, spacing=spacing or "the pipeline's own")
+    grid = spacing or ("default" if no_own_grid else "the pipeline's own")
+    return plan.with_provenance(prediction_type=prediction_of(config).kind, spacing=grid)
 
 
 def _distinct(values: Any) -> Tensor:
-    """Falling, without what is there twice."""
+    """The values without repetitions, falling."""
     return as_float64(values).unique().flip(0)

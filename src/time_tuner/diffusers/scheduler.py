@@ -19,7 +19,7 @@ from ..plans.rows import Call
 from ..samplers import Sampler
 from ..sampling import advance
 from ..schedules import as_float64
-from .config import Prediction, check_plan, config_of, prediction_of, schedule_of
+from .config import Prediction, check_plan, config_of, prediction_of, schedule_of, warn_of_other_pipeline
 from .native_grid import KNOWN, own_class, untuned
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -36,22 +36,22 @@ class TimeTunerOutput(BaseOutput):
 class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     """Runs plans in any diffusers pipeline whose network was trained with betas or as a rectified flow.
 
-    Made by `from_plan`, or untuned by `from_config`. `num_inference_steps` of the pipeline is the number of network
-    calls, and there must be a plan for it. `timesteps` is what the network is told, in the pipeline's unit; where the
-    solver is stays inside. A call is known by its index, never by its timestep.
+    `from_plan` makes one, and `from_config` makes one of untuned plans. `num_inference_steps` of the pipeline is the
+    number of network calls, and there must be a plan for it. `timesteps` are the network times of the conditioning
+    times tau; the solver's times t stay inside. A call is identified by its index, never by its timestep.
 
-    `scheduler_config.json` is the plans and what is written below, numbers and names alone. A saved pipeline is loaded
-    as any other once `time_tuner.diffusers` is imported.
+    `scheduler_config.json` holds the plans and the arguments below, as numbers and names alone. A saved pipeline is
+    loaded like any other once `time_tuner.diffusers` is imported.
 
     Args:
         plans: one for each number of calls, as `Plan.to_dict` has them.
         prediction_type: what the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction".
         clip_sample, clip_sample_range: whether the predicted data is kept in [-range, range].
-        num_train_timesteps: levels the network was trained at, for pipelines that ask.
-        made_from: the class of the scheduler whose configuration this was made from.
+        num_train_timesteps: the number of levels that the network was trained at; some pipelines read it.
+        made_from: the class of the scheduler that this one replaces.
 
     Raises:
-        ValueError: plans that are none, unknown predictions, or a noise schedule that pipelines are not driven with.
+        ValueError: no plans or invalid ones, an unknown prediction type, or a schedule that pipelines do not have.
     """
 
     _compatibles = list(KNOWN)  # noqa: RUF012
@@ -67,14 +67,14 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         made_from: str | None = None,
     ) -> None:
-        held = [Plan.from_dict(values) for values in plans]
-        self.plans = {len(plan): plan for plan in held}
-        if not held or len(self.plans) < len(held):
-            raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in held]}")
-        for plan in held:
+        read = [Plan.from_dict(values) for values in plans]
+        self.plans = {len(plan): plan for plan in read}
+        if not read or len(self.plans) < len(read):
+            raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in read]}")
+        for plan in read:
             plan.schedule.scheduler_config()  # raises where pipelines are not driven
         self.prediction = Prediction(prediction_type, float(clip_sample_range) if clip_sample else None)
-        self._select(held[0])
+        self._select(read[0])
 
     @classmethod
     def from_plan(
@@ -84,10 +84,13 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             plans: a plan, one for each number of calls, or the path of a plan file.
-            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan
-                does not hold: the prediction type and clipping. Without it the prediction type is what the plan was
+            config: the pipeline, its scheduler or `pipe.scheduler.config`. The plans are checked against it, and the
+                prediction type and clipping are read from it. Without it the prediction type is that which the plan was
                 tuned for, or else "epsilon" ("flow_prediction" in a rectified flow).
             **changes: of the entries of the configuration, as in `prediction_type="v_prediction"`.
+
+        Warns:
+            UserWarning: `config` is a pipeline of another class than a plan was tuned for.
 
         Raises:
             ValueError: a plan for another prediction type, noise schedule or family than the configuration's.
@@ -100,6 +103,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         entries = (_entries_of(plans[0]) if config is None else config_of(config)) | changes
         for plan in plans:
             check_plan(plan, entries)
+            warn_of_other_pipeline(plan, config)
         prediction = prediction_of(entries)
         return cls._made(plans, prediction.kind, entries)
 
@@ -115,25 +119,25 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        """A scheduler of untuned plans in the place of another, from that one's configuration.
+        """A scheduler of untuned plans that replaces another scheduler.
 
         Args:
-            config: `pipe.scheduler.config`, or the scheduler itself.
-            sampler: a sampler, or the name of one in `SAMPLERS`, with its `options`; "dpmpp" by default.
-            calls: of the network; several numbers for a plan for each.
-            spacing: a name in `SPACINGS`; by default the grid of the pipeline's own scheduler, offsets and all.
-            tokens: patches of an image, where the configuration has a shift that depends on them.
+            config: the pipeline, its scheduler or `pipe.scheduler.config`.
+            sampler: a sampler, or the text of one, such as "dpmpp(order=3)"; "dpmpp" by default.
+            calls: the number of network calls, or several numbers, with a plan for each.
+            spacing: a spacing as `make_plan` takes it; by default the grid of the pipeline's own scheduler.
+            tokens: the number of patches of an image, for a configuration with a shift that depends on it.
             **options: of the sampler, as in `order=2`.
 
         Raises:
-            ValueError: a configuration that is not understood, or an option of it that is not supported.
+            ValueError: the configuration is not recognised, or has an option that is not supported.
         """
         if isinstance(config, Mapping) and config.get("plans") and sampler is None and calls is None:
             return super().from_config(config, return_unused_kwargs, **options)
         config = config_of(config)
         if calls is None:
             raise ValueError(
-                "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(config, calls=8)"
+                "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(pipe, calls=8)"
             )
         schedule = schedule_of(config, tokens)
         counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
@@ -148,7 +152,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         return made
 
     def _select(self, plan: Plan, begin: int | None = None, device: torch.device | str | None = None) -> None:
-        """Stand at the start of a plan, or at call `begin` of it, with nothing to look back on."""
+        """Start a run of a plan, at call `begin` if that is given."""
         self._plan, self._begin = plan, begin
         self._rest = plan if not begin else rest(plan, begin)
         self._k: int | None = None
@@ -164,17 +168,17 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What standard normal noise is multiplied with to be the first state: sqrt(alpha^2 + sigma^2) there."""
+        """The factor from standard normal noise to the first state: sqrt(alpha^2 + sigma^2) at the first point."""
         return float(self._plan.point(0).scale)
 
     @property
     def begin_index(self) -> int | None:
-        """The call that the run starts with, if `set_begin_index` named one."""
+        """The call that the run starts with, if `set_begin_index` has set it."""
         return self._begin
 
     @property
     def step_index(self) -> int | None:
-        """The call that comes next; None before the first."""
+        """The index of the next call; None before the first."""
         return self._k
 
     def __len__(self) -> int:
@@ -189,8 +193,8 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Choose the plan for this number of network calls.
 
-        `sigmas` may be those that pipelines of rectified flows hand over by themselves, even from 1 to 1/K; they, and
-        the pipeline's shift `mu`, say nothing about a plan, which has a grid of its own.
+        `sigmas` may be those that pipelines of rectified flows pass by default, even from 1 to 1/K. A plan has its
+        own grid, which neither these nor the pipeline's shift `mu` change.
 
         Raises:
             ValueError: no plan for this number of calls, or sigmas of the user's own.
@@ -203,12 +207,12 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps not in self.plans:
             raise ValueError(
                 f"num_inference_steps must be a number of calls that there is a plan for, {sorted(self.plans)}, got "
-                f"{num_inference_steps}: tune one, or from_config(pipe.scheduler.config, calls={num_inference_steps})"
+                f"{num_inference_steps}: tune one, or from_config(pipe, calls={num_inference_steps})"
             )
         self._select(self.plans[num_inference_steps], device=device)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this call instead of at the first (image to image).
+        """Start at this call instead of the first (image to image).
 
         Raises:
             ValueError: it lies inside a step of several calls, or at the end.
@@ -216,7 +220,7 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         self._select(self._plan, begin_index)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state as the network takes it: as it is."""
+        """The state as the network receives it: unchanged."""
         return sample
 
     def step(
@@ -232,12 +236,12 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         """The state after the next call.
 
         Args:
-            model_output: what the network said, (B, C, ...), after guidance.
-            timestep: not looked at; calls are counted.
-            sample: the state (B, C, ...) that it was said of.
+            model_output: the network's output, (B, C, ...), after guidance.
+            timestep: not used; calls are counted.
+            sample: the state (B, C, ...) that the network received.
             generator: one, or one for each sample; for samplers that draw noise.
-            eta: of pipelines for DDIM; must be 0, for here it is an option of the sampler.
-            use_clipped_model_output: not looked at; noise always follows from the clipped data.
+            eta: pipelines pass it for DDIM; must be 0, since here it is an option of the sampler.
+            use_clipped_model_output: not used; noise always follows from the clipped data.
 
         Raises:
             ValueError: more steps than the plan has calls, or an eta.
@@ -256,29 +260,28 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         def noise(x: Tensor) -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-        p, unit = run.point(k), run.rows[k].predicts
-        said = self.prediction.read(unit, model_output, sample, p)
-        previous, self._past = advance(run, k, self._past, sample, said, noise)
+        p, quantity = run.point(k), run.rows[k].predicts
+        prediction = self.prediction.read(quantity, model_output, sample, p)
+        previous, self._past = advance(run, k, self._past, sample, prediction, noise)
         self._k += 1
-        data = (said if unit == "x0" else (sample - p.sigma * said) / p.alpha).to(sample.dtype)
+        data = (prediction if quantity == "x0" else (sample - p.sigma * prediction) / p.alpha).to(sample.dtype)
         if not return_dict:
             return previous, data
         return TimeTunerOutput(prev_sample=previous, pred_original_sample=data)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Data with noise in it, (B, ...): at the point where the next call is made, not at what the network is told.
+        """Data with noise in it, (B, ...), at the solver's time of the next call, not at its conditioning time.
 
-        Outside of a run, at the point of the call that is told the timestep; and for a timestep that no call is told,
-        at that time itself.
+        Before a run, at the solver's time of the call with this timestep; for another timestep at that time itself.
         """
         row = self._begin if self._k is None else self._k
         if row is not None:
             t = self._plan.t[row].expand(len(original_samples))
         else:
-            told = as_float64(timesteps).reshape(-1)
-            here = (as_float64(self.timesteps) - told[:, None]).abs()
+            given = as_float64(timesteps).reshape(-1)
+            apart = (as_float64(self.timesteps) - given[:, None]).abs()
             t = torch.where(
-                here.amin(1) < 1e-3, self._plan.t[here.argmin(1)], self._plan.schedule.from_network_time(told)
+                apart.amin(1) < 1e-3, self._plan.t[apart.argmin(1)], self._plan.schedule.from_network_time(given)
             )
             t = t.expand(len(original_samples))
         p = self._plan.schedule.at(t)
@@ -288,15 +291,19 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
 
 def rest(plan: Plan, begin: int) -> Plan:
-    """The run of a plan from call `begin` on, which begins a step.
+    """The run of a plan from call `begin` on, which is the first call of a step.
 
     Raises:
-        ValueError: call `begin` does not begin a step.
+        ValueError: there is no such call, or it is not the first of a step.
     """
     firsts = [sum(plan.steps[:i]) for i in range(len(plan.steps))]
+    if begin >= len(plan):
+        raise ValueError(
+            f"strength leaves none of the plan's {len(plan)} calls: choose a larger one, at least {1 / len(plan):.3g}"
+        )
     if begin not in firsts:
         raise ValueError(
-            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, where a step of its sampler begins, "
+            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, the first of a step of its sampler, "
             f"got {begin}: choose another strength"
         )
     c = plan.corrections
@@ -308,6 +315,6 @@ def rest(plan: Plan, begin: int) -> Plan:
 
 
 def _entries_of(plan: Plan) -> dict[str, Any]:
-    """The scheduler configuration of the plan's network, for diffusers' own schedulers too."""
+    """The scheduler configuration of a network with the plan's schedule, for diffusers' own schedulers too."""
     kind = plan.provenance.get("prediction_type")
     return plan.schedule.scheduler_config() | ({"prediction_type": kind} if kind else {})

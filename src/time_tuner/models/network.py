@@ -5,7 +5,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..schedules import NoiseSchedule, as_float64
 from .base import Model, for_samples
@@ -39,6 +39,8 @@ class NetworkModel(Model):
         self.network, self.schedule, self.prediction, self.kwargs = network, schedule, prediction, kwargs
         self.time_dtype, self.condition = time_dtype, condition
         self.shape = None if shape is None else tuple(shape)
+        weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        self.device = "cpu" if weights is None else weights.device
         self.num_conditions = None if condition is None or len(condition) == 1 else len(condition)
 
     def with_condition(self, condition: Tensor | None) -> "NetworkModel":
