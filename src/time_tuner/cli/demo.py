@@ -14,7 +14,8 @@ from ..loading import load_model
 from ..models.base import HookedModel, Model
 from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..tuners import Calibration, ReferenceDistance, Speed, measure_speed, tune
+from ..tuners import Calibration, ReferenceDistance, tune
+from ..tuners.budget import Speed, measure_speed
 from . import output
 from .compare import REFERENCE_CALLS, compare, picture, table
 from .tune import checkpoint_of
@@ -165,9 +166,8 @@ def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed:
     for name in tuned:
         checkpoint_of(plan_file(out, name)).unlink(missing_ok=True)
         files[plan_file(out, name).name] = f"the plan of {name}"
-    output.result(
-        f"\n{clock.elapsed:.0f} s in all. Written to {out}:", *(f"  {n:17} {what}" for n, what in files.items())
-    )
+    output.result(f"\n{clock.elapsed:.0f} s in all. Written to {out}:")
+    output.result(*(f"  {name:17} {what}" for name, what in files.items()))
     best = plan_file(out, "joint")
     output.result(
         "Next:",
