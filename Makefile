@@ -4,20 +4,28 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 READY := .venv/ready
+LOWEST := .venv-lowest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test test-lowest check clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## tune the bundled model and show what it gains
 	@$(BIN)/time-tuner demo
 
 test: check ## check, then run the tests on every core (the slow ones: .venv/bin/pytest -m slow)
 	@$(BIN)/pytest -q -n auto
+
+test-lowest: ## run the tests that concern diffusers with the lowest version that is supported
+	@lowest=$$(sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml); \
+	$(PYTHON) -m venv $(LOWEST) && \
+	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^httpx2/d" constraints.txt >$(LOWEST)/constraints.txt && \
+	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
+	@$(LOWEST)/bin/pytest -q -n auto tests -k 'diffusers or pipeline or parity'
 
 check: $(READY) ## lint, formatting, types and the layers of imports
 	@$(BIN)/ruff check --quiet
@@ -26,7 +34,7 @@ check: $(READY) ## lint, formatting, types and the layers of imports
 	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
 
 clean: ## remove the environment, caches, builds and the demo's output
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
+	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

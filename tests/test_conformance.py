@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from time_tuner import (
     SAMPLERS,
@@ -29,6 +30,7 @@ from time_tuner import (
     sample,
     tune,
 )
+from time_tuner.cli.app import app
 from time_tuner.models.base import HookedModel, ModelAround
 from time_tuner.models.batching import BatchedModel
 from time_tuner.models.checkpointing import CheckpointedModel
@@ -106,6 +108,20 @@ def test_samplers_conform(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_documented_sampler_is_short() -> None:
     assert len(EXAMPLE.strip().splitlines()) <= 30
+
+
+def test_the_documented_sampler_is_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS, "ab2", DOCUMENTED)
+    plan = tmp_path / "plan.json"
+    for command in (
+        ["tune", "--sampler", "ab2", "--calls", "3", "--samples", "8", "--budget", "50calls", "--out", str(plan)],
+        ["sample", "--plan", str(plan), "-n", "2", "--out", str(tmp_path / "plan.npz")],
+        ["sample", "--sampler", "ab2()", "--calls", "3", "-n", "2", "--out", str(tmp_path / "untuned.npz")],
+        ["compare", "ab2:3@quadratic", "-n", "8", "--out", str(tmp_path / "runs.png")],
+    ):
+        result = CliRunner().invoke(app, [*command, "--model", "gaussian"])
+        assert result.exit_code == 0, result.output
+    assert Plan.load(plan).sampler == DOCUMENTED()
 
 
 @dataclass(frozen=True)

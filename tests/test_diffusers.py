@@ -1,5 +1,5 @@
 """The scheduler and the tuning of pipelines: what goes in and out, what is refused; and the bundled digits, where a
-tuned plan in a pipeline is the tuned plan itself."""
+plan tuned in a pipeline is the plan tuned by itself."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def digits() -> ClassConditionalPipeline:
 @pytest.fixture(scope="module")
 def tuned(digits: ClassConditionalPipeline) -> Plan:
     data = seeded(2, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
-    options: dict[str, Any] = {"data": data, "samples": 2, "guard": False, "method": "sequential"}
+    options: dict[str, Any] = {"data": data, "samples": 2, "guard": False, "tuner": "sequential"}
     return tune_pipeline(digits, 3, class_labels=LABELS, sampler="ddim", guidance_scale=2.0, **options)
 
 
@@ -97,14 +97,14 @@ def test_the_picture_from_the_pipeline_is_that_of_sample(digits: ClassConditiona
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
 
 
-def test_a_plan_says_what_it_was_made_for(tuned: Plan) -> None:
+def test_a_plan_knows_what_it_was_made_for(tuned: Plan) -> None:
     made = tuned.provenance
     assert made["prediction_type"] == "epsilon" and made["guidance_scale"] == 2.0 and made["dtype"] == "float32"
     assert made["pipeline"] == "ClassConditionalPipeline" and made["conditions"] == 2
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
 
 
-def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> None:
+def test_without_prompts_a_pipeline_is_tuned_on_samples_of_its_own() -> None:
     pipe = tiny()
     plan = tune_pipeline(pipe, 3, "sequential", samples=3, batch=2, sampler="ddim")
     assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
@@ -113,21 +113,39 @@ def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> Non
 
 
 def test_no_condition_is_left_out(digits: ClassConditionalPipeline) -> None:
-    with pytest.raises(ValueError, match="samples must be at least as many as there are conditions, 4, got 2"):
+    with pytest.raises(ValueError, match="samples must be at least as many as the model has conditions, 4, got 2"):
         tune_pipeline(digits, 3, class_labels=[1, 2, 3, 4], samples=2)
 
 
-def test_options_of_the_method_have_a_place_of_their_own() -> None:
-    with pytest.raises(
-        ValueError, match=r"pairs is an option of method='joint': give it in options=\{'pairs': \.\.\.\}"
-    ):
-        tune_pipeline(tiny(), 3, pairs=16)
-    with pytest.raises(ValueError, match="options must be a dict of options of the method, got 'pairs=16'"):
-        tune_pipeline(tiny(), 3, options="pairs=16")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pairs": 16}, r"pairs is an option of the tuner: give tuner=Joint\(pairs=\.\.\.\)"),
+        ({"prompt": "a cat"}, "prompt= of a pipeline is prompts= of tune_pipeline"),
+        ({"num_inference_steps": 4}, "num_inference_steps= of a pipeline is calls= of tune_pipeline"),
+        ({"tuner": "jiont"}, "tuner must be one of .*did you mean 'joint'"),
+    ],
+    ids=str,
+)
+def test_names_of_other_places_are_answered_with_the_right_one(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune_pipeline(tiny(), **given)
+
+
+def test_a_pipeline_is_tuned_again_after_its_scheduler_was_replaced_by_a_plan() -> None:
+    pipe = tiny()
+    for made in (TimeTunerScheduler.from_plan, TimeTunerScheduler.from_plan):
+        plan = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, sampler="ddim", guard=False)
+        assert plan.provenance["spacing"]
+        pipe.scheduler = made(plan)  # whose own grid is not known any more
+    pipe = tiny()
+    pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe)
+    again = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, sampler="ddim", guard=False)
+    assert "own scheduler" in again.provenance["spacing"]
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made meanwhile held at once."""
+    """The most bytes that tensors made meanwhile had at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +187,7 @@ def test_tuning_needs_little_more_memory_than_drawing(digits: ClassConditionalPi
     labels, data = [3, 8, 1, 2], torch.zeros(4, 1, 28, 28)
     drawing = peak(digits.unet, lambda: digits(labels, num_inference_steps=2, output_type="latent"))
     more = peak(digits.unet, lambda: digits(labels * 2, num_inference_steps=2, output_type="latent"))
-    options: dict[str, Any] = {"data": data, "samples": 4, "batch": 4, "guard": False, "method": "sequential"}
+    options: dict[str, Any] = {"data": data, "samples": 4, "batch": 4, "guard": False, "tuner": "sequential"}
     tuning = peak(digits.unet, lambda: tune_pipeline(digits, 2, class_labels=labels, sampler="ddim", **options))
     assert more > 1.8 * drawing  # it is what is measured
     assert tuning <= 1.1 * drawing
@@ -192,10 +210,9 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
-    how: dict[str, Any] = {"pairs": 8, "iterations": 1, "starts": 1}
+    how: dict[str, Any] = {"pairs": 8, "iterations": 1, "candidates": 1}
     plans = [
-        tune_pipeline(tiny(), 3, "joint", samples=2, guard=False, options=how | {"checkpoint_steps": again})
-        for again in (False, True)
+        tune_pipeline(tiny(), 3, Joint(**how, recompute=again), samples=2, guard=False) for again in (False, True)
     ]
     assert plans[0].corrections is not None and plans[1].corrections is not None
     torch.testing.assert_close(plans[0].t, plans[1].t, rtol=1e-4, atol=1e-6)
@@ -212,11 +229,11 @@ def config(**changes: Any) -> Any:
 
 
 def run(scheduler: Any, x: torch.Tensor, calls: int, **options: Any) -> torch.Tensor:
-    """The loop of any pipeline, on a network that says half of what it sees and a little of what it is told."""
+    """The loop of any pipeline, on a network that predicts half of its input and a little of its time."""
     scheduler.set_timesteps(calls)
     for t in scheduler.timesteps:
-        said = 0.5 * x.tanh() + 1e-4 * t
-        x = scheduler.step(said.to(x.dtype), t, x, **options).prev_sample
+        output = 0.5 * x.tanh() + 1e-4 * t
+        x = scheduler.step(output.to(x.dtype), t, x, **options).prev_sample
     return x
 
 
@@ -269,7 +286,7 @@ def test_generators_of_each_sample_do_not_mind_the_batch() -> None:
     assert not torch.allclose(run(ours, x[1:2], 6, generator=generators(4)), together[1:2])
 
 
-def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> None:
+def test_noise_is_added_at_the_solvers_time_and_not_at_the_conditioning_time() -> None:
     made = TimeTunerScheduler.from_config(config(), sampler="ddim", calls=5).plan
     plan = made.with_ratios([0.8] * 5)
     ours = TimeTunerScheduler.from_plan(plan)
@@ -280,7 +297,7 @@ def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> Non
 
     ours.set_timesteps(5)
     torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
-    between = ours.add_noise(x, noise, torch.tensor([123.0]))  # told to no call
+    between = ours.add_noise(x, noise, torch.tensor([123.0]))  # of no call
     p = plan.schedule.at(0.124)
     torch.testing.assert_close(between, p.alpha * x + p.sigma * noise, rtol=1e-5, atol=1e-6)
     ours.set_begin_index(1)
@@ -291,29 +308,29 @@ def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> Non
 
 def test_half_precision_goes_in_and_comes_out_and_is_rounded_only_there() -> None:
     ours = TimeTunerScheduler.from_config(config(prediction_type="v_prediction"), sampler="ddim", calls=2)
-    x, said = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
-    half = ours.step(said, 0, x)
+    x, output = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
+    half = ours.step(output, 0, x)
     ours.set_timesteps(2)
-    full = ours.step(said.float(), 0, x.float())
+    full = ours.step(output.float(), 0, x.float())
     assert torch.equal(half.prev_sample, full.prev_sample.bfloat16())
     assert torch.equal(half.pred_original_sample, full.pred_original_sample.bfloat16())
 
 
-def test_the_data_that_a_call_predicts_is_where_a_step_to_the_end_leads() -> None:
+def test_the_predicted_data_is_the_end_of_a_step_to_the_end() -> None:
     for kind in ("epsilon", "v_prediction"):
         own = config(prediction_type=kind, timestep_spacing="trailing")
         ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=1)
-        x, said = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
-        previous, data = ours.step(said, 0, x, return_dict=False)
+        x, output = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
+        previous, data = ours.step(output, 0, x, return_dict=False)
         torch.testing.assert_close(data, previous)
 
 
 def test_the_second_half_of_a_learned_variance_is_left_out() -> None:
     ours = TimeTunerScheduler.from_config(config(), calls=2)
-    x, said = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
-    first = ours.step(said, 0, x).prev_sample
+    x, output = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
+    first = ours.step(output, 0, x).prev_sample
     ours.set_timesteps(2)
-    assert torch.equal(ours.step(said[:, :3], 0, x).prev_sample, first)
+    assert torch.equal(ours.step(output[:, :3], 0, x).prev_sample, first)
 
 
 def test_diffusers_own_schedulers_take_its_configuration_back() -> None:
@@ -336,7 +353,7 @@ def test_a_configuration_is_the_plan_as_it_is_in_a_plan_file(tmp_path: Path, tun
     assert TimeTunerScheduler.from_pretrained(tmp_path).plan == tuned
 
 
-def test_the_sigmas_that_pipelines_of_flows_hand_over_choose_a_plan() -> None:
+def test_the_default_sigmas_of_pipelines_of_flows_choose_a_plan() -> None:
     ours = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), calls=[4, 6])
     ours.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6), mu=0.7)
     assert len(ours.timesteps) == 6
@@ -406,7 +423,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(config(prediction_type="noise"), calls=4)
     with refused("use_dynamic_shifting needs tokens="):
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
-    with refused("does not tell the grid of the pipeline's own scheduler"):
+    with refused("does not determine the grid of the pipeline's own scheduler"):
         TimeTunerScheduler.from_config({"beta_start": 1e-4}, calls=4)
 
 
@@ -449,7 +466,7 @@ def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out
 def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete: NoiseScheduleVP) -> None:
     x = seeded(2, 3, 4, 4, dtype=torch.float32)
     plan = make_plan("ddim", discrete, 6, spacing="trailing")
-    with pytest.warns(UserWarning, match=r"sigmas do not say by which sampler: choose DDIM"):
+    with pytest.warns(UserWarning, match=r"the sampler is lost; choose DDIM"):
         sigmas = to_sigmas(plan)
     euler = EulerDiscreteScheduler()
     euler.set_timesteps(sigmas=sigmas)
@@ -463,13 +480,13 @@ def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete:
     torch.testing.assert_close(theirs, state, rtol=1e-3, atol=1e-3)
 
 
-def test_lists_say_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
+def test_lists_name_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
     plan = make_plan("ddim", discrete, 4, spacing="quadratic")
     tuned = plan.with_tau(0.9 * plan.tau).with_corrections(torch.zeros(4, 4))
     levels = to_timesteps(tuned)
-    told = " ".join(str(warning.message) for warning in recwarn.list)
-    for what in (r"\(tau\) is lost", "corrections are lost", "were rounded, by up to 0", "by which sampler"):
-        assert re.search(what, told), what
+    messages = " ".join(str(warning.message) for warning in recwarn.list)
+    for what in (r"\(tau\) are lost", "corrections are lost", "were rounded, by up to 0", "sampler is lost"):
+        assert re.search(what, messages), what
     assert levels == [round(level) for level in levels]
     assert to_timesteps(tuned, rounded=False) == pytest.approx((1000 * plan.t[:-1] - 1).tolist())
 

@@ -8,7 +8,7 @@ import torch
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, make_plan, sample, trajectory
+from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan, sample, trajectory
 from time_tuner.models.exact import Mixture
 from time_tuner.samplers import Evaluation, Noise, Sampler
 from time_tuner.sampling import coefficients
@@ -135,6 +135,25 @@ def test_the_error_is_that_of_the_run_and_of_its_gradients(linear: NoiseSchedule
     for run in (lambda: sample(lambda x, t, tau: x, plan, seeded(2, 3)), lambda: coefficients(moved)):
         with pytest.raises(ValueError, match="must be linear"):
             run()
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc"])
+def test_rows_compile_inside_of_function_transforms(name: str, linear: NoiseScheduleVP) -> None:
+    x = seeded(3, 2)
+
+    def run(x: Tensor, plan: Plan | None = None) -> Tensor:
+        plan = make_plan(name, linear, times=TIMES) if plan is None else plan  # whose rows are not compiled yet
+        return list(trajectory(lambda x, t, tau: x.tanh(), plan, x))[-1]
+
+    expected = run(x)
+    torch.testing.assert_close(torch.func.vmap(lambda x: run(x[None])[0])(x), expected)
+    ones = torch.ones_like(x)
+    value, slope = torch.func.jvp(run, (x,), (ones,))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.func.grad(lambda x: run(x).sum())(x), slope)
+    plan = make_plan(name, linear, times=TIMES)
+    torch.func.jacrev(lambda x: run(x, plan))(x)
+    assert torch.equal(run(x, plan), expected)  # the rows outlive the transform
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, make_plan
+from time_tuner import SAMPLERS, NoiseScheduleVP, TimeTuner, make_plan
 from time_tuner._checks import choose
 from time_tuner._spec import LONGEST, build, parse_call, parse_run
+from time_tuner.plans import parse_run as parse_plan
 from time_tuner.samplers import sampler_of
 from time_tuner.samplers.ddim import DDIM
 from time_tuner.spacings import spacing_of
@@ -227,6 +228,31 @@ def test_a_sampler_is_an_object_or_a_text(name: str, linear: NoiseScheduleVP) ->
     assert make_plan(name, linear, calls=6, spacing="leading") == make_plan(
         SAMPLERS[name](), linear, calls=6, spacing="leading"
     )
+
+
+def test_a_text_is_a_sampler_wherever_one_is_taken(linear: NoiseScheduleVP) -> None:
+    from time_tuner.diffusers import TimeTunerScheduler
+
+    text, sampler = "dpmpp(order=3, lower_order_final=false)", SAMPLERS["dpmpp"](order=3, lower_order_final=False)
+    tuner, config = TimeTuner(lambda x, t, tau: x, linear), {"beta_start": 1e-4, "beta_end": 0.02}
+    config |= {"beta_schedule": "linear", "num_train_timesteps": 1000}
+    for one in (sampler, text):
+        made = TimeTunerScheduler.from_config(config, sampler=one, calls=4, spacing="trailing")
+        for got in (
+            make_plan(one, linear, 4).sampler,
+            parse_plan(f"{text}:4", linear).sampler,
+            tuner.plan(4, sampler=one).sampler,
+            tuner.step_fn(one).sampler,
+            made.plan.sampler,
+        ):
+            assert got == sampler
+    assert tuner.plan(4, sampler="dpmpp", order=3, lower_order_final=False).sampler == sampler
+    # A plan brings its sampler's options where the call names none.
+    plan = tuner.plan(4, sampler=text)
+    assert tuner.plan(t_ratios=plan, sampler="dpmpp") is plan
+    for other in ({"sampler": "dpmpp(order=2)"}, {"sampler": "dpmpp", "order": 2}, {"sampler": SAMPLERS["dpmpp"]()}):
+        with pytest.raises(ValueError, match=r"t_ratios is a plan of DPMSolverPP\(order=3, .* DPMSolverPP\(order=2"):
+            tuner.plan(t_ratios=plan, **other)
 
 
 def test_options_replace_those_of_the_sampler() -> None:

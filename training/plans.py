@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from time_tuner import load_model, make_plan, tune
-from time_tuner.models.batching import BatchedModel
 from time_tuner.samplers.ddim import DDIM
 from time_tuner.samplers.unipc import UniPC
 from time_tuner.tuners import Calibration, ReferenceDistance

@@ -22,21 +22,27 @@ from .schedules import (
     schedule_from,
 )
 from .spacings import SPACINGS
-from .tuners import TUNERS, tune, tune_several
+from .tuners.joint.tuner import Joint
+from .tuners.timesteps.tuner import Parallel, Sequential
+from .tuners.tune import TUNERS, estimate, tune, tune_several
 
 __all__ = [
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",
     "TUNERS",
+    "Joint",
     "Model",
     "NoiseScheduleFlow",
     "NoiseScheduleVE",
     "NoiseScheduleVP",
+    "Parallel",
     "Plan",
     "SeededNoise",
+    "Sequential",
     "TimeTuner",
     "as_model",
+    "estimate",
     "exact",
     "load_model",
     "make_plan",

@@ -105,7 +105,7 @@ class _DecodedModel(ModelAround):
 def _gaussian(conditions: Conditions) -> Model:
     _check("gaussian", conditions, "device")
     model = Gaussian(5.0, 2.0).eps(NoiseScheduleVP("discrete", betas=linear_betas()))
-    model.device = check_device(conditions.device)
+    model.spacing, model.device = "linspace", check_device(conditions.device)  # the tutorial's own grid
     return model
 
 

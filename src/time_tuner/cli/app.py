@@ -14,7 +14,7 @@ from ..loading import model_facts
 from ..models.conditions import Conditions
 from ..tuners import TUNERS, Budget, tuner_of
 from . import options, output, sample
-from .options import CALLS, SAMPLER, Sampler_, Seed_, Spacing_, with_model
+from .options import CALLS, Sampler_, Seed_, Spacing_, with_model
 
 FEW_SAMPLES, SAMPLES = 32, 256  # to tune pipelines, and other models, on
 PICTURES = (".png", ".svg", ".pdf")
@@ -158,7 +158,7 @@ def tune(
         loaded = load(conditions)
     assert loaded.shape is not None
     made_for = {"model": model, **conditions.given(), **loaded.facts()}
-    plans = [loaded.untuned_plan(sampler or SAMPLER, count, spacing).with_provenance(**made_for) for count in counts]
+    plans = [options.untuned_plan(loaded, sampler, n, spacing).with_provenance(**made_for) for n in counts]
     samples = samples or (SAMPLES if loaded.max_batch is None else FEW_SAMPLES)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     how = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
@@ -206,11 +206,11 @@ def sample_command(
     count = count or (64 if loaded.max_batch is None else loaded.max_batch)
     if out.suffix.lower() == ".png":
         sample.check_drawable(loaded, count)
-    made = given or loaded.untuned_plan(sampler or SAMPLER, CALLS if calls is None else calls, spacing)
+    made = given or options.untuned_plan(loaded, sampler, CALLS if calls is None else calls, spacing)
     if note := sample.note_of(made, model, loaded):
         output.note(note)
     batch = sample.batch_of(loaded, conditions)
-    with output.bar(f"{count} samples", count * len(made)) as bar:
+    with output.Bar(f"{count} samples", count * len(made)) as bar:
         drawn = sample.draw(loaded, made, count, seed, batch, bar)
     sample.write(drawn, loaded, batch, out)
     by = "untuned" if plan is None else f"by {plan}"
@@ -284,7 +284,7 @@ def compare(
     options.check_seed(seed)
     load = options.loader(model)
     options.check_names(None, spacing)
-    texts = comparing.read_runs(runs, spacing or ("linspace" if model == "gaussian" else None))  # the tutorial's grid
+    texts = comparing.read_runs(runs, spacing)
     with output.waiting(f"loading {model}"):
         loaded = load(conditions)
     count = count or comparing.usual_count(loaded)
@@ -292,7 +292,7 @@ def compare(
         sample.check_drawable(loaded, 1)
     plans = {name: made(loaded) for name, made in texts.items()}
     batch = sample.batch_of(loaded, conditions)
-    with output.bar(f"{count} samples of each run", comparing.work(loaded, plans, count)) as bar:
+    with output.Bar(f"{count} samples of each run", comparing.work(loaded, plans, count)) as bar:
         compared = comparing.compare(loaded, plans, count, seed, batch, bar)
     output.result(comparing.table(compared, seed))
     comparing.write(compared, batch, out)

@@ -20,7 +20,7 @@ from ..models.exact import ExactModel, Gaussian
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from . import output
-from .options import check_names, read_plans
+from .options import check_names, read_plans, untuned_plan
 from .sample import decode, draw
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _references(model: Model, plans: Mapping[str, Plan]) -> dict[float, Plan]:
 
 
 def _untuned(sampler: str, calls: int, spacing: str | None, model: Model) -> Plan:
-    return model.untuned_plan(sampler, calls, spacing)
+    return untuned_plan(model, sampler, calls, spacing)
 
 
 def _given(plan: Plan, model: Model) -> Plan:

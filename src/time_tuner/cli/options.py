@@ -15,6 +15,7 @@ from ..loading import loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
 from ..noise import STEP_NOISE
+from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
@@ -156,6 +157,13 @@ def check_names(sampler: str | None, spacing: str | None) -> None:
         sampler_of(sampler)
     if spacing is not None:
         spacing_of(spacing)
+
+
+def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | None) -> Plan:
+    """The untuned plan of these options; without a spacing on the model's own grid, or else the schedule's default."""
+    chosen = sampler_of(sampler or SAMPLER)
+    grid = spacing or model.spacing or model.schedule.default_spacing(chosen.convergence)
+    return make_plan(chosen, model.schedule, calls, grid).with_provenance(spacing=str(grid))
 
 
 def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:

@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console
@@ -42,39 +42,50 @@ class LogHandler(logging.Handler):
 
 
 class Bar:
-    """One bar over a piece of work, with the time that is left; without a terminal, a line now and then."""
+    """One bar over a piece of work, with the time that is left; without a terminal, a line now and then.
 
-    def __init__(self, what: str, total: float) -> None:
+    Use it in a `with` block, at whose end it disappears.
+
+    Args:
+        what: is in progress.
+        total: of the work, in any unit.
+    """
+
+    def __init__(self, what: str, total: float = 1.0) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
         self._progress = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
         self._task = self._progress.add_task(what, total=total)
-        self._what, self._total, self._done = what, total, 0.0
+        self.what, self.total, self._done = what, total, 0.0
         self._began = self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since it was made."""
+        return time.monotonic() - self._began
 
     def advance(self, amount: float = 1) -> None:
         """So much more of the work is done."""
         self._done += amount
-        left = (time.monotonic() - self._began) * (self._total / self._done - 1)
-        self.show(f"{self._what}, {duration(left)} left", self._done)
+        left = self.elapsed * (self.total / self._done - 1)
+        self.show(f"{self.what}, {duration(left)} left", self._done)
 
-    def show(self, what: str, done: float) -> None:
+    def show(self, text: str, done: float) -> None:
         """So much of the work is done, and this is in progress."""
-        self._progress.update(self._task, description=what, completed=done)
+        self._progress.update(self._task, description=text, completed=done)
         if not stderr.is_terminal and time.monotonic() - self._last > INTERVAL:
             self._last = time.monotonic()
-            note(f"{done / self._total:.0%}, {what}")
+            note(f"{done / self.total:.0%}, {text}")
 
     def tuning(self, progress: TuningProgress) -> None:
         """A tuner has got so far; the total is 1."""
         self.show(str(progress), progress.fraction)
-
-
-@contextmanager
-def bar(what: str, total: float = 1.0) -> Iterator[Bar]:
-    """A bar that disappears at the end of the block."""
-    shown = Bar(what, total)
-    with shown._progress:
-        yield shown
 
 
 def waiting(what: str) -> AbstractContextManager[Any]:

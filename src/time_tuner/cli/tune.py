@@ -34,7 +34,7 @@ def check_new(out: Path, overwrite: bool) -> None:
 def show_estimate(model: Model, plans: Sequence[Plan], tuner: Tuner, **how: Any) -> None:
     """Print what tuning these plans will cost, and about how long it takes; arguments as of `estimate`."""
     for i, plan in enumerate(plans):
-        found = estimate(model, plan, tuner, **how)
+        found = estimate(model, plan, tuner, shape=model.shape, device=model.device, **how)
         costs = {name: cost for name, cost in found.costs.items() if not i or name not in SHARED}
         output.result(output.cost_table(costs, f"{len(plan)} calls"))
         output.result(f"about {output.duration(found.seconds)} at the speed of this model here")
@@ -58,7 +58,7 @@ def tune_plans(
     """
     how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
     try:
-        with output.bar("tuning") as bar:
+        with output.Bar("tuning") as bar:
             if len(plans) == 1:
                 found = [tune(model, plans[0], tuner, data, seed, progress=bar.tuning, **how)]
                 found[0].save(out)

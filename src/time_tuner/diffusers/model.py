@@ -11,11 +11,9 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..models.base import Model
-from ..plans.plan import Plan
-from ..samplers import Sampler
 from ..schedules import as_float64
 from .config import config_of, prediction_of, schedule_of
-from .native_grid import untuned
+from .native_grid import own_spacing
 from .paused import PausedPipeline, PausingScheduler, run_to_end
 
 PER_CONDITION = ("prompt", "label", "image")
@@ -69,8 +67,8 @@ class PipelineModel(Model):
         self._inputs = inputs | {name: value for name, value in conditions.items() if value is not None}
         self._count = self._count_conditions()
         self.num_conditions = self._count if self._count > 1 else None
-        self._config = config_of(pipe.scheduler)
-        self.prediction = prediction_of(self._config)
+        config = config_of(pipe.scheduler)
+        self.prediction, self.spacing = prediction_of(config), own_spacing(config)
         self._rows: list[int] | None = None  # of a selected part: its rows in the whole batch
         self._paused: dict[tuple[int, ...], PausedPipeline] = {}
         self._own, self._bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
@@ -78,7 +76,7 @@ class PipelineModel(Model):
         pipe.scheduler = self._scheduler
         pipe.set_progress_bar_config(**{**self._bar, "disable": True})
         try:
-            self._probe()
+            self._probe(config)
         except BaseException:
             self.close()
             raise
@@ -131,11 +129,6 @@ class PipelineModel(Model):
         network_time = self.schedule.network_time(tau).float().to(self._time_dtype)
         return as_float64(self.schedule.from_network_time(network_time.double()))
 
-    def untuned_plan(self, sampler: Sampler | str, calls: int, spacing: str | None = None) -> Plan:
-        """The untuned plan of a sampler and a number of network calls; without a spacing, on the grid of the pipeline's
-        own scheduler."""
-        return untuned(self._config, self.schedule, sampler, calls, spacing)
-
     def decode(self, x: Tensor) -> Tensor:
         """The pictures (B, C, H, W) in [-1, 1] of states x (B, ...) at the end of a run, by the pipeline's own code.
 
@@ -183,7 +176,7 @@ class PipelineModel(Model):
             self._paused[conditions] = PausedPipeline(self._scheduler, self._inputs_of(conditions))
         return self._paused[conditions]
 
-    def _probe(self) -> None:
+    def _probe(self, config: Mapping[str, Any]) -> None:
         """Find out shape, dtype and device of the states, from two predictions for one state at one network time."""
         dtypes: list[torch.dtype | None] = []
         hook = network_of(self.pipe).register_forward_pre_hook(
@@ -192,7 +185,7 @@ class PipelineModel(Model):
         paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=2)
         try:
             hook.remove()
-            self.schedule = schedule_of(self._config, mu=self._scheduler.mu)
+            self.schedule = schedule_of(config, mu=self._scheduler.mu)
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
             self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():

@@ -11,13 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
-from .._checks import check_int
-from ..plans.build import make_plan
-from ..plans.grid import check_noise
-from ..plans.plan import Plan
-from ..samplers import Sampler, sampler_of
 from ..schedules import NoiseSchedule, as_float64
-from .config import prediction_of
 
 KNOWN = (*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler")
 """The schedulers whose configurations, and saved pipelines, `TimeTunerScheduler` accepts."""
@@ -67,41 +61,26 @@ def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) ->
     return torch.where(times > 0, times.clamp(schedule.t_min, schedule.T), times)
 
 
-def untuned(
-    config: Mapping[str, Any],
-    schedule: NoiseSchedule,
-    sampler: Sampler | str,
-    calls: int,
-    spacing: str | None = None,
-    **options: Any,
-) -> Plan:
-    """An untuned plan for a pipeline.
+class OwnGrid:
+    """The grid of a pipeline's own scheduler, as a spacing.
 
     Args:
         config: of the pipeline's scheduler.
-        schedule: the noise schedule of its network.
-        sampler: a sampler, or the text of one.
-        calls: the number of network calls.
-        spacing: a spacing as `make_plan` takes it. By default the grid is that of the pipeline's own scheduler; of a
-            scheduler of this library that was made from a plan alone, the default of the schedule.
-        **options: of the sampler, if that is a name.
     """
-    sampler = sampler_of(sampler, **options)
-    no_own_grid = config.get("plans") and own_class(config) not in KNOWN
-    if spacing is not None or no_own_grid:
-        plan = make_plan(sampler, schedule, calls, spacing)
-    else:
-        calls = check_int("calls", calls, 1)
-        to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
-        steps = len(sampler.steps(calls, to_zero))
-        times = own_times(config, schedule, steps)
-        try:
-            check_noise(times, schedule)
-        except ValueError as error:
-            raise ValueError(f"calls={calls} on the grid of the pipeline's own scheduler: {error} (spacing=)") from None
-        plan = make_plan(sampler, schedule, calls, times=times)
-    grid = spacing or ("default" if no_own_grid else "the pipeline's own")
-    return plan.with_provenance(prediction_type=prediction_of(config).kind, spacing=grid)
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    def __call__(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        return own_times(self.config, schedule, steps)
+
+    def __repr__(self) -> str:
+        return "that of the pipeline's own scheduler"
+
+
+def own_spacing(config: Mapping[str, Any]) -> OwnGrid | None:
+    """The grid of a pipeline's own scheduler; None if that is one of this library, made from a plan alone."""
+    return None if config.get("plans") and own_class(config) not in KNOWN else OwnGrid(config)
 
 
 def _distinct(values: Any) -> Tensor:

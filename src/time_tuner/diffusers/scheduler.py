@@ -14,13 +14,14 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..plans.rows import Call
-from ..samplers import Sampler
+from ..samplers import Sampler, sampler_of
 from ..sampling import advance
 from ..schedules import as_float64
 from .config import Prediction, check_plan, config_of, prediction_of, schedule_of, warn_of_other_pipeline
-from .native_grid import KNOWN, own_class, untuned
+from .native_grid import KNOWN, own_class, own_spacing
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -141,8 +142,9 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
             )
         schedule = schedule_of(config, tokens)
         counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
-        plans = [untuned(config, schedule, sampler or "dpmpp", n, spacing, **options) for n in counts]
-        return cls._made(plans, prediction_of(config).kind, config)
+        kind, grid = prediction_of(config).kind, spacing or own_spacing(config)
+        plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, grid) for n in counts]
+        return cls._made([plan.with_provenance(prediction_type=kind) for plan in plans], kind, config)
 
     @classmethod
     def _made(cls, plans: list[Plan], prediction_type: str, config: Mapping[str, Any]) -> "TimeTunerScheduler":

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
 from ..tuners import Budget, Progress, ReferenceDistance, Tuner, tune, tuner_of
@@ -74,7 +75,8 @@ def tune_pipeline(
             kind = type(tuner).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
-        plan = model.untuned_plan(sampler, calls, spacing).with_provenance(**model.facts())
+        plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
+        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **model.facts())
         tuned = tune(
             model,
             plan,

@@ -43,7 +43,7 @@ class NoisyDigitClassifier(nn.Module):
     r"""Which digit x_n = sqrt(abar_n) x_0 + sqrt(1 - abar_n) eps shows at a noise level n in [0, 999]: logits (B, 10).
 
     abar_n = prod_{i <= n} (1 - beta_i) with 1000 linear betas 1e-4 .. 0.02, between whole levels linear in its log; n
-    is one number for all images or (B,), whole or not. Each layer is scaled and shifted by what n says.
+    is one number for all images or (B,), whole or not. Each layer is scaled and shifted by an embedding of n.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class NoisyDigitClassifier(nn.Module):
         n = torch.as_tensor(n, dtype=x.dtype, device=x.device)
         if n.shape not in ((), (len(x),)):
             raise ValueError(f"n must be one noise level or (B,) = ({len(x)},) of them, got shape {tuple(n.shape)}")
-        said = self.level(_waves(n.expand(len(x))))[..., None, None].split([2 * width for width in _WIDTHS], 1)
-        for layer, modulation in zip(self.layers, said, strict=True):
+        modulations = self.level(_waves(n.expand(len(x))))[..., None, None].split([2 * width for width in _WIDTHS], 1)
+        for layer, modulation in zip(self.layers, modulations, strict=True):
             x = layer(x, *modulation.chunk(2, 1))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ def digit_frechet(images: Tensor) -> float:
 
 
 def digit_accuracy(images: Tensor, labels: Any) -> float:
-    """The share of images (B, 1, 28, 28) in [-1, 1] in which `load_classifier` sees the digit `labels` (B,) says.
+    """The share of images (B, 1, 28, 28) in [-1, 1] that `load_classifier` classifies as the digits `labels`, (B,).
 
     Raises:
         ValueError: a wrong shape or type, no images, or images that are not finite.

@@ -15,7 +15,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
     """Pictures of classes, by classifier-free guidance, from a `UNet2DModel` whose last class is "no class".
 
     Args:
-        unet: told the level of noise and the class.
+        unet: receives the noise level and the class.
         scheduler: any of diffusers', or `TimeTunerScheduler`.
     """
 
@@ -68,12 +68,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             shown = self.scheduler.scale_model_input(x, t)
             if guidance_scale == 1:
-                said = self.unet(shown, t, class_labels=classes).sample
+                prediction = self.unet(shown, t, class_labels=classes).sample
             else:
                 both = torch.cat([torch.full_like(classes, nothing), classes])
                 uncond, cond = self.unet(torch.cat([shown, shown]), t, class_labels=both).sample.chunk(2)
-                said = uncond + guidance_scale * (cond - uncond)
-            x = self.scheduler.step(said, t, x, **self._step_arguments(generator)).prev_sample
+                prediction = uncond + guidance_scale * (cond - uncond)
+            x = self.scheduler.step(prediction, t, x, **self._step_arguments(generator)).prev_sample
         self.maybe_free_model_hooks()
         images: Any = x if output_type == "latent" else (x / 2 + 0.5).clamp(0, 1)
         if output_type in ("np", "pil"):

@@ -38,7 +38,7 @@ class Model(ABC):
     schedule: NoiseSchedule
     shape: tuple[int, ...] | None = None
     num_conditions: int | None = None
-    spacing: Spacing | None = None
+    spacing: Spacing | str | None = None
     device: torch.device | str = "cpu"
     max_batch: int | None = None
     has_decoder: bool = False

@@ -47,16 +47,19 @@ class BatchedModel(ModelAround):
         times = [one[rows] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
         return model.predict(quantity, x[rows], *times)
 
-    def each(self, xs: Sequence[Tensor], ts: Sequence[Tensor], taus: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The noise in several states (B, ...), each at a time of its own, in calls that hold several of them."""
-        if not xs:
-            return ()
-        if len(xs) == 1:
-            return (self(xs[0], ts[0], taus[0]),)
-        size = len(xs[0])
-        t, tau = (torch.stack([as_float64(one) for one in times]).repeat_interleave(size) for times in (ts, taus))
-        predictions: tuple[Tensor, ...] = self(torch.cat(list(xs)), t, tau).split(size)
-        return predictions
+
+def predict_each(
+    model: Model, xs: Sequence[Tensor], ts: Sequence[Tensor], taus: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The noise in several states (B, ...), each at a time of its own, in calls that hold several of them."""
+    if not xs:
+        return ()
+    if len(xs) == 1:
+        return (model(xs[0], ts[0], taus[0]),)
+    size = len(xs[0])
+    t, tau = (torch.stack([as_float64(one) for one in times]).repeat_interleave(size) for times in (ts, taus))
+    predictions: tuple[Tensor, ...] = model(torch.cat(list(xs)), t, tau).split(size)
+    return predictions
 
 
 def accepts_times(model: Model, x: Tensor, t: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Counts of network calls and sample evaluations, by purpose."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from .base import Model, ModelAround
 
 @dataclass(frozen=True)
 class Cost:
-    """Network calls, and the sample evaluations in them: batch x forward, a backward as two forwards."""
+    """Network calls, and the sample evaluations in them: batch x forward; a backward counts as two forwards."""
 
     calls: int = 0
     evaluations: int = 0
@@ -26,20 +26,23 @@ class Cost:
 
 @dataclass
 class CostLog:
-    """What was spent, by purpose.
+    """The costs of a run, by purpose.
 
     Attributes:
         current: the purpose of the calls that are made now.
         spent: the cost of each purpose.
+        on_change: called after every change of either.
     """
 
     current: str = "tuning"
     spent: dict[str, Cost] = field(default_factory=dict)
+    on_change: Callable[[], None] = lambda: None
 
     @contextmanager
     def purpose(self, name: str) -> Iterator[None]:
         """Calls in the block are counted under this purpose."""
         before, self.current = self.current, name
+        self.on_change()
         try:
             yield
         finally:
@@ -49,10 +52,16 @@ class CostLog:
         """Count a cost, under the current purpose by default."""
         purpose = purpose or self.current
         self.spent[purpose] = self.of(purpose) + cost
+        self.on_change()
 
     def of(self, purpose: str) -> Cost:
-        """What was spent on one purpose."""
+        """The cost of one purpose."""
         return self.spent.get(purpose, Cost())
+
+    @property
+    def total(self) -> Cost:
+        """The cost of all purposes."""
+        return sum(self.spent.values(), Cost())
 
     def to_dict(self) -> dict[str, dict[str, int]]:
         return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}

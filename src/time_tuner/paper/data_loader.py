@@ -13,17 +13,19 @@ from ..tuners.calibration import CalibrationBatch
 
 
 class LoaderCalibration:
-    """CalibrationBatch from a loader of dicts with `image` (B, ...) and, optionally, `label` (B, ...); a short one is cycled.
+    """Calibration batches from a loader of dicts with `image` (B, ...) and, optionally, `label` (B, ...).
+
+    A short loader is cycled.
 
     Args:
         loader: the data loader, or any iterable that can be started again.
         bind: `bind(condition, uncond_condition)` gives the model under conditions.
         guided: whether the model is under guidance, so that it and step functions receive the labels.
         encode_fn: takes images to what the network works on.
-        uncond_condition: for guidance.
+        uncond_condition: for guidance; one condition, or one for each image of a batch or of the samples.
         device: where images and labels go; None: they stay where they are.
         seed: of the noise.
-        samples: how many of the first images `fixed` and `held_out` may ask for.
+        samples: the first images that `fixed` and `held_out` may need.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class LoaderCalibration:
         self._stream: Iterator[tuple[Tensor, Any]] = self._batches()
         self._samples = samples
         self._fixed: CalibrationBatch | None = None
-        self.iterations = 0  # batches that one ratio needs, for the word about a short loader
+        self._sizes = {1, samples}  # that uncond_condition may have
+        self._unconditional: dict[int, Any] = {}
+        self.iterations = 0  # batches that one ratio needs, for the warning about a short loader
 
     def _batches(self) -> Iterator[tuple[Tensor, Any]]:
-        told = False
+        warned = False
         while True:
             count = 0
             for item in self._loader:
@@ -53,8 +57,8 @@ class LoaderCalibration:
                 yield self._prepared(item)
             if not count:
                 raise ValueError("data_loader is empty, or cannot be started again: give a DataLoader or a list")
-            if count < self.iterations and not told:
-                told = True
+            if count < self.iterations and not warned:
+                warned = True
                 warnings.warn(
                     f"data_loader has {count} batches, fewer than the {self.iterations} of one ratio: it is cycled",
                     stacklevel=2,
@@ -76,13 +80,33 @@ class LoaderCalibration:
         # A tuple cannot be written to, so that its embedding can be kept.
         return image if image.is_floating_point() else image.float(), tuple(label) if isinstance(label, list) else label
 
-    def _draws(self, x0: Tensor, label: Any, first: int) -> CalibrationBatch:
-        # Without guidance the labels of the data are of no concern to the model, nor to a step function.
-        model = self._bind(label, self._uncond) if self._guided else self._bind(None, None)
-        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, label if self._guided else None)
+    def _with_noise(self, x0: Tensor, label: Any, first: int) -> CalibrationBatch:
+        noise = SeededNoise(first)(x0)
+        if not self._guided:  # neither the model nor a step function receives the labels
+            return CalibrationBatch(self._bind(None, None), x0, noise, first)
+        unconditional = self._for_images(len(x0))
+        return CalibrationBatch(self._bind(label, unconditional), x0, noise, first, label, unconditional)
+
+    def _for_images(self, count: int) -> Any:
+        """The unconditional condition for so many images: those of a batch are repeated for the following ones."""
+        raw, size = self._uncond, 1
+        if hasattr(raw, "__getitem__") and hasattr(raw, "__len__") and not isinstance(raw, str | Mapping):
+            size = len(raw) if getattr(raw, "ndim", 1) else 1
+        if size not in self._sizes:
+            raise ValueError(
+                "uncond_condition must be one condition, or one for each image of a batch or of the samples, "
+                f"{' or '.join(map(str, sorted(self._sizes)))} in all, got {size}"
+            )
+        if size in (1, count):
+            return raw
+        if count not in self._unconditional:  # the same object, whose embedding is kept
+            rows = [i % size for i in range(count)]
+            several = isinstance(raw, list | tuple)
+            self._unconditional[count] = tuple(raw[i] for i in rows) if several else raw[rows]
+        return self._unconditional[count]
 
     def _first(self, samples: int, first: int) -> CalibrationBatch:
-        """The loader's first images, with noise from this seed on; their labels are embedded once, for all that ask."""
+        """The loader's first images, with noise from this seed on; their labels are embedded once."""
         if self._fixed is None:
             images: list[Tensor] = []
             labels: list[Any] = []
@@ -95,10 +119,13 @@ class LoaderCalibration:
             if not images:
                 raise ValueError("data_loader is empty: give at least one batch of images")
             x0, joined = torch.cat(images)[: self._samples], _joined(labels, images)
-            self._fixed = self._draws(x0, None if joined is None else joined[: self._samples], 0)
+            self._sizes |= {len(images[0]), len(x0)}
+            self._fixed = self._with_noise(x0, None if joined is None else joined[: self._samples], 0)
         x0, label = self._fixed.x0[:samples], self._fixed.condition
         model = for_rows(self._fixed.model, torch.arange(len(x0)))
-        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, None if label is None else label[:samples])
+        unconditional = self._for_images(len(x0)) if self._guided else None
+        label = None if label is None else label[:samples]
+        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first, label, unconditional)
 
     def fixed(self, samples: int) -> CalibrationBatch:
         """The loader's first images with noise, the same at every call."""
@@ -107,10 +134,10 @@ class LoaderCalibration:
     def batch(self, i: int) -> CalibrationBatch:
         """The loader's next batch with the noise of iteration i."""
         x0, label = next(self._stream)
-        return self._draws(x0, label, first_seed(self._seed, NOISE) + (i + 1) * len(x0))
+        return self._with_noise(x0, label, first_seed(self._seed, NOISE) + (i + 1) * len(x0))
 
     def held_out(self, samples: int) -> CalibrationBatch:
-        """Noise that is not tuned on, under the conditions of the loader's first images."""
+        """Noise on which nothing is tuned, under the conditions of the loader's first images."""
         return self._first(samples, first_seed(self._seed, HELD_OUT))
 
 

@@ -1,37 +1,40 @@
-"""TimeTuner, the published interface (Xia et al., CVPR 2024): a thin face over plans and tuners."""
+"""TimeTuner, the published interface (Xia et al., CVPR 2024), in terms of plans and tuners."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .._checks import check_int, choose
 from ..models.base import HookedModel, Model, as_model
+from ..models.counting import CostLog, CountedModel
 from ..models.wrapper import model_wrapper
-from ..plans.build import make_plan
+from ..plans.build import make_plan, reference_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, Noise, Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..tuners import ReferenceDistance
-from ..tuners.base import TuningRun, tqdm_bar
+from ..tuners.base import TuningRun, listener
+from ..tuners.budget import forward
 from ..tuners.calibration import CalibrationBatch
-from ..tuners.timesteps.adam import adam
+from ..tuners.guard import gain_with_error
+from ..tuners.timesteps.adam import ITERATIONS, LR, adam
 from ..tuners.timesteps.runs import PlanRun, Run, State
 from ..tuners.timesteps.search import Search
 from .data_loader import LoaderCalibration
-from .step_functions import FunctionRun, SamplerStep, StepFn, Watched
+from .step_functions import FunctionRun, RecordingModel, SamplerStep, StepFn
 
 
 class TimeTuner:
-    """Sampling with tuned timesteps, and tuning them, as the published code has it.
+    """Sampling with tuned timesteps, and tuning them, as in the published code.
 
     Args:
-        model_fn: what `model_wrapper` returned; without conditions, any `eps(x, t, tau)`.
-        noise_schedule: that of the network.
+        model_fn: of `model_wrapper`; without conditions, any model or function `eps(x, t, tau)`.
+        noise_schedule: of the network.
         device: where tuning moves images and labels; by default they stay where the data loader puts them.
     """
 
@@ -54,9 +57,8 @@ class TimeTuner:
 
         Args:
             num_steps: network calls, K; on the published "leading" grid when no timesteps are given.
-            timesteps: where the K calls are made, in any order, as the network is told: its levels n (discrete
-                schedules) or times t (continuous ones). The run ends at the least trained time, or at 0 when a call is
-                made there.
+            timesteps: the K network times, in any order: levels n (discrete schedules) or times t (continuous ones).
+                The run ends at the least trained time, or at 0 when a call is made there.
             t_ratios: K tuned ratios tau / t; or a tuned plan of this sampler, which brings its own grid.
             sampler, options: a sampler, or its text, such as "ddim" or "ddim(eta=0.5)"; and options of it.
 
@@ -90,7 +92,7 @@ class TimeTuner:
         return self._checked(plan)
 
     def _checked(self, plan: Plan) -> Plan:
-        """The plan, if it is for the noise schedule of this tuner and of the model, should that know its own."""
+        """The plan, if it is for the noise schedule of this tuner and of the model."""
         check_schedule(self.noise_schedule, plan)
         check_schedule(as_model(self.model_fn, self.noise_schedule).schedule, plan)
         return plan
@@ -141,21 +143,19 @@ class TimeTuner:
             x: the state at the first time, standard normal noise.
             sampler, num_steps, timesteps, t_ratios, options: see `plan`.
             condition, uncond_condition: what the network is conditioned on, (B, ...) or (1, ...).
-            return_intermediates: also return `{"x_t": [...], "x0_pred": [...]}`: the states, and the data that the
-                network saw in them, K + 1 entries each: x itself, then one for every call.
+            return_intermediates: also return `{"x_t": [...], "x0_pred": [...]}`: the states, and the data predicted in
+                them, K + 1 entries each: x itself, then one for every call.
             verbose: show progress.
-            noise: what a stochastic sampler draws from; `torch.randn_like` by default.
+            noise: draws the noise of a stochastic sampler; `torch.randn_like` by default.
         """
         plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
         eps = self._bound(condition, uncond_condition)
-        watched = Watched(eps) if return_intermediates else None
-        bar = tqdm(total=len(plan), desc="sampling", unit="call", disable=not verbose)
-
-        with bar:
-            end = sample(HookedModel(watched or eps, lambda *_: bar.update()), plan, x, noise)
-        if watched is None:
+        recording = RecordingModel(eps) if return_intermediates else None
+        with _call_bar(len(plan), verbose) as count:
+            end = sample(HookedModel(recording or eps, count), plan, x, noise)
+        if recording is None:
             return end
-        return end, {"x_t": [*watched.states, end], "x0_pred": [x, *watched.data]}
+        return end, {"x_t": [*recording.states, end], "x0_pred": [x, *recording.data]}
 
     def step_fn(self, sampler: str | Sampler, **options: Any) -> "SamplerStep":
         """One step of any sampler, as `optimize_timesteps` takes it."""
@@ -185,8 +185,8 @@ class TimeTuner:
 
         Given `lr` or `total_iters`, the published procedure runs: Adam, `total_iters` batches of the loader for each
         ratio. Given neither, each ratio is found by a search on `samples` images, with forward calls only. The result
-        is the bare optimum of the published loss; a warning says so where it ends farther from a many-step run than
-        untuned.
+        is the bare optimum of the published loss; a warning is given where it ends farther from a many-step run than
+        untuned, by more than the standard error.
 
         Args:
             data_loader: yields dicts with `image` (B, ...) and, under guidance, `label` (B, ...).
@@ -195,8 +195,10 @@ class TimeTuner:
             encode_fn: takes images to latents.
             num_steps, timesteps: see `plan`.
             tune_type: "sequential" or "parallel".
-            seed: of all that is drawn.
-            step_fn_kwargs: given to step_fn at every call; `uncond_condition` is also what guidance takes.
+            seed: of all noise.
+            samples: to tune on.
+            step_fn_kwargs: given to step_fn at every call; `uncond_condition` is also that of guidance: one condition,
+                or one for each image of a batch of the loader, or of the samples.
 
         Raises:
             ValueError: names the argument, what was got and the way out.
@@ -217,13 +219,14 @@ class TimeTuner:
             and not (lr is None and total_iters is None)
         ):
             raise ValueError(
-                "lr and total_iters need gradients to the time, which time_dtype='int' has none of: leave them out, the "
-                "search works with forward calls only"
+                "lr and total_iters need gradients to the time, which time_dtype='int' has none of: leave them out, "
+                "the search works with forward calls only"
             )
         guided = isinstance(self.model_fn, model_wrapper) and self.model_fn.guidance_type != "uncond"
-        draws = LoaderCalibration(
+        cost_log = CostLog()
+        calibration = LoaderCalibration(
             data_loader,
-            self._bound,
+            lambda *conditions: CountedModel(self._bound(*conditions), cost_log),
             guided,
             encode_fn,
             step_fn_kwargs.get("uncond_condition"),
@@ -231,20 +234,24 @@ class TimeTuner:
             seed,
             samples,
         )
-        held_out = draws.held_out(min(samples, 64))
-        tuning = TuningRun(tell=tqdm_bar(tune_type) if verbose else None)
-        if lr is None and total_iters is None:
-            ratios = Search(run, draws.fixed(samples), tune_type, tuning=tuning)().ratios
-        else:
-            iterations = 500 if total_iters is None else total_iters
-            draws.iterations = iterations
-            ratios = adam(run, draws.batch, tune_type, 2e-3 if lr is None else lr, iterations, tuning=tuning)
-        before, after = _judged(run, ratios, held_out)
-        if not after <= before:
+        held_out = calibration.held_out(min(samples, 64))
+        reference = forward(len(held_out.x0)) * len(reference_plan(run.schedule, float(run.point(len(run)).t)))
+        with listener(verbose) as listening:
+            tuning = TuningRun(cost_log=cost_log, listener=listening, planned={"reference": reference})
+            if lr is None and total_iters is None:
+                ratios = Search(run, calibration.fixed(samples), tune_type, tuning=tuning)().ratios
+            else:
+                calibration.iterations = ITERATIONS if total_iters is None else total_iters
+                rate = LR if lr is None else lr
+                ratios = adam(run, calibration.batch, tune_type, rate, calibration.iterations, tuning=tuning)
+            with cost_log.purpose("reference"):
+                untuned, tuned = _distances(run, ratios, held_out)
+        gain, error = gain_with_error(untuned, tuned, _stochastic(run))
+        if not gain >= -error:  # also where the tuned run is not finite
             warnings.warn(
                 "the tuned timesteps are the optimum of the published loss, but worse than untuned ones: on held-out "
-                f"noise they end {after:.4g} from a many-step run on average, untuned ones {before:.4g}; "
-                "time_tuner.tune(guard=True) puts back the ratios that do the harm",
+                f"noise they end {float(tuned.mean()):.4g} from a many-step run on average, untuned ones "
+                f"{float(untuned.mean()):.4g}; time_tuner.tune(guard=True) sets back the ratios that do the harm",
                 stacklevel=2,
             )
         return ratios
@@ -258,18 +265,33 @@ class TimeTuner:
 
 
 @torch.no_grad()
-def _judged(run: Run, ratios: Tensor, draws: CalibrationBatch) -> tuple[float, float]:
-    """How far the untuned and the tuned run end from a many-step one, from noise not tuned on."""
-    judge = ReferenceDistance(draws.model, run.schedule, float(run.point(len(run)).t), draws.noise)
-    stochastic = isinstance(run, PlanRun) and run.plan.stochastic
+def _distances(run: Run, ratios: Tensor, batch: CalibrationBatch) -> tuple[Tensor, Tensor]:
+    """The distances of the untuned and of the tuned run to the end of a many-step one, (B,) each."""
+    judge = ReferenceDistance(batch.model, run.schedule, float(run.point(len(run)).t), batch.noise)
 
-    def measure(ratios: Tensor) -> float:
-        state: State = ((), float(run.point(0).scale) * draws.noise)
+    def distances(ratios: Tensor) -> Tensor:
+        state: State = ((), float(run.point(0).scale) * batch.noise)
         for k in range(len(run)):
-            state = run.step(k, state, ratios[k] * run.point(k).t, draws)
-        return judge.distance(state[1], stochastic)
+            state = run.step(k, state, ratios[k] * run.point(k).t, batch)
+        return judge.of_ends(state[1], _stochastic(run))
 
-    return measure(torch.ones_like(ratios)), measure(ratios)
+    return distances(torch.ones_like(ratios)), distances(ratios)
+
+
+@contextmanager
+def _call_bar(calls: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """A function that counts a call, in a bar of so many calls if it is shown."""
+    if not shown:
+        yield lambda *_: None
+        return
+    from tqdm import tqdm  # only those who look at it wait for it
+
+    with tqdm(total=calls, desc="sampling", unit="call") as bar:
+        yield lambda *_: bar.update() and None
+
+
+def _stochastic(run: Run) -> bool:
+    return isinstance(run, PlanRun) and run.plan.stochastic
 
 
 def _numbers(name: str, values: Any) -> Tensor:

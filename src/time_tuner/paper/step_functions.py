@@ -16,29 +16,29 @@ from ..tuners.calibration import CalibrationBatch
 from ..tuners.timesteps.runs import Run, State
 
 StepFn: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
-"""`step_fn(x, t, s, t_ratio=..., **kwargs) -> (x_s, x0_pred)`: one step of some sampler from time t to s < t, the
-network being told t_ratio times the time. Under guidance it is also given `condition=`, the labels of the data."""
+"""`step_fn(x, t, s, t_ratio=..., **kwargs) -> (x_s, x0_pred)`: one step of some sampler from time t to s < t, in which
+the network receives t_ratio times the time. Under guidance it also receives `condition=`, the labels of the data."""
 
 
-class Watched(HookedModel):
-    """A model that notes the states it is called with, and the data it sees in them."""
+class RecordingModel(HookedModel):
+    """A model that records the states it is called with, and the data that it predicts in them."""
 
     def __init__(self, inner: Model) -> None:
-        super().__init__(inner, self._note)
+        super().__init__(inner, self._record)
         self.states: list[Tensor] = []
         self.data: list[Tensor] = []
 
-    def _note(self, unit: str, x: Tensor, t: Any, said: Tensor) -> None:
+    def _record(self, quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
         p = self.schedule.at(t)
         self.states.append(x)
-        self.data.append(said if unit == "x0" else (x - p.sigma * said) / p.alpha)
+        self.data.append(prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha)
 
 
 @dataclass(frozen=True)
 class SamplerStep:
     """One step of a sampler of the table; a sampler with history takes its first step, which has none.
 
-    Tuning with it does not go step by step: it runs the sampler itself, history and all.
+    Tuning with it runs the sampler itself, with its history.
     """
 
     sampler: Sampler
@@ -60,8 +60,8 @@ class SamplerStep:
         noise: Noise | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The state at s and the data predicted on the way, from the state x (B, ...) at t > s."""
-        eps = Watched(self.bind(condition, uncond_condition))
+        """The state at s, and the data predicted at t, from the state x (B, ...) at t > s."""
+        eps = RecordingModel(self.bind(condition, uncond_condition))
         sampler = self.with_options(**options).sampler
         plan = make_plan(sampler, self.schedule, times=torch.stack([as_float64(t), as_float64(s)]))
         plan = plan.with_tau(as_float64(t_ratio) * plan.t[:-1])
@@ -75,14 +75,15 @@ class FunctionRun(Run):
         super().__init__(schedule, points)
         self.step_fn, self.kwargs = step_fn, kwargs
 
-    def step(self, k: int, state: State, tau: Tensor, draws: CalibrationBatch) -> State:
+    def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
         _, x = state
         t, s = self.points.t[k], self.points.t[k + 1]
-        condition = {} if draws.condition is None else {"condition": draws.condition}
-        # Whatever it draws from torch's own generators is the same at every evaluation.
+        conditions = {"condition": batch.condition, "uncond_condition": batch.unconditional}
+        conditions = {name: value for name, value in conditions.items() if value is not None}
+        # Its draws from torch's own generators are the same at every evaluation.
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(draws.first + k)
-            result = self.step_fn(x, t, s, t_ratio=tau / t, **condition, **self.kwargs)
+            torch.manual_seed(batch.first + k)
+            result = self.step_fn(x, t, s, t_ratio=tau / t, **{**self.kwargs, **conditions})
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
             raise ValueError(f"step_fn must return (x_s, x0_pred), got {type(result).__name__}")
         if result[0].shape != x.shape:

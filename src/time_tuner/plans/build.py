@@ -12,7 +12,7 @@ from ..samplers import Sampler, sampler_of
 from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
-from ..spacings import spacing_of
+from ..spacings import Spacing, spacing_of
 from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls, times_in
 from .plan import Plan
 
@@ -21,7 +21,7 @@ def make_plan(
     sampler: Sampler | str,
     schedule: NoiseSchedule,
     calls: int | None = None,
-    spacing: str | None = None,
+    spacing: str | Spacing | None = None,
     times: Any = None,
     unit: str = "t",
 ) -> Plan:
@@ -31,8 +31,8 @@ def make_plan(
         sampler: a sampler, or the text of one, such as "ddim(eta=0.5)"; the names are those of `SAMPLERS`.
         schedule: the noise schedule of the network.
         calls: the number of network calls, at most one for each trained noise level. Not needed with `times`.
-        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `schedule.default_spacing` of the sampler's
-            order when neither spacing nor times are given.
+        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)", or a function spacing(schedule, steps);
+            `schedule.default_spacing` of the sampler's order when neither spacing nor times are given.
         times: the step ends themselves instead of a spacing, falling strictly in the schedule's trained range; the
             last may be 0. They may begin anywhere in it, as for a run from an image.
         unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.times_in`.
@@ -58,7 +58,7 @@ def make_plan(
         spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
         grid_of = spacing_of(spacing)
         try:
-            steps = sampler.steps(calls, bool(grid_of(schedule, 1)[-1] == 0))
+            steps = sampler.steps(calls, bool(grid_of(schedule, 2)[-1] == 0))
             ends = checked_ends(grid_of(schedule, len(steps)), schedule)
             check_noise(ends, schedule)
         except ValueError as error:

@@ -1,12 +1,12 @@
 """Checks of tuners."""
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 
 from ..models.exact import Mixture
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..schedules import NoiseScheduleVP
-from ..tuners.tune import Tuner, tune
+from ..tuners import TUNERS, Tuner, tune, tuner_of
 from ._assertions import close, holds
 
 
@@ -39,6 +39,9 @@ def check_tuner(tuner: Tuner, plan: Plan | None = None, samples: int = 64) -> No
     again = tune(model, plan, tuner, samples=samples)
     close(again.tau, tuned.tau, "the same arguments give the same plan", rtol=0, atol=0)
     close(again.t, tuned.t, "the same arguments give the same plan", rtol=0, atol=0)
-    as_text = tuner.to_text()
-    if as_text is not None:
-        holds(type(tuner).from_text(as_text) == tuner, f"{as_text} is the tuner as text")
+    name = next((name for name, kind in TUNERS.items() if kind is type(tuner)), None)
+    options = {field.name: getattr(tuner, field.name) for field in fields(tuner)}
+    plain = {key: value for key, value in options.items() if isinstance(value, str | int | float | tuple)}
+    if name is not None:
+        text = f"{name}({', '.join(f'{key}={value!r}' for key, value in plain.items())})"
+        holds(tuner_of(text) == type(tuner)(**plain), f"{text} is the tuner as text")

@@ -1,12 +1,14 @@
-"""Tuners: each takes a plan to a better one. `tune` calibrates, tunes and judges."""
+"""Tuners: each improves a plan for the same number of calls. `tune` calibrates, tunes and guards; see `base`."""
 
 from ..plans.build import reference_plan
-from .base import Progress, TuningRun
+from .base import Progress, Tuner, TuningRun
 from .budget import Budget
 from .calibration import Calibration
 from .guard import ReferenceDistance
+from .joint.tuner import Joint
 from .timesteps.objectives import OBJECTIVES, Objective, Step
-from .tune import REFERENCE_CALLS, TUNERS, estimate, options_of, tune, tune_several
+from .timesteps.tuner import Parallel, Sequential
+from .tune import REFERENCE_CALLS, TUNERS, Estimate, estimate, tune, tune_several, tuner_of
 
 __all__ = [
     "OBJECTIVES",
@@ -14,14 +16,19 @@ __all__ = [
     "TUNERS",
     "Budget",
     "Calibration",
+    "Estimate",
+    "Joint",
     "Objective",
+    "Parallel",
     "Progress",
     "ReferenceDistance",
+    "Sequential",
     "Step",
+    "Tuner",
     "TuningRun",
     "estimate",
-    "options_of",
     "reference_plan",
     "tune",
     "tune_several",
+    "tuner_of",
 ]

@@ -1,155 +1,277 @@
-"""What `tune` hands to every tuner: what it may spend, where it goes on from, and whom it tells how far it is."""
+r"""Tuners, and the run in which a tuner works.
 
-from collections.abc import Callable, Mapping
+A *tuner* improves a plan for the same number of network calls. It is a frozen dataclass: its fields are its options,
+in Python, in texts such as "joint(pairs=128)" and on the command line. Three are known:
+
+| tuner | tunes | a step | its loss | needs |
+|---|---|---|---|---|
+| `Sequential` | the ratios tau / t, one after another | a search for one ratio | of the state after the call | data |
+| `Parallel` | the same, each on its own | the same | the same | data |
+| `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | gradients |
+
+A *calibration* holds data and noise of a seed. A *budget* limits the network calls or the seconds; the best plan found
+until then is the result. A *cost log* counts network calls by purpose. A *checkpoint* keeps the *state* of the tuner
+after each step, plain values from which an interrupted run continues to the same plan. In the end the *guard* compares
+the plan with the untuned one on held-out noise. A new tuner is one such dataclass and its entry in `TUNERS`:
+
+    @dataclass(frozen=True)
+    class RandomSearch(Tuner):
+        trials: int = 20
+
+        def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan: ...
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeAlias
 
-from tqdm import tqdm
-
-from .._files import read_json, write_json
+from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
-from .budget import Budget, BudgetMeter
-from .checkpoint import same
+from ..plans.plan import Plan
+from .budget import Budget, BudgetMeter, Speed
+from .calibration import Calibration
+from .checkpoint import Checkpoint
 
-FORMAT = "time-tuner partial plan"
+logger = logging.getLogger("time_tuner")
+
+
+@dataclass(frozen=True)
+class Tuner(ABC):
+    """A tuner; only `tune` must be written.
+
+    Attributes:
+        uses_data: whether it tunes on data, the model's own samples where none are given.
+    """
+
+    uses_data: ClassVar[bool] = True
+
+    @abstractmethod
+    def tune(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> Plan:
+        """The plan, tuned, with a report in its provenance. The calls of the model are counted."""
+
+    @property
+    def sized(self) -> bool:
+        """Whether its options determine how much it does, so that it needs no budget."""
+        return False
+
+    def check(self, plan: Plan, own_samples: bool) -> None:
+        """Raise a ValueError, before any network call, if it cannot tune this plan, or without own samples, on data."""
+        return
+
+    def try_out(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> None:
+        """Raise a ValueError, after a few network calls with two samples, if it cannot tune this model."""
+        return
+
+    def cost(
+        self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
+    ) -> dict[str, tuple[Cost, Cost]]:
+        """The usual and the largest cost by purpose, "tuning" and perhaps "teacher"; {} where they are not known.
+
+        Args:
+            plan: the plan.
+            samples: to tune on, at most `batch` of them in a network call.
+            budget: the budget, to which the cost of tuning will be cut.
+            speed: of the network, where it is known.
+        """
+        return {}
+
+    def following(self, tuned: Plan) -> Self:
+        """The tuner of the next plan of `tune_several`, after this one was tuned."""
+        return self
+
+
+PHASES = {"sizing": "timing the network", "data": "own samples", "reference": "reference run"}
+"""Phases of a run that have other names than their purposes in the cost log."""
+
+INTERVAL = 0.1  # seconds between two reports of progress, at least, but for those of steps and of new phases
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a tuner is.
+    """How far a run is.
 
     Attributes:
-        step, steps: how many steps (or iterations) are done, and of how many.
-        before, after: the loss of the last one, untuned and tuned.
-        calls: network calls spent on tuning.
-        seconds_left: estimated.
+        phase: "sizing", "data", "teacher", "tuning", "reference" or "guard".
+        fraction: of the whole run that is done, in time; it does not fall.
+        seconds_left: of the whole run, estimated; None where nothing is known yet.
+        calls: network calls made.
+        step: steps or iterations that the tuner has made.
+        losses: of the last step, or of the best iterate: untuned and tuned; None before there is one.
     """
 
-    step: int
-    steps: int
-    before: float
-    after: float
+    phase: str
+    fraction: float
+    seconds_left: float | None
     calls: int
-    seconds_left: float
+    step: int = 0
+    losses: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        loss = f"loss {self.before:.4g} -> {self.after:.4g}"
-        return f"step {self.step} of {self.steps}, {loss}, {self.calls} calls, {self.seconds_left:.0f} s left"
+        loss = [] if self.losses is None else [f"loss {self.losses[0]:.4g} -> {self.losses[1]:.4g}"]
+        left = [] if self.seconds_left is None else [f"{self.seconds_left:.0f} s left"]
+        return ", ".join([PHASES.get(self.phase, self.phase), *loss, f"{self.calls:,} calls", *left])
 
 
-def tqdm_bar(what: str) -> Callable[[Progress], None]:
-    """A listener that shows progress as a bar on standard error."""
-    bar: tqdm[Any] = tqdm(desc=what, unit="step")
+Listener: TypeAlias = Callable[[Progress], None]
 
-    def tell(progress: Progress) -> None:
-        bar.total = progress.steps
-        bar.set_postfix_str(
-            f"loss {progress.before:.4g} -> {progress.after:.4g}, {progress.calls} calls", refresh=False
-        )
-        bar.update(progress.step - bar.n)
-        if progress.step == progress.steps:
-            bar.close()
 
-    return tell
+@contextmanager
+def listener(progress: bool | Listener) -> Iterator[Listener | None]:
+    """A listener that shows one bar over the whole run on standard error for True, none for False, or the given one."""
+    if progress is not True:
+        yield progress or None
+        return
+    from tqdm import tqdm  # only who looks at it waits for its import
+
+    with tqdm(total=100, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_description_str(str(progress), refresh=False)
+            bar.update(100 * progress.fraction - bar.n)
+
+        yield show
+        bar.refresh()
 
 
 class TuningRun:
     """One run of a tuner.
 
-    A tuner that saves its state after each step with `done` and starts from `state` can be interrupted and continued:
-    the state is plain JSON values, and it must come to the same plan from it. In the end the plan is kept beside it:
-    started again with the same budget, there is nothing left to do. `same_budget` is whether the state was kept under
-    the same.
+    A tuner that saves its state after each step with `save_step`, and begins from `state`, can be interrupted and
+    continued: the state holds plain JSON values, from which it must find the same plan.
+
+    Progress is reported after each step, when a phase begins, and ten times a second at most while network calls are
+    made. The time left follows from the sample evaluations left and the pace so far; for the tuner's own work from the
+    share of it that is done, or from the clock of its budget, whichever is less.
 
     Args:
-        budget: what may be spent on tuning.
-        cost_log: where the network calls are booked.
-        path: the file that keeps the state while the tuner is at work; None to keep nothing.
-        made: what the plan is tuned from, in plain values: a state that was made from anything else is not continued.
-        tell: called with the `Progress` after each step.
-        say: called with a sentence that people should read.
+        calibration: data, noise and seeds.
+        budget: of tuning.
+        cost_log: where network calls are counted.
+        checkpoint: the file that keeps the state; None for none.
+        listener: called with the `Progress`; None for none.
+        planned: the expected cost by purpose, for the time left.
 
-    Raises:
-        ValueError: the file is there, and is not one that keeps such a state.
+    Attributes:
+        state: saved by an earlier run; {} for a new run.
+        same_budget: whether that run had the same budget.
+        plan: the finished plan of that run, in plain values, if it had.
+        stopped: why the tuner ended before it was done, or None.
     """
 
     def __init__(
         self,
+        calibration: Calibration | None = None,
         budget: Budget | None = None,
         cost_log: CostLog | None = None,
-        path: Path | None = None,
-        made: Mapping[str, Any] | None = None,
-        tell: Callable[[Progress], None] | None = None,
-        say: Callable[[str], None] | None = None,
+        checkpoint: Checkpoint | None = None,
+        listener: Listener | None = None,
+        planned: Mapping[str, Cost] | None = None,
     ) -> None:
-        self.path, self.made, self._tell = path, dict(made or {}), tell
+        self._calibration, self._checkpoint, self._listener, self._planned = calibration, checkpoint, listener, planned
         self.cost_log = CostLog() if cost_log is None else cost_log
-        self.stopped: str | None = None
-        kept = self._kept(say or (lambda sentence: None))
-        self.meter = BudgetMeter(budget or Budget(), self.cost_log, kept.get("seconds", 0.0))
+        kept = {} if checkpoint is None else checkpoint.load()
+        self._seconds: float = kept.get("seconds", 0.0)
+        self._spent = Cost(**kept["spent"]) if kept else None
+        self.meter = BudgetMeter(budget or Budget(), self.cost_log, self._seconds)
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.meter.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
-        self._spent = Cost(**kept["spent"]) if kept else None
-        self._base = (0, self.meter.seconds)
-
-    def _kept(self, say: Callable[[str], None]) -> dict[str, Any]:
-        if self.path is None or not self.path.exists():
-            return {}
-        try:
-            values = read_json(self.path)
-            if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise ValueError(f"its 'format' is not {FORMAT!r}")
-        except ValueError as error:
-            raise ValueError(
-                f"checkpoint {str(self.path)!r} is no partial plan ({error}): name another file, or remove it"
-            ) from None
-        made = values.get("made")
-        made = made if isinstance(made, dict) else {}
-        other = [name for name in self.made if not same(name, made.get(name), self.made[name])]
-        if other or made.keys() != self.made.keys():
-            differs = f"other {', other '.join(other)}" if other else "another version"
-            say(f"{self.path} was made with {differs}: starting anew")
-            return {}
-        say(f"going on from {self.path}")
-        return values
+        self.stopped: str | None = None
+        self._began = time.monotonic() - self._seconds
+        self._share, self._first = 0.0, (0.0, 0.0)  # of the tuner's work that is done; one, and the seconds then
+        self._progress, self._last = Progress("", 0.0, None, 0), 0.0  # the last one reported, and the seconds then
+        if listener is not None:
+            self.cost_log.on_change = self._report
 
     @property
-    def shown(self) -> bool:
-        """Whether anyone is told how far it is."""
-        return self._tell is not None
+    def calibration(self) -> Calibration:
+        assert self._calibration is not None
+        return self._calibration
 
-    def resume_at(self, step: int) -> None:
-        """Say that work begins that is not in a kept state: what the state has cost is booked, in place of what it cost
-        to take it up again."""
+    def begin(self) -> None:
+        """The tuner begins, and with it the clock of its budget."""
+        self.meter.restart(self._seconds)
+
+    def resume_at(self, share: float = 0.0) -> None:
+        """New work begins, after this share of the tuner's work was done by an earlier run. The calls and seconds of
+        that run count in place of those that it took to continue it."""
         if self._spent is not None:
             self.cost_log.spent["tuning"], self._spent = self._spent, None
-            self._base = (step, self.meter.seconds)
+            self.begin()
+            self._share, self._first = share, (share, time.monotonic() - self._began)
 
     def can_afford(self, calls: int) -> bool:
         """Whether so many more network calls are within the budget."""
         return self.meter.can_afford(calls)
 
     def stop(self, how: str) -> None:
-        """Note that the budget was spent before the tuner was done."""
-        self.stopped = self.stopped or f"the budget of {self.meter.budget} {how}"
+        """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""
+        if self.stopped is None:
+            self.stopped = f"the budget of {self.meter.budget} {how}"
+            logger.log(logging.INFO if self.state else logging.WARNING, "%s", self.stopped)  # nothing is tuned
 
-    def done(self, step: int, steps: int, before: float, after: float, state: Mapping[str, Any]) -> None:
-        """Keep the state after a step, and tell how far it is."""
-        seconds, spent = self.meter.seconds, self.cost_log.of("tuning")
-        self.state = dict(state)
-        self._keep()
-        if self._tell is not None:
-            pace = (seconds - self._base[1]) / max(1, step - self._base[0])
-            self._tell(Progress(step, steps, before, after, spent.calls, pace * (steps - step)))
+    def at(self, share: float) -> None:
+        """Note the share of the tuner's work that is done, between two steps."""
+        self._share = share
+
+    def save_step(self, step: int, share: float, losses: tuple[float, float], state: Mapping[str, Any]) -> None:
+        """Save the state after a step, and report the progress.
+
+        Args:
+            step: the number of steps made.
+            share: of the tuner's work that is done, from 0 to 1.
+            losses: of the step, or of the best so far: untuned and tuned.
+            state: from which a run continues.
+        """
+        self.state, self._share = dict(state), share
+        self._save()
+        self._report(step, losses)
 
     def finish(self, plan: Mapping[str, Any]) -> None:
-        """Keep the plan that came of it, in plain values."""
-        self._keep(plan=dict(plan))
+        """Save the finished plan, and report the end."""
+        if self.plan is None:
+            self._save(plan=dict(plan))
+        self._call(self._progress.phase, 1.0, 0.0, self._progress.step, self._progress.losses)
 
-    def _keep(self, **more: Any) -> None:
-        if self.path is not None:
-            values = {"seconds": self.meter.seconds, "spent": asdict(self.cost_log.of("tuning")), "state": self.state}
-            budget = str(self.meter.budget)
-            write_json(self.path, {"format": FORMAT, "made": self.made, "budget": budget, **values, **more})
+    def _save(self, **more: Any) -> None:
+        if self._checkpoint is not None:
+            spent, budget = asdict(self.cost_log.of("tuning")), str(self.meter.budget)
+            self._checkpoint.save(budget=budget, seconds=self.meter.seconds, spent=spent, state=self.state, **more)
+
+    def _report(self, step: int | None = None, losses: tuple[float, float] | None = None) -> None:
+        """Report the progress, if it is time to; in any case after a step."""
+        phase, seconds, last = self.cost_log.current, time.monotonic() - self._began, self._progress
+        if step is None and phase == last.phase and seconds - self._last < INTERVAL:
+            return
+        self._last = seconds
+        left = self._left(seconds, phase in ("reference", "guard"))
+        fraction = last.fraction if left is None else max(last.fraction, seconds / max(seconds + left, 1e-9))
+        self._call(phase, fraction, left, last.step if step is None else step, losses or last.losses)
+
+    def _call(self, phase: str, fraction: float, left: float | None, step: int, losses: Any) -> None:
+        self._progress = Progress(phase, fraction, left, self.cost_log.total.calls, step, losses)
+        if self._listener is not None:
+            self._listener(self._progress)
+
+    def _left(self, seconds: float, tuned: bool) -> float | None:
+        """The seconds left; None where nothing is known."""
+        planned, spent = self._planned or {}, self.cost_log.total.evaluations
+        if not spent:
+            return None
+
+        def of(*phases: str) -> float:
+            left = [planned.get(phase, Cost()).evaluations - self.cost_log.of(phase).evaluations for phase in phases]
+            return seconds / spent * sum(max(0, one) for one in left)
+
+        (share, at), ways = self._first, [of("teacher", "tuning")] if "tuning" in planned else []
+        if self._share > share:
+            ways = [(seconds - at) * (1 - self._share) / (self._share - share)]
+        if self.meter.budget.seconds is not None:
+            ways.append(self.meter.budget.seconds - self.meter.seconds)
+        if tuned or self._share >= 1:
+            ways = [0.0]
+        return of("data", "reference", "guard") + max(0.0, min(ways)) if ways else None

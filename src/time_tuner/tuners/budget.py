@@ -1,23 +1,35 @@
-"""What tuning may cost, in network calls or in seconds."""
+"""The budget of tuning, in network calls or in seconds; and the speed of a network, which relates the two."""
 
 import re
 import time
 from dataclasses import dataclass
 from numbers import Integral
 
+import torch
+
+from ..models.base import Model
 from ..models.counting import Cost, CostLog
+from ..plans.plan import Plan
+from ..sampling import predict
 
 _FORMS = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>calls?|s|m|h)")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST_TIMED = 0.5  # seconds of a call that is timed, about
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a tuner may spend; None for no limit. One network call is one forward of one batch, and a backward
-    counts as two."""
+    """The most that a tuner may spend; None for no limit. A network call is one forward of one batch, a backward counts
+    as two. The seconds pass by the clock: a slow machine does less in them.
+
+    Attributes:
+        calls, seconds: the limits.
+        default: whether it stands in for a budget that was not given.
+    """
 
     calls: int | None = None
     seconds: float | None = None
+    default: bool = False
 
     def __post_init__(self) -> None:
         for name in ("calls", "seconds"):
@@ -27,7 +39,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: "str | int | Budget | None") -> "Budget":
-        """A budget as people write it: "20000calls", "60s", "2m", "1.5h", a number of calls, or None for no limit."""
+        """The budget of a text such as "20000calls", "60s", "2m" or "1.5h", or of a number of calls; None: no limit."""
         if isinstance(text, Budget):
             return text
         if text is None or (isinstance(text, int | Integral) and not isinstance(text, bool)):
@@ -41,15 +53,42 @@ class Budget:
     def __bool__(self) -> bool:
         return self.calls is not None or self.seconds is not None
 
-    def cut(self, cost: Cost) -> Cost:
-        """As much of a cost as so many calls allow."""
-        if self.calls is None or cost.calls <= self.calls:
-            return cost
-        return Cost(self.calls, cost.evaluations * self.calls // cost.calls)
-
     def __str__(self) -> str:
         limits = [] if self.calls is None else [f"{self.calls} calls"]
         return " and ".join(limits if self.seconds is None else [*limits, f"{self.seconds:g} s"]) or "none"
+
+
+DEFAULT_BUDGET = Budget(seconds=120.0, default=True)
+"""Where neither a budget is given nor the options of the tuner determine how much it does."""
+
+
+class BudgetMeter:
+    """The part of a budget that is spent: the calls that a cost log has under "tuning", and the seconds by the clock,
+    of which an earlier run, that this one continues, may have spent some."""
+
+    def __init__(self, budget: Budget, cost_log: CostLog, seconds: float = 0.0) -> None:
+        self.budget, self.cost_log = budget, cost_log
+        self.restart(seconds)
+
+    def restart(self, seconds: float = 0.0) -> None:
+        """Let the clock run from this number of seconds."""
+        self._began = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def share(self) -> float:
+        """The share of the budget that is spent, from 0; 0 where there is no limit."""
+        calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
+        return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
+
+    def can_afford(self, calls: int) -> bool:
+        """Whether so many more network calls are within the budget of calls, and any seconds are left."""
+        limit = self.budget.calls
+        calls_left = limit is None or self.cost_log.of("tuning").calls + calls <= limit
+        return calls_left and (self.budget.seconds is None or self.seconds < self.budget.seconds)
 
 
 def forward(samples: int, batch: int | None = None) -> Cost:
@@ -57,35 +96,35 @@ def forward(samples: int, batch: int | None = None) -> Cost:
     return Cost(-(-samples // (batch or samples)), samples)
 
 
-class BudgetMeter:
-    """How far a budget is used up, by what a cost_log holds under "tuning" and by the clock.
+@dataclass(frozen=True)
+class Speed:
+    """The seconds that a network takes for a call, and for each sample evaluation in it."""
 
-    Args:
-        budget: what may be spent.
-        cost_log: where calls are booked.
-        seconds: spent before, by a run that this one continues.
-    """
+    call: float
+    evaluation: float
 
-    def __init__(self, budget: Budget, cost_log: CostLog, seconds: float = 0.0) -> None:
-        self.budget, self.cost_log = budget, cost_log
-        self.began = time.monotonic() - seconds
+    def seconds(self, cost: Cost) -> float:
+        """The seconds that a cost takes."""
+        return self.call * cost.calls + self.evaluation * cost.evaluations
 
-    @property
-    def calls(self) -> int:
-        return self.cost_log.of("tuning").calls
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
+@torch.no_grad()
+def measure_speed(
+    model: Model, plan: Plan, shape: tuple[int, ...], most: int = 64, device: torch.device | str = "cpu"
+) -> Speed:
+    """The speed of a model at the last call of a plan: by the least times of three calls with one sample, of this shape,
+    and of three with `most`, or fewer of a slow network."""
 
-    @property
-    def share(self) -> float:
-        """How much of the budget is used up, from 0 to 1; 0 where there is no limit."""
-        calls = 0.0 if self.budget.calls is None else self.calls / self.budget.calls
-        seconds = 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds
-        return max(calls, seconds)
+    def seconds(count: int) -> float:
+        x = torch.zeros(count, *shape, device=device)
+        began = time.perf_counter()
+        float(predict(model, plan, len(plan) - 1, x).sum())  # the number waits for the device
+        return time.perf_counter() - began
 
-    def can_afford(self, calls: int) -> bool:
-        """Whether so many more network calls are within the budget."""
-        calls_left = self.budget.calls is None or self.calls + calls <= self.budget.calls
-        return calls_left and (self.budget.seconds is None or self.seconds < self.budget.seconds)
+    first = seconds(1)  # the first call is slower than the others
+    several = min(most, 1 + int(LONGEST_TIMED / max(first, 1e-9)))
+    if several == 1:
+        return Speed(0.0, first)
+    one, all_ = (min(seconds(count) for _ in range(3)) for count in (1, several))
+    evaluation = max(0.0, all_ - one) / (several - 1)
+    return Speed(max(0.0, one - evaluation), evaluation)

@@ -1,10 +1,11 @@
-"""What a plan is tuned on: data and noise, drawn from seeds of their own."""
+"""What a plan is tuned on: data and noise, from seeds of their own."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from os import PathLike
 from typing import Any
 
 import torch
@@ -19,19 +20,20 @@ from ..plans.build import reference_plan
 from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule, Point
 
-ANSWERS = 100  # numbers by which a model is known again
-OWN_CALLS = 50  # of the runs that the model's own samples are the ends of
+OWN_CALLS = 50  # of the runs that draw the model's own samples
+ANSWERS = 100  # numbers of a prediction, by which a model is recognised,
+ANSWERED = 16  # for so many samples
 
 
 @dataclass(frozen=True)
 class CalibrationBatch:
-    """Data and noise that a loss is averaged over, and the model as it sees them.
+    """Data and noise that a loss is averaged over, and the model under the conditions that belong to the data.
 
     Attributes:
-        model: `eps(x, t, tau)`, under the conditions that belong to the data.
+        model: the model.
         x0, noise: the data and the noise in it, both (B, ...).
-        first: seed of sample 0 for the draws of stochastic samplers.
-        condition: what belongs to the data, (B, ...), where a step function of the user's asks for it.
+        first: the seed of sample 0 for the noise of stochastic samplers.
+        condition, unconditional: conditions (B, ...) for step functions of the user's, or None.
     """
 
     model: Model
@@ -39,28 +41,35 @@ class CalibrationBatch:
     noise: Tensor
     first: int
     condition: Any = None
+    unconditional: Any = None
 
     def at(self, p: Point) -> Tensor:
-        """x = alpha x_0 + sigma eps."""
+        """The state alpha x_0 + sigma eps, (B, ...)."""
         return p.alpha * self.x0 + p.sigma * self.noise
 
     def step_noise(self, k: int) -> Tensor:
-        """What a stochastic sampler draws at call k: the same whenever it is asked."""
+        """The noise that a stochastic sampler draws at call k, (B, ...): the same in every run."""
         return SeededNoise(self.first + first_seed(0, STEPS) + (k + 1) * len(self.x0))(self.x0)
 
 
 class Calibration:
-    """Data x_0 and noise to tune on, and noise to judge on, which has seeds of its own.
+    """Data x_0 and noise to tune on, and noise for the guard, which has seeds of its own.
 
     Args:
         eps, schedule: the model.
         data: x_0 as a tensor (n, ...), or an iterable of samples or of batches; a batch may also be a mapping with an
-            `image`, or a tuple that starts with one. None: the ends of 50-call runs of the model itself.
-        samples: how many to tune on, and to judge on.
-        seed: of everything that is drawn.
-        shape: of one sample; needed when neither data nor `eps.shape` tells.
+            `image`, or a tuple that begins with one. None: the ends of 50-call runs of the model, its own samples.
+        samples: the number of samples to tune on, and of those for the guard.
+        seed: of all noise.
+        shape: of one sample; needed where neither the data nor the model have one.
         device: where the model is.
-        cost_log: where the network calls for the model's own samples are counted.
+        cost_log: where the network calls for own samples are counted.
+
+    Attributes:
+        teacher_runs: the runs of a teacher, for plans that are tuned on the same ones.
+
+    Raises:
+        ValueError: unusable data, shape or device.
     """
 
     def __init__(
@@ -81,31 +90,39 @@ class Calibration:
         model = as_model(eps, schedule, shape)
         self.model = model if isinstance(model, BatchedModel) else BatchedModel(model, samples)
         self.cost_log = CostLog() if cost_log is None else cost_log
-        self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, device
+        self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, _checked_device(device)
         known = self.model.shape if shape is None else shape
-        self.taught: dict[Any, Any] = {}  # runs of a teacher, for plans that are tuned on them one after another
+        self.teacher_runs: dict[str, Any] = {}
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
             if not torch.isfinite(self._data).all():
                 raise ValueError("data must be finite, got NaN or infinity in it")
             known = self._data.shape[1:]
         if known is None:
-            raise ValueError("shape= of one sample is needed: neither data nor eps.shape tells it")
+            raise ValueError("shape= of one sample is needed: neither data nor eps.shape has it")
         self.shape = tuple(known)
 
-    def _empty(self, n: int) -> Tensor:
-        return torch.empty(n, *self.shape, device=self.device)
+    def states(self, seeds: range) -> Tensor:
+        """Standard normal noise (n, ...), a sample of each of these seeds."""
+        return SeededNoise(seeds)(torch.empty(len(seeds), *self.shape, device=self.device))
+
+    def _noise(self, purpose: int, count: int) -> Tensor:
+        first = first_seed(self.seed, purpose)
+        return self.states(range(first, first + count))
 
     def held_out(self) -> Tensor:
-        """Noise to judge on, (samples, ...): never tuned on."""
-        return SeededNoise(first_seed(self.seed, HELD_OUT))(self._empty(self.samples))
+        """Noise for the guard, (samples, ...), on which nothing is tuned."""
+        return self._noise(HELD_OUT, self.samples)
+
+    def trial(self, model: Model) -> CalibrationBatch:
+        """Two samples, of noise in place of data: for calls that only show whether something works."""
+        return CalibrationBatch(model, self._noise(DATA, 2), self._noise(NOISE, 2), first_seed(self.seed, NOISE))
 
     @cached_property
     def x0(self) -> Tensor:
         """Data to tune on, (samples, ...); fewer where fewer were given."""
         if self._data is None:
-            x = SeededNoise(first_seed(self.seed, DATA))(self._empty(self.samples))
-            plan = reference_plan(self.schedule, 0.0, OWN_CALLS)
+            x, plan = self._noise(DATA, self.samples), reference_plan(self.schedule, 0.0, OWN_CALLS)
             with self.cost_log.purpose("data"):
                 return sample(self.model, plan, plan.initial_state(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
@@ -117,29 +134,37 @@ class Calibration:
         return self._data is None
 
     @property
+    def drawn(self) -> bool:
+        """Whether there are data: given ones, or own samples that have been drawn."""
+        return not self.own or "x0" in self.__dict__
+
+    def draw(self) -> None:
+        """Draw own samples, where no data are given."""
+        if not self.drawn:
+            self.x0  # noqa: B018 - a cached property
+
+    @property
     def fingerprint(self) -> str:
-        """What the data are, in a few letters."""
+        """A text that differs between data."""
         if self._data is None:
             return "own samples"
         numbers = self._data.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
     @torch.no_grad()
-    def answer(self, model: BatchedModel) -> list[float]:
-        """Some numbers of what a model says of a batch of noise, by which it is known again."""
-        count = min(self.samples, model.batch or self.samples)
+    def answer(self, model: Model) -> list[float]:
+        """Some numbers of a model's prediction for a batch of noise, by which the model is recognised."""
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        x = float(p.scale) * SeededNoise(0)(self._empty(count))
-        said = model(x, p.t, p.t).double().flatten().nan_to_num()
-        return [float(f"{value:.4g}") for value in said[:: max(1, len(said) // ANSWERS)][:ANSWERS]]
+        prediction = model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t).double().flatten().nan_to_num()
+        return [float(f"{value:.4g}") for value in prediction[:: max(1, len(prediction) // ANSWERS)][:ANSWERS]]
 
-    def draws(self, model: Model) -> CalibrationBatch:
+    def fixed(self, model: Model) -> CalibrationBatch:
         """The data with noise, the same at every call."""
         first = first_seed(self.seed, NOISE)
         return CalibrationBatch(model, self.x0, SeededNoise(first)(self.x0), first)
 
     def batch(self, model: Model, i: int, size: int) -> CalibrationBatch:
-        """Batch number i of an endless stream: data drawn with replacement from all there is, with fresh noise."""
+        """Batch i of an endless stream: data drawn with replacement from all there are, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
         first = first_seed(self.seed, NOISE) + (i + 1) * size
         pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
@@ -147,7 +172,22 @@ class Calibration:
         return CalibrationBatch(model, x0, SeededNoise(first)(x0), first)
 
 
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here, got {device!r}: {reason}") from None
+    return found
+
+
 def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
+    if isinstance(data, str | PathLike):
+        raise ValueError(
+            f"data must be a tensor (n, ...) or an iterable of x0, got the path {str(data)!r}: "
+            "time_tuner.data.load_data(path, shape) reads folders of images and .npz files"
+        )
     if isinstance(data, Tensor):
         gathered = data
     elif not isinstance(data, Iterable):
@@ -170,6 +210,6 @@ def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
         gathered = torch.cat(parts)
     if gathered.dim() < 2 or not len(gathered) or (shape is not None and gathered.shape[1:] != shape):
         wanted = "(n, ...)" if shape is None else str(("n", *shape)).replace("'", "")
-        way_out = "; shape= of one sample tells single samples from batches" if shape is None else ""
+        way_out = "; with shape= of one sample single samples are known from batches" if shape is None else ""
         raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}{way_out}")
     return gathered if gathered.is_floating_point() else gathered.float()

@@ -1,29 +1,85 @@
-"""What a plan is made from, in plain values: by these a run that is continued is known to be the same."""
+"""The file that keeps the state of a tuner at work: a JSON object, written whole after each step. Its `inputs` are all
+that the plan is tuned from, without which a state is not continued; `budget`, `seconds` and `spent` are those of tuning
+so far, `state` is the tuner's own, and `plan` the tuned plan when it is finished."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import dist, hypot
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import torch
+
+from .._files import read_json, write_json
 from ..plans.plan import Plan
 
-CLOSE = 1e-2  # what a model says twice may differ by so much of itself, in low precision or on other threads
+FORMAT = "time-tuner partial plan"
+CLOSE = 1e-2  # by so much of itself a prediction differs when it is repeated, in low precision or on other threads
+FOLLOWS = {"data": "samples", "options": "tuner", "model": "shape"}  # inputs that differ wherever another one does
+
+logger = logging.getLogger("time_tuner")
 
 
-def same(name: str, kept: Any, value: Any) -> bool:
-    """Whether a kept value is that of this run; of what the model says, nearly."""
+class Checkpoint:
+    """The file that keeps the state of a run, which plain `inputs` determine."""
+
+    def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
+        self.path, self.inputs = path, dict(inputs)
+
+    def load(self) -> dict[str, Any]:
+        """The entries of the file, {} where it does not exist or has other inputs.
+
+        Raises:
+            ValueError: the file is something else.
+        """
+        if not self.path.exists():
+            return {}
+        try:
+            values = read_json(self.path)
+            if not isinstance(values, dict) or values.get("format") != FORMAT:
+                raise ValueError(f"its 'format' is not {FORMAT!r}")
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoint {str(self.path)!r} is no partial plan ({error}): name another file, or remove it"
+            ) from None
+        if other := different(values.get("inputs"), self.inputs):
+            logger.info("%s was made with another %s: starting anew", self.path, ", another ".join(other))
+            return {}
+        logger.info("continuing from %s", self.path)
+        return values
+
+    def save(self, **entries: Any) -> None:
+        """Write the file."""
+        write_json(self.path, {"format": FORMAT, "inputs": self.inputs, **entries})
+
+
+def different(kept: Any, inputs: Mapping[str, Any]) -> list[str]:
+    """The names of the inputs that differ, without those that differ only because another one does."""
+    if not isinstance(kept, Mapping) or kept.keys() != inputs.keys():
+        return ["version"]
+    names = [name for name, value in inputs.items() if not _same(name, kept[name], value)]
+    options = [name for name, value in inputs["options"].items() if kept["options"].get(name) != value]
+    names = [name for name in names if FOLLOWS.get(name) not in names]
+    return [each for name in names for each in (options if name == "options" else [name])]
+
+
+def _same(name: str, kept: Any, value: Any) -> bool:
+    """Whether an input is the kept one; the predictions of a model nearly."""
     if name != "model" or not isinstance(kept, list) or len(kept) != len(value):
         return bool(kept == value)
     return dist(kept, value) <= CLOSE * hypot(*value)
 
 
 def plain(value: Any) -> Any:
-    """An option of a method as JSON holds it; a function by its name and its code."""
-    if isinstance(value, str | int | float | bool) or value is None:
+    """An option as a JSON value; a function by its name and its code."""
+    if isinstance(value, str | bool | None):
         return value
+    if isinstance(value, Real):  # numpy's numbers too
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, Plan):
         return value.to_dict()
     if isinstance(value, Sequence):
@@ -39,12 +95,8 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a plan is made with."""
-    return {name: _version(name) for name in ("time-tuner", "torch")}
-
-
-def _version(name: str) -> str:
+    """The versions of this library and of torch."""
     try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
+        return {"time-tuner": version("time-tuner"), "torch": str(torch.__version__)}
+    except PackageNotFoundError:  # it runs from its sources
+        return {"time-tuner": "unknown", "torch": str(torch.__version__)}

@@ -1,4 +1,4 @@
-"""Whether a tuned plan is better: judged on noise it was not tuned on, against a many-step run from the same noise."""
+"""The guard: a tuned plan against the untuned one, on noise that no tuning has used, by a many-step run from it."""
 
 import math
 from copy import copy
@@ -17,11 +17,11 @@ from ..schedules import NoiseSchedule
 
 
 class ReferenceDistance:
-    """How far plans end from where a many-step run from the same noise ends; smaller is better.
+    """The distance between the ends of plans and the end of a many-step run from the same noise.
 
-    The measure is the mean *unsquared* distance E |x_K - y|: the mean square can fall while pictures get worse
-    (a few far ends count more in it than many near ones). A stochastic plan ends elsewhere by design, so there it is
-    the energy distance 2 E |x - y| - E |x - x'| - E |y - y'| between the two sets of ends (Szekely & Rizzo, 2013).
+    It is the mean *unsquared* distance E |x_K - y|: the mean square can fall while pictures get worse, because a few
+    far ends count more in it than many near ones. A stochastic plan ends elsewhere by design, so there it is the energy
+    distance 2 E |x - y| - E |x - x'| - E |y - y'| between the two sets of ends (Szekely & Rizzo, 2013).
 
     Args:
         model: the model.
@@ -46,67 +46,73 @@ class ReferenceDistance:
         self.reference = sample(self.model, reference, reference.initial_state(x))
 
     def __call__(self, plan: Plan) -> float:
-        """The measure of a plan.
+        """The distance of a plan.
 
         Raises:
             ValueError: the plan ends at another time.
         """
         return float(self.per_sample(plan).mean())
 
-    def per_sample(self, plan: Plan) -> Tensor:
-        """What each sample contributes to the measure of a plan, (B,): their mean is the measure."""
+    def check(self, plan: Plan) -> None:
+        """Raise a ValueError if the plan ends at another time than the reference run."""
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(
                 f"plan must end where the reference run does, at t = {self.end:.6g}, got t = {float(plan.t[-1]):.6g}"
             )
-        return self._per_sample(
-            sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed)), plan.stochastic
-        )
+
+    def per_sample(self, plan: Plan) -> Tensor:
+        """The contribution of each sample to the distance of a plan, (B,): their mean is the distance."""
+        self.check(plan)
+        ends = sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed))
+        return self.of_ends(ends, plan.stochastic)
 
     def counted(self, cost_log: CostLog) -> "ReferenceDistance":
-        """The same measure, whose network calls are counted in this log."""
+        """The same distance, whose network calls are counted in this log."""
         other = copy(self)
         other.model = CountedModel(self.model, cost_log)
         return other
 
-    def distance(self, ends: Tensor, stochastic: bool = False) -> float:
-        """The measure of states (B, ...) in which runs from `x` have ended."""
-        return float(self._per_sample(ends, stochastic).mean())
-
-    def _per_sample(self, ends: Tensor, stochastic: bool) -> Tensor:
+    def of_ends(self, ends: Tensor, stochastic: bool = False) -> Tensor:
+        """The contribution of each sample to the distance of these ends (B, ...) of runs from `x`, (B,)."""
         x, y = ends.double().flatten(1), self.reference.double().flatten(1)
         if not stochastic:
-            apart: Tensor = (x - y).norm(dim=1)
-            return apart
+            distances: Tensor = (x - y).norm(dim=1)
+            return distances
         across, others = torch.cdist(x, y), len(x) - 1
         return across.mean(0) + across.mean(1) - (torch.cdist(x, x).sum(1) + torch.cdist(y, y).sum(1)) / others
 
 
-def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
-    """The tuned plan, or what of it is better than the untuned one; the measures go into its provenance.
+def gain_with_error(untuned: Tensor, tuned: Tensor, stochastic: bool) -> tuple[float, float]:
+    """The mean gain of a tuned plan over the untuned one, by the contributions of each sample (B,); and its standard
+    error: a gain that is no larger need not be one on other noise."""
+    gain = untuned - tuned
+    # In the energy distance, which is of pairs, the contribution of a sample counts twice.
+    return float(gain.mean()), (1 + stochastic) * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
-    Rows are put back to untuned one at a time, last first, while that lowers the measure. A gain over the untuned plan
-    that is no larger than its own standard error need not be one on other noise: then the untuned plan is what remains.
+
+def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
+    """The tuned plan, or what of it is better than the untuned one, with the distances in its provenance.
+
+    Conditioning times are set back to t one at a time, last first, while that lowers the distance. Where the gain over
+    the untuned plan is below its standard error, the untuned plan remains.
     """
-    before, bare = judge.per_sample(untuned), judge.per_sample(plan)
-    best, after, reverted = plan, bare, list[int]()
+    before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
+    best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):
         if best.tau[k] == best.t[k]:
             continue
         tau = best.tau.clone()
         tau[k] = best.t[k]
         trial = best.with_tau(tau)
-        shares = judge.per_sample(trial)
-        if shares.mean() >= after.mean():
+        distances = judge.per_sample(trial)
+        if distances.mean() >= after.mean():
             break
-        best, after = trial, shares
+        best, after = trial, distances
         reverted.append(k)
-    gain = before - after
-    # In the energy distance, which is of pairs, what one sample contributes counts twice.
-    error = (1 + plan.stochastic) * gain.std(correction=0) / math.sqrt(len(gain))
-    if gain.mean() < error:
+    gain, error = gain_with_error(before, after, plan.stochastic)
+    if gain < error:
         best, after, reverted = untuned, before, list(range(len(plan)))
-    distances = (("untuned", before), ("tuned", after), ("unguarded", bare))
-    distance = {name: float(per_sample.mean()) for name, per_sample in distances}
+    measured = {"untuned": before, "tuned": after, "unguarded": unguarded}
+    distance = {name: float(per_sample.mean()) for name, per_sample in measured.items()}
     notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": sorted(reverted)}
     return best.with_provenance(**{**plan.provenance, **notes})

@@ -1,50 +1,54 @@
 """`tune` and `tune_several`: calibrate, tune, compare with the untuned plan; `estimate`: what that costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from .._checks import check_int, choose
+from .._checks import check_int
+from .._spec import build, parse_call
+from ..data import check_writable
 from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule
-from .base import Progress, TuningRun, tqdm_bar
-from .budget import Budget, forward
+from .base import Listener, Tuner, TuningRun, listener
+from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
 from .calibration import OWN_CALLS, Calibration
-from .checkpoint import plain, versions
+from .checkpoint import Checkpoint, plain, versions
 from .guard import ReferenceDistance, guarded
 from .joint.tuner import Joint
-from .timesteps.tuner import Conditioning
+from .timesteps.tuner import Parallel, Sequential
 
-Tuner: TypeAlias = Callable[..., Plan]
-"""`tuner(eps, plan, calibration, run, **options)`: a plan, tuned. `eps` is counted and called in batches, see
-`BatchedModel`; `run` says what may be spent, keeps the state and tells how far it is, see `TuningRun`. A tuner that can foretell
-what it costs has a method `cost(plan, samples, batch, **options)`: for "tuning", and for "teacher" where it has one,
-what that costs as a rule, and at most."""
-
-
-TUNERS: dict[str, Tuner] = {
-    "sequential": Conditioning("sequential"),
-    "parallel": Conditioning("parallel"),
-    "joint": Joint(),
-}
-"""Every tuning method by its name in `tune` and on the command line."""
-
+TUNERS: dict[str, type[Tuner]] = {"sequential": Sequential, "parallel": Parallel, "joint": Joint}
+"""Every tuner by its name in texts and on the command line."""
 
 REFERENCE_CALLS = 100
+
+
+def tuner_of(tuner: Tuner | str) -> Tuner:
+    """The tuner of a text `name(option=value, ...)`, such as "joint(pairs=128)", or the given tuner itself.
+
+    Raises:
+        ValueError: another text, an unknown name or option, or a value that the option does not take.
+    """
+    if isinstance(tuner, str):
+        name, options = parse_call(tuner)
+        return build("tuner", TUNERS, name, options)
+    if not isinstance(tuner, Tuner):
+        raise ValueError(f"tuner must be a tuner or a text such as 'joint(pairs=128)', got {tuner!r}")
+    return tuner
 
 
 def tune(
     eps: ModelLike,
     plan: Plan,
-    method: str = "sequential",
+    tuner: Tuner | str = "sequential",
     data: Any = None,
     seed: int = 0,
     guard: bool | ReferenceDistance = True,
@@ -55,183 +59,151 @@ def tune(
     device: torch.device | str = "cpu",
     budget: str | int | Budget | None = None,
     checkpoint: str | Path | None = None,
-    progress: bool | Callable[[Progress], None] = False,
-    say: Callable[[str], None] = print,
-    verbose: bool = False,
-    **options: Any,
+    progress: bool | Listener = False,
 ) -> Plan:
     """A better plan for the same number of calls.
 
     Args:
-        eps: the model, `eps(x, t, tau)`.
-        plan: where to start: its sampler and its grid.
-        method: a name in `TUNERS`. "sequential" and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
+        eps: a model, or a function `eps(x, t, tau)`.
+        plan: the plan from which tuning starts: its sampler and its grid.
+        tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
+            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
-            samples; or a `Calibration`, to tune several plans on the same, which brings its seed, samples and shape.
-            "joint" needs none, and takes none.
-        seed: of everything that is drawn.
-        guard: True to judge the result on held-out noise and put back what makes it worse; False for the bare optimum;
-            or a `ReferenceDistance` to judge several plans by one reference.
-        samples: how many samples to tune on, and to judge on; of a model under several conditions as many as these.
+            samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
+        seed: of all noise.
+        guard: True to compare the plan with the untuned one on held-out noise, and to set back what makes it worse;
+            False for the tuner's own result; a `ReferenceDistance` to compare several plans with one reference run.
+        samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
-            there are to ask about, halved while the memory does not suffice. A batch larger than `samples` lets
-            "parallel" ask about several steps at once. With `optimizer="adam"` also its batch, 64 by default.
-        shape: of one sample; needed only when neither `data` nor `eps.shape` tells.
+            there are, halved while the memory does not suffice. In a batch larger than `samples` the parallel strategy
+            tunes several steps together.
+        shape: of one sample, where neither the data nor the model have one.
         device: where the model is.
-        budget: what tuning may spend, as in "20000calls", "60s" or "2m", or a number of calls; the best found until
-            then is handed over. One call is one forward of one batch, a backward counts as two. The reference, the
-            calibration data and the guard come on top: see `estimate`.
-        checkpoint: a file that keeps what is found while it is being found: a run that was interrupted goes on from
-            there when it is started again with the same arguments, and comes to the same plan. In the end it holds
-            the plan, too, which the same call then gives at once: remove it when the plan is saved.
-        progress: called with a `Progress` after each step; True for a bar on standard error.
-        say: called with the sentence whether an earlier run is continued.
-        verbose: the same as `progress=True`.
-        **options: of the method, for example `optimizer="adam"` for the published procedure, `objective="substeps"` or
-            `last=True`.
+        budget: what tuning may spend, such as "20000calls", "60s" or "2m", or a number of calls: the best plan found
+            until then is returned. One call is one forward of one batch, a backward counts as two. By default 120 s by
+            the clock, or none where the options of the tuner determine how much it does. A teacher's runs are part of
+            a budget of seconds; own samples, the reference run and the guard are not: see `estimate`.
+        checkpoint: a file that keeps what is found. An interrupted run continues from there when it is started again
+            with the same arguments, to the same plan. A finished plan is kept, too, and returned at once by the same
+            call: remove the file when the plan is saved.
+        progress: called with the `Progress`; True for a bar on standard error.
 
     Returns:
-        The tuned plan. Its provenance says how it was made, what that cost, and, with a guard, what it is worth:
-        "distance" holds the mean distance to the end of a many-step run of the "untuned" plan, of the "tuned" one, and
-        of the tuner's own result before the guard, "unguarded"; "reference_calls" is the number of calls of that run;
-        "reverted_calls" are the calls whose tau the guard set back. "stopped" is there when the budget ran out.
+        The tuned plan. Its provenance holds how it was tuned, at what cost, and, with a guard, the "distance" to the
+        end of a many-step run, of the "untuned" plan, of the "tuned" one, and of the tuner's own result, "unguarded";
+        "reference_calls" are the calls of that run, "reverted_calls" those whose tau the guard set back. "stopped" is
+        there when the budget was spent.
 
     Raises:
-        ValueError: an unknown method, unusable data, a model that returns NaN or a wrong shape, or one with another
-            noise schedule than the plan.
+        ValueError: an argument that cannot be used, before any long work; or a model that returns NaN or a wrong shape.
     """
-    samples = check_int("samples", samples, 2)
-    _check(method, options)
+    # 1. All that can be refused without a network call.
+    tuner, samples, seed = tuner_of(tuner), check_int("samples", samples, 2), check_int("seed", seed)
     if not isinstance(plan, Plan):
         raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     if not isinstance(guard, bool | ReferenceDistance):
         raise ValueError(f"guard must be True, False or a ReferenceDistance, got {guard!r}")
-    seed = check_int("seed", seed)
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+    if not (isinstance(progress, bool) or callable(progress)):
         raise ValueError(f"progress must be True, False or a function, got {progress!r}")
-    for name, path in (("checkpoint", checkpoint), ("cache", options.get("cache"))):
-        if not isinstance(path, str | PathLike | None):
-            raise ValueError(f"{name} must be a path, got {path!r}")
-    model = as_model(eps, plan.schedule, shape)
+    if not isinstance(checkpoint, str | PathLike | None):
+        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}")
+    if checkpoint is not None:
+        check_writable(Path(checkpoint))
+    model, limit = as_model(eps, plan.schedule, shape), _budget(tuner, budget)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
-        calibration, seed, samples, shape = data, data.seed, data.samples, data.shape
+        samples, seed = data.samples, data.seed
     if model.num_conditions is not None and model.num_conditions > samples:
         raise ValueError(
             f"samples must be at least as many as the model has conditions, {model.num_conditions}, got {samples}"
         )
-    cost_log = CostLog()
-    network = BatchedModel(CountedModel(model, cost_log), _batch(batch, samples, device, options))
-    if not isinstance(data, Calibration):
-        calibration = Calibration(network, plan.schedule, data, samples, seed, shape, device, cost_log)
-    made: dict[str, Any] = {
-        "plan": plan.to_dict(),
-        "method": method,
-        "options": {name: plain(value) for name, value in options.items()},
-        "data": calibration.fingerprint,
-        "seed": seed,
-        "samples": samples,
-        "guard": guard if isinstance(guard, bool) else "given",
-        "versions": versions(),
-    }
+    log = CostLog()
+    network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
+    given = isinstance(data, Calibration)
+    calibration = data if given else Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
+    tuner.check(plan, calibration.own)
+    if isinstance(guard, ReferenceDistance):
+        guard.check(plan)
+    # 2. The run: its checkpoint, its progress.
+    kept = None
     if checkpoint is not None:
-        made["model"] = calibration.answer(BatchedModel(model, network.batch))  # a call that is no part of the work
-    tell = tqdm_bar(method) if progress is True or verbose else progress or None
-    run = TuningRun(Budget.parse(budget), cost_log, None if checkpoint is None else Path(checkpoint), made, tell, say)
-    if run.plan is not None:
-        return Plan.from_dict(run.plan)
-    tuned = TUNERS[method](network, plan, calibration, run, **options).with_provenance(
-        method=method,
-        seed=seed,
-        samples=samples,
-        data="own samples" if calibration.own else "given",
-        versions=versions(),
-        **({"stopped": run.stopped} if run.stopped else {}),
-    )
-    if guard is not False:
-        if isinstance(guard, ReferenceDistance):
-            judge = guard.counted(cost_log)
+        inputs = _inputs(tuner, plan, calibration, guard, BatchedModel(model, network.batch))
+        kept = Checkpoint(Path(checkpoint), inputs)
+    planned = _planned(tuner, plan, samples, network.batch, not calibration.drawn, guard, limit, None)
+    usual = {purpose: costs[0] for purpose, costs in planned.items()}
+    with listener(progress) as listening:
+        run = TuningRun(calibration, limit, log, kept, listening, usual)
+        if run.plan is None:
+            tuned = _tuned(tuner, network, plan, run, guard).with_provenance(cost=log.to_dict())
         else:
-            end, noise = float(plan.t[-1]), calibration.held_out()
-            with cost_log.purpose("reference"):
-                judge = ReferenceDistance(network, plan.schedule, end, noise, REFERENCE_CALLS, seed)
-        with cost_log.purpose("guard"):
-            tuned = guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
-    tuned = tuned.with_provenance(cost=cost_log.to_dict())
-    run.finish(tuned.to_dict())
+            tuned = Plan.from_dict(run.plan)
+        run.finish(tuned.to_dict())
     return tuned
 
 
-def estimate(
-    plan: Plan,
-    method: str = "sequential",
-    *,
-    samples: int = 256,
-    batch: int | None = None,
-    device: torch.device | str = "cpu",
-    own_samples: bool = True,
-    guard: bool = True,
-    budget: str | int | Budget | None = None,
-    call: float = 0.0,
-    **options: Any,
-) -> dict[str, tuple[Cost, Cost]]:
-    """What `tune` with these arguments will cost: for each purpose, as a rule and at most. "tuning" is left out where
-    the method does not tell.
+def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard: bool | ReferenceDistance) -> Plan:
+    """The work of `tune`: a trial, own samples, tuning, the reference run and the guard."""
+    calibration, log = run.calibration, run.cost_log
+    if not run.state:
+        with log.purpose("sizing"):
+            tuner.try_out(model, plan, run)
+    notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
+    if tuner.uses_data:
+        notes["data"] = "own samples" if calibration.own else "given"
+        calibration.draw()  # before the clock of the budget begins
+    run.begin()
+    tuned = tuner.tune(model, plan, run).with_provenance(**notes, versions=versions())
+    if run.stopped:
+        tuned = tuned.with_provenance(stopped=run.stopped)
+    if guard is False:
+        return tuned
+    if isinstance(guard, ReferenceDistance):
+        judge = guard.counted(log)
+    else:
+        end, noise = float(plan.t[-1]), calibration.held_out()
+        with log.purpose("reference"):
+            judge = ReferenceDistance(model, plan.schedule, end, noise, REFERENCE_CALLS, calibration.seed)
+    with log.purpose("guard"):
+        return guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
 
-    `call` is the seconds that the model takes for 16 samples, by which a method may choose how much it does; 0 where
-    that is not known.
 
-    Raises:
-        ValueError: an unknown method or option.
-    """
-    samples = check_int("samples", samples, 2)
-    _check(method, options)
-    batch, limit = _batch(batch, samples, device, options), Budget.parse(budget)
-    run = forward(samples, batch)
-    least, most = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))  # untuned, tuned, a row or all put back
-    foretell = getattr(TUNERS[method], "cost", None)
-    costs = {} if foretell is None else foretell(plan, samples, batch, **options, budget=limit, call=call)
-    if "tuning" in costs:
-        costs["tuning"] = tuple(map(limit.cut, costs["tuning"]))
-    if "teacher" not in costs:  # which needs no data
-        own_calls = len(reference_plan(plan.schedule, 0.0, OWN_CALLS))
-        costs = {"data": (run * (own_calls * own_samples),) * 2} | costs
-    reference_calls = len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS))
-    return costs | {
-        "reference": (run * (reference_calls * guard),) * 2,
-        "guard": (least, most) if guard else (Cost(), Cost()),
+def _inputs(
+    tuner: Tuner, plan: Plan, calibration: Calibration, guard: bool | ReferenceDistance, model: BatchedModel
+) -> dict[str, Any]:
+    """All that a plan is tuned from, in plain values."""
+    run = plan.to_dict()
+    return {
+        "plan": {name: run[name] for name in ("sampler", "schedule", "t", "tau", "corrections")},
+        "tuner": _name(tuner),
+        "options": {field.name: plain(getattr(tuner, field.name)) for field in fields(tuner)},
+        "samples": calibration.samples,
+        "shape": list(calibration.shape),
+        "data": calibration.fingerprint,
+        "seed": calibration.seed,
+        "guard": guard if isinstance(guard, bool) else "given",
+        "model": calibration.answer(model),
+        "versions": versions(),
     }
 
 
-def options_of(method: str) -> list[str]:
-    """The names of a method's options.
-
-    Raises:
-        ValueError: an unknown method.
-    """
-    return list(signature(TUNERS[choose("method", method, TUNERS)]).parameters)[
-        4:
-    ]  # after the model, the plan, the calibration and the run
+def _name(tuner: Tuner) -> str:
+    """The name of a tuner in `TUNERS`; that of its class where it is not there."""
+    return next((name for name, kind in TUNERS.items() if kind is type(tuner)), type(tuner).__name__)
 
 
-def _check(method: str, options: Mapping[str, Any]) -> None:
-    takes = options_of(method)
-    unknown = [name for name in options if name not in takes]
-    if unknown:
-        raise ValueError(f"method {method!r} has no option {unknown[0]!r}; its options: {', '.join(takes) or 'none'}")
+def _budget(tuner: Tuner, budget: str | int | Budget | None) -> Budget:
+    return Budget.parse(budget) or (Budget() if tuner.sized else DEFAULT_BUDGET)
 
 
-def _batch(batch: int | None, samples: int, device: torch.device | str, options: Mapping[str, Any]) -> int | None:
-    """The most samples in a network call; None where the device says itself when there are too many."""
-    if batch is not None or options.get("optimizer") == "adam" or torch.device(device).type != "cpu":
-        return batch
-    return samples
+def _batch(batch: int | None, samples: int, device: torch.device | str) -> int | None:
+    """The most samples in a network call; None on other devices than the CPU, where a full memory is an error."""
+    return samples if batch is None and str(device) == "cpu" else batch
 
 
 def tune_several(
     eps: ModelLike,
     plans: Sequence[Plan],
-    method: str = "joint",
+    tuner: Tuner | str = "sequential",
     data: Any = None,
     seed: int = 0,
     *,
@@ -240,33 +212,111 @@ def tune_several(
     device: torch.device | str = "cpu",
     checkpoint: str | Path | None = None,
     done: Callable[[Sequence[Plan]], None] = lambda plans: None,
-    **options: Any,
+    **how: Any,
 ) -> list[Plan]:
     """The plans tuned, from the fewest calls to the most.
 
-    They are tuned on the same data, or by the same runs of the teacher; with `method="joint"` each starts from its
-    neighbour, too. A budget is for each.
+    They are tuned on the same data, or by the same runs of a teacher; in joint tuning each also has the one before as a
+    warm start. A budget is for each.
 
     Args:
-        eps, method, data, seed, samples, shape, device, checkpoint, options: see `tune`.
+        eps, tuner, data, seed, samples, shape, device, checkpoint: see `tune`.
         plans: for different numbers of calls, on one schedule.
-        done: called with the plans that are finished, after each.
+        done: called with the finished plans, after each.
+        **how: `guard`, `batch`, `budget` and `progress`, see `tune`.
 
     Raises:
         ValueError: two plans for the same number of calls; and see `tune`.
     """
-    plans = sorted(plans, key=len)
+    plans, tuner = sorted(plans, key=len), tuner_of(tuner)
     counts = [len(plan) for plan in plans]
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device)
+    for plan in plans:
+        tuner.check(plan, data.own)
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
-        more = {**options}
-        if method == "joint" and tuned:
-            more = {"pairs": tuned[-1].provenance["pairs"], "others": tuned[-1:], **options}
-        tuned.append(tune(eps, plan, method, data, device=device, checkpoint=path, **more))
+        tuner = tuner.following(tuned[-1]) if tuned else tuner
+        tuned.append(tune(eps, plan, tuner, data, device=device, checkpoint=path, **how))
         done(tuned)
     return tuned
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected cost of a run of `tune`.
+
+    Attributes:
+        costs: the usual and the largest cost of each purpose; "tuning" is left out where the tuner does not know it.
+        speed: of the network, as it was timed.
+    """
+
+    costs: Mapping[str, tuple[Cost, Cost]]
+    speed: Speed
+
+    @property
+    def seconds(self) -> float:
+        """The usual seconds of the whole run at this speed."""
+        return sum(self.speed.seconds(usual) for usual, _ in self.costs.values())
+
+
+def estimate(
+    eps: ModelLike,
+    plan: Plan,
+    tuner: Tuner | str = "sequential",
+    *,
+    samples: int = 256,
+    batch: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    device: torch.device | str = "cpu",
+    own_samples: bool = True,
+    guard: bool = True,
+    budget: str | int | Budget | None = None,
+) -> Estimate:
+    """What `tune` with these arguments will cost, after a few network calls that are timed; `own_samples` where no data
+    will be given."""
+    tuner, samples, limit = tuner_of(tuner), check_int("samples", samples, 2), _budget(tuner_of(tuner), budget)
+    tuner.check(plan, own_samples)
+    batch = _batch(batch, samples, device)
+    calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
+    model = BatchedModel(as_model(eps, plan.schedule, shape), batch)
+    speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
+    return Estimate(_planned(tuner, plan, samples, batch, own_samples, guard, limit, speed), speed)
+
+
+def _planned(
+    tuner: Tuner,
+    plan: Plan,
+    samples: int,
+    batch: int | None,
+    own_samples: bool,
+    guard: bool | ReferenceDistance,
+    budget: Budget,
+    speed: Speed | None,
+) -> dict[str, tuple[Cost, Cost]]:
+    """The usual and the largest cost of a run, by purpose."""
+    run, costs = forward(samples, batch), dict[str, tuple[Cost, Cost]]()
+    if tuner.uses_data and own_samples:
+        costs["data"] = (run * len(reference_plan(plan.schedule, 0.0, OWN_CALLS)),) * 2
+    for purpose, (usual, most) in tuner.cost(plan, samples, batch, budget, speed).items():
+        limit = budget if purpose == "tuning" else Budget()
+        costs[purpose] = _cut(usual, limit, speed), _cut(most, limit, speed)
+    if guard is True:
+        costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
+    if guard is not False:
+        # The untuned plan, the tuned one, and one for each call that may be set back, of which the first is usual.
+        costs["guard"] = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))
+    return costs
+
+
+def _cut(cost: Cost, budget: Budget, speed: Speed | None) -> Cost:
+    """As much of a cost as the budget allows."""
+    if budget.calls is not None and cost.calls > budget.calls:
+        cost = Cost(budget.calls, cost.evaluations * budget.calls // cost.calls)
+    if budget.seconds is not None and speed is not None and (seconds := speed.seconds(cost)) > budget.seconds:
+        share = budget.seconds / seconds
+        cost = Cost(int(cost.calls * share), int(cost.evaluations * share))
+    return cost

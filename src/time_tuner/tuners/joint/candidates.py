@@ -1,4 +1,4 @@
-"""Where joint tuning may start from: the plan itself, and others of its sampler to the same end."""
+"""Candidates of joint tuning: the plan itself, and others of its sampler to the same end."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -6,7 +6,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..._checks import check_int
 from ...plans.build import make_plan, resample
 from ...plans.plan import Plan
 from ...samplers import Sampler, sampler_from_dict, sampler_to_dict
@@ -15,39 +14,44 @@ from .parameters import PARTS
 
 ORDERS = (1, 2, 3, 4)
 APART = 0.02  # of the angles of two grids, for them to count as two
-SHORTEST = 1.02  # times the end of the run, at least, where the last step begins: a shorter one is a call wasted
-LATE = (0, 1, 2)  # so many steps of a grid for as many more are left out
+SHORTEST = 1.02  # times the end of the run, at least, where the last step begins: a shorter one wastes a call
+LATE = (0, 1, 2)  # so many first steps of a grid with as many steps more are left out
 
 
-def candidate_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
-    """The plans that may be tried, the given one first.
-
-    A start differs from the plan in what is tuned, and in nothing else: other spacings are for where times are tuned,
-    other orders of the sampler for where corrections are. A run may begin later than that of the plan, on the grid of a
-    longer run without its first steps, for few calls are wasted where there is only noise; it ends where the plan does.
-
-    Args:
-        plan: the plan to tune.
-        starts: 1 for the plan and `others` alone; more for every spacing and every order of its sampler too.
-        others: tuned plans for other numbers of calls, or plans with the calls and the end of this one.
-        parts: what is tuned, see `Parameters`.
+def warm_starts(plan: Plan, others: Sequence[Plan]) -> list[Plan]:
+    """Tuned plans, resampled to the number of calls of this one.
 
     Raises:
-        ValueError: not a positive number, or plans that do not fit.
+        ValueError: one does not fit.
     """
-    starts, found = check_int("starts", starts, 1), [plan]
-    for other in others:
-        fitting = resample(other, len(plan))
+    found = [resample(other, len(plan)) for other in others]
+    for other, fitting in zip(others, found, strict=True):
         if not _fits(fitting, plan):
             raise ValueError(
-                f"others must be deterministic plans to t = {float(plan.t[-1]):.6g} on the schedule of the plan, "
+                f"warm_starts must be deterministic plans to t = {float(plan.t[-1]):.6g} on the schedule of the plan, "
                 f"got {other!r}"
             )
-        found.append(fitting)
-    for sampler in _orders(plan, parts) if starts > 1 else ():
-        for ends in _grids(plan, sampler, parts):
+    return found
+
+
+def candidate_plans(plan: Plan, given: Sequence[Plan] = (), parts: Sequence[str] = PARTS) -> list[Plan]:
+    """The plans that may be tuned: this one and the given ones first, then those of every spacing and every order of
+    its sampler.
+
+    Candidates differ from the plan only in what is tuned: other spacings are for where times are tuned, other orders of
+    the sampler for where corrections are. A run may begin later than that of the plan, on the grid of a longer run
+    without its first steps, since a call where there is only noise is wasted; it ends where the plan does.
+
+    Args:
+        plan: the plan.
+        given: others that take part, see `warm_starts`.
+        parts: what is tuned, see `Parameters`.
+    """
+    found = [plan, *given]
+    for sampler in _orders(plan, parts):
+        for times in _grids(plan, sampler, parts):
             try:
-                other = make_plan(sampler, plan.schedule, len(plan), times=ends)
+                other = make_plan(sampler, plan.schedule, len(plan), times=times)
             except ValueError:  # not for so many steps
                 continue
             if "tau" not in parts:
@@ -60,33 +64,33 @@ def candidate_plans(plan: Plan, starts: int, others: Sequence[Plan] = (), parts:
 
 
 def _orders(plan: Plan, parts: Sequence[str]) -> list[Sampler]:
-    """The plan's sampler, and the same with every other order that it may have."""
+    """The plan's sampler, and the same of every other order that it may have."""
     values = sampler_to_dict(plan.sampler)
     orders = [order for order in ORDERS if order != values["order"]] if "order" in values else []
-    made = [plan.sampler]
+    samplers = [plan.sampler]
     for order in orders if "corrections" in parts else ():
         try:
-            made.append(sampler_from_dict({**values, "order": order}))
+            samplers.append(sampler_from_dict({**values, "order": order}))
         except ValueError:
             continue
-    return made
+    return samplers
 
 
 def _grids(plan: Plan, sampler: Sampler, parts: Sequence[str]) -> list[Tensor]:
-    """The step ends of the plan, and those of every spacing, from its beginning or later, to the end of the plan."""
+    """The step times of the plan, and those of every spacing, from its beginning or later, to the end of the plan."""
     steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
-    made = [plan.step_times] if len(plan.steps) == steps else []
+    grids = [plan.step_times] if len(plan.steps) == steps else []
     for spacing, late in product(SPACINGS.values(), LATE) if "times" in parts else ():
         try:
-            ends = spacing(plan.schedule, steps + late)[late:]
+            times = spacing(plan.schedule, steps + late)[late:]
         except ValueError:  # not on this schedule
             continue
-        if not plan.schedule.at(ends[0]).alpha and plan.point(0).alpha:
-            continue  # there the model may have nothing to say
-        if ends[-2] > plan.step_times[-1] * SHORTEST:
-            made.append(torch.cat([ends[:-1], plan.step_times[-1:]]))
-    angles = [plan.schedule.at(ends).angle for ends in made]
-    return [made[i] for i in range(len(made)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
+        if not plan.schedule.at(times[0]).alpha and plan.point(0).alpha:
+            continue  # a model that predicts noise may not be called there
+        if times[-2] > plan.step_times[-1] * SHORTEST:
+            grids.append(torch.cat([times[:-1], plan.step_times[-1:]]))
+    angles = [plan.schedule.at(times).angle for times in grids]
+    return [grids[i] for i in range(len(grids)) if all((angles[i] - one).abs().max() > APART for one in angles[:i])]
 
 
 def _same(one: Plan, other: Plan) -> bool:

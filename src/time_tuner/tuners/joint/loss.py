@@ -1,4 +1,4 @@
-"""How far plans end from where the teacher ends, and how that changes with their numbers."""
+"""The distance between the ends of a plan's runs and of the teacher's, and its derivatives by the plan's parameters."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,21 +14,25 @@ from ...models.checkpointing import CheckpointedModel, needs_checkpointing
 from ...models.counting import CostLog
 from ...plans.plan import Plan
 from ...sampling import predict, sample, trajectory
-from ..timesteps.objectives import numbers_of
 from .parameters import Parameters
 from .teacher import Pairs
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""`distance(x, y)` of two batches (B, ...): (B,), or their mean."""
+"""`distance(x, y)` of two batches (B, ...): of each pair, (B,), or their mean."""
 
+DELTA = 1e-3  # in `robust`
 FLOOR = 1e-3  # of the mean distance, as which a smaller one counts in the curvature
-NUDGE = 0.05  # of a time, by which the network is asked again for its slope
+DIFFERENCE = 0.05  # of a time, between the two predictions of a difference quotient
+
+
+def robust(x: Tensor, y: Tensor) -> Tensor:
+    """sqrt(|x - y|^2 + delta) of every pair, (B, ...) and (B, ...) -> (B,)."""
+    return ((x - y).double().square().flatten(1).sum(1) + DELTA).sqrt()
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The mean distance over some pairs, its gradient (P,) by the numbers of a plan, and its curvature (P, P) where
-    that was asked for."""
+    """The mean distance over some pairs, its gradient (P,) by the parameters, and its curvature (P, P) or None."""
 
     loss: float
     gradient: Tensor
@@ -41,26 +45,31 @@ class Gradients:
 
 @dataclass(frozen=True)
 class TimeGradients:
-    """How it is told what a change of a model's times does to what it says.
+    """How the derivative of a model's prediction by its times is found.
 
     Attributes:
-        by_gradient: the model takes times for each sample and has a gradient by them, where it is asked for the noise.
-        by_asking: "tau", "t": elsewhere it is asked again with another one of these.
+        exact: by its gradient, where it predicts the noise; the model accepts a time for each sample.
+        differences: elsewhere by difference quotients in these times, "tau" and "t": a prediction more for each.
     """
 
-    by_gradient: bool = False
-    by_asking: tuple[str, ...] = ()
+    exact: bool = False
+    differences: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> int:
+        """Predictions more for each call of a run."""
+        return 0 if self.exact else len(self.differences)
 
 
 @dataclass(frozen=True)
 class TeacherLoss:
-    """How far plans end from where the teacher ends.
+    """The mean distance between the ends of a plan's runs and of the teacher's.
 
     Attributes:
         model: the model.
-        pairs: the teacher's.
-        distance: of two ends.
-        cost_log: where its network calls are counted.
+        pairs: of the teacher.
+        distance: between two ends.
+        cost_log: where network calls are counted.
     """
 
     model: BatchedModel
@@ -68,8 +77,8 @@ class TeacherLoss:
     distance: Distance
     cost_log: CostLog
 
-    def time_slopes(self, plan: Plan, parts: Sequence[str]) -> TimeGradients:
-        """How the slopes in the times are told of this model, where any of them change."""
+    def time_gradients(self, plan: Plan, parts: Sequence[str]) -> TimeGradients:
+        """How the derivative by the times is found, where any of them are tuned; by a few predictions."""
         if not {"times", "tau"} & set(parts):
             return TimeGradients()
         two = torch.arange(min(2, len(self.pairs.x)))
@@ -78,124 +87,139 @@ class TeacherLoss:
             if accepts_times(model, x, plan.taus[-1].detach()):
                 with torch.enable_grad():
                     tau = plan.taus[-1].detach().expand(len(x)).clone().requires_grad_()
-                    said = model(x, tau.detach(), tau)
-                    if said.requires_grad and (torch.autograd.grad(said.sum(), tau, allow_unused=True)[0] is not None):
-                        return TimeGradients(by_gradient=True, by_asking=("tau",))
+                    noise = model(x, tau.detach(), tau)
+                    if noise.requires_grad and torch.autograd.grad(noise.sum(), tau, allow_unused=True)[0] is not None:
+                        return TimeGradients(exact=True, differences=("tau",))
             with torch.no_grad():
                 first, last = (model(x, plan.t[k], plan.taus[-1]) for k in (0, -2))
-        # Where steps move, tau moves with them; t matters to what a network for x0 or v says of the noise.
+        # Where step times move, tau moves with them; t matters to the noise of a network that predicts x0 or v.
         alike = torch.equal(first, last) or "times" not in parts
-        return TimeGradients(by_asking=("tau",) if alike else ("tau", "t"))
+        return TimeGradients(differences=("tau",) if alike else ("tau", "t"))
 
     @torch.no_grad()
-    def of(self, plan: Plan, rows: Tensor) -> float:
-        """The mean distance over some of the pairs; infinite where the runs of the plan break."""
-        taken, pairs = for_rows(self.model, rows), self.pairs[rows]
+    def mean(self, plan: Plan, rows: Tensor) -> float:
+        """The mean distance over some of the pairs; infinite where the runs of the plan are."""
+        model, pairs = for_rows(self.model, rows), self.pairs[rows]
         end = plan.initial_state(pairs.x)
-        for end in trajectory(taken, plan, end):  # noqa: B007, B020 - the last state is what is wanted
+        for end in trajectory(model, plan, end):  # noqa: B007, B020 - the last state is the end
             pass
-        if not end.isfinite().all():
-            return math.inf
-        return float(numbers_of("distance", self.distance(end, pairs.y)).mean())
+        return float(self.distances(end, pairs.y).mean()) if end.isfinite().all() else math.inf
 
-    def check(self, plan: Plan, loss: float, rows: Tensor) -> None:
-        """Raise a ValueError that says where the runs of the plan break, if its loss on these pairs is infinite."""
+    def distances(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance of every pair of ends, (B,) or (), in float64.
+
+        Raises:
+            ValueError: the distance of the user's returned something else.
+        """
+        values: Any = self.distance(x, y)
+        if isinstance(values, Tensor) and values.shape in ((len(x),), ()):
+            return values.double()
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"distance must return a tensor with a number for each sample, of shape ({len(x)},), or their mean, "
+            f"got {got}"
+        )
+
+    def check_finite(self, plan: Plan, loss: float, rows: Tensor) -> None:
+        """Raise a ValueError that names the call at which the runs become infinite, if this is their loss."""
         if math.isinf(loss):
             sample(for_rows(self.model, rows), plan, plan.initial_state(self.pairs[rows].x))
 
-    def crowded(self, plan: Plan, rows: Tensor) -> bool:
-        """Whether the activations of a run of these pairs are more than memory should hold."""
-        with self.cost_log.purpose("sizing"):  # not of the tuning: it is asked again when a run is continued
+    def needs_checkpointing(self, plan: Plan, rows: Tensor) -> bool:
+        """Whether the activations of a run from these pairs would fill too much of the memory."""
+        with self.cost_log.purpose("sizing"):
             p = plan.point(len(plan) - 1)
             return needs_checkpointing(for_rows(self.model, rows), self.pairs.x[rows], p.t, len(plan))
 
-    def slopes(
+    def gradients(
         self,
         parameters: Parameters,
         v: Tensor,
         rows: Tensor,
         times: TimeGradients,
-        draw: torch.Generator | None = None,
+        generator: torch.Generator | None = None,
         checkpoint: bool = False,
     ) -> Gradients:
-        r"""The mean distance over some of the pairs at v, and how it changes there.
+        r"""The mean distance over some of the pairs at v, its gradient and its curvature.
 
-        Every pair i runs with numbers of its own, so that one backward pass gives J_i^T q for each, J_i being the
-        derivative of its end by v. With d_i the distance and q_i its gradient by the end, the gradient is the mean of
-        J_i^T q_i. The curvature is that of Gauss and Newton, of a distance that falls to 0 as a cone does: the mean of
+        Every pair i runs with numbers of its own, so that one backward pass gives J_i^T q for each, where J_i is the
+        derivative of its end by v. With the distance d_i and its gradient q_i by the end, the gradient is the mean of
+        J_i^T q_i. The curvature is that of Gauss-Newton for a distance that falls to 0 as a cone does: the mean of
         J_i^T J_i |q_i|^2 / d_i, where J_i^T J_i is estimated by J_i^T u u^T J_i with a random u of mean square 1
-        (Hutchinson, 1989), at the price of a second backward pass. So that a distance may look at parts of the ends
-        alone, u is larger where q is: by the root of its root mean square over the pairs.
+        (Hutchinson, 1989), in a second backward pass. A distance may depend on parts of the ends alone: u is larger
+        where q is, by the root of its root mean square over the pairs.
 
         Args:
             parameters, v: the plan is `parameters.plan(v)`.
-            rows: the pairs.
-            times: see `time_slopes`.
-            draw: where u comes from; None for the gradient alone.
+            rows: of the pairs.
+            times: see `time_gradients`.
+            generator: of u; None for no curvature.
             checkpoint: keep the activations of one call at a time.
         """
-        taken, pairs = for_rows(self.model, rows), self.pairs[rows]
+        model, pairs = for_rows(self.model, rows), self.pairs[rows]
         with torch.enable_grad():
+            # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
             plan, numbers, derivative = parameters.linear(v)
-            eps = HookedModel(CheckpointedModel(taken) if checkpoint else taken, _with_gradient)
-            end, own = run_each(eps, plan, plan.initial_state(pairs.x), numbers, times)
+            model = HookedModel(CheckpointedModel(model) if checkpoint else model, _check_gradient)
+            end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, times)
             at = end.detach().requires_grad_()
-            distances = numbers_of("distance", self.distance(at, pairs.y))
+            distances = self.distances(at, pairs.y)
             if not distances.requires_grad:
                 raise ValueError("distance must have a gradient in its first argument, got values without one")
-            (pull,) = torch.autograd.grad(distances.mean() * len(rows), at)
-        distances = distances.detach().to(v.device)
-        distances = distances.flatten() if distances.numel() == len(rows) else distances.mean().expand(len(rows))
-        steep = pull.double().square().flatten(1).sum(1).to(v.device)
-        weights = steep / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
+            (q,) = torch.autograd.grad(distances.mean() * len(rows), at)
+        distances = distances.detach().to(v.device).expand(len(rows))
+        steepness = q.double().square().flatten(1).sum(1).to(v.device)
+        weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
 
-        def along(direction: Tensor, again: bool) -> Tensor:
+        def pulled_back(direction: Tensor, again: bool) -> Tensor:
             """J_i^T times the direction of each pair, (B, P)."""
             (each,) = torch.autograd.grad(end, own, direction, retain_graph=again)
             return each.to(v) @ derivative
 
-        gradient, curvature = along(pull, draw is not None).mean(0), None
-        if draw is not None:
-            felt = pull.square().mean(0)
-            u = torch.randn(end.shape, generator=draw).to(end) * (felt / felt.mean().clamp(min=1e-30)) ** 0.25
-            thrown = along(u, False)
-            curvature = thrown.T @ (weights[:, None] * thrown) / len(rows)
+        # 2. The gradient, the mean of J_i^T q_i.
+        gradient, curvature = pulled_back(q, generator is not None).mean(0), None
+        if generator is not None:
+            # 3. The curvature, the mean of J_i^T u u^T J_i |q_i|^2 / d_i.
+            size = q.square().mean(0)
+            u = torch.randn(end.shape, generator=generator).to(end) * (size / size.mean().clamp(min=1e-30)) ** 0.25
+            projected = pulled_back(u, False)
+            curvature = projected.T @ (weights[:, None] * projected) / len(rows)
         return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(eps: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
-    """The end of a run in which each sample has the numbers of `Parameters.linear` for its own, and these, (B, M), by
+def run_each(model: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
+    """The end of a run in which each sample has numbers of its own, those of `Parameters.linear`; and these, (B, M), by
     which the end has a gradient."""
     calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
     log_tau, log_t = wide[-2 * calls : -calls], wide[-calls:]
-    seen, state, first = [x], x, 0
+    terms, state, first = [x], x, 0
     for k in range(calls):
-        seen.append(_said(eps, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times))
-        state = sum((w * one for w, one in zip(wide[first:], seen, strict=False)), torch.zeros_like(x))
-        first += len(seen)
+        terms.append(_predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times))
+        state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(x))
+        first += len(terms)
     return state, own
 
 
-def _said(eps: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
-    """What the network says of x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
-    if times.by_gradient and plan.rows[k].predicts == "eps":
+def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
+    """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
+    if times.exact and plan.rows[k].predicts == "eps":
         own = {name: log.flatten().double().exp() for name, log in logs.items()}
-        return predict(eps, plan, k, x, **own).to(x.dtype)
-    said = answer = predict(eps, plan, k, x).to(x.dtype)
-    for name in times.by_asking:
+        return predict(model, plan, k, x, **own).to(x.dtype)
+    here = prediction = predict(model, plan, k, x).to(x.dtype)
+    for name in times.differences:
         with torch.no_grad():
-            now = getattr(plan, name)[k]
-            by = NUDGE if now * (1 + NUDGE) <= plan.schedule.T else -NUDGE
-            slope = (predict(eps, plan, k, x, **{name: now * (1 + by)}).to(x.dtype) - answer) / by
-        said = said + (logs[name] - logs[name].detach()) * slope
-    return said
+            time = getattr(plan, name)[k]
+            step = DIFFERENCE if time * (1 + DIFFERENCE) <= plan.schedule.T else -DIFFERENCE
+            slope = (predict(model, plan, k, x, **{name: time * (1 + step)}).to(x.dtype) - here) / step
+        prediction = prediction + (logs[name] - logs[name].detach()) * slope
+    return prediction
 
 
-def _with_gradient(unit: str, x: Tensor, t: Any, said: Tensor) -> None:
-    """Raise a ValueError if the model was asked with a gradient and has said something without."""
-    if said.is_inference() or (torch.is_grad_enabled() and x.requires_grad and not said.requires_grad):
+def _check_gradient(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
+    """Raise a ValueError if a prediction that needs a gradient has none."""
+    if prediction.is_inference() or (torch.is_grad_enabled() and x.requires_grad and not prediction.requires_grad):
         raise ValueError(
-            "method='joint' needs a network with a gradient in its input, this one has none: call it without "
-            "torch.no_grad or inference_mode, or take method='sequential', which works with forward calls only"
+            "joint tuning needs a network with a gradient in its input, this one has none: call it without "
+            "torch.no_grad or inference_mode, or take 'sequential', which works with forward calls only"
         )

@@ -1,74 +1,77 @@
-"""Which of several starts is worth the budget: successive halving."""
+"""Which of several candidates is tuned to the end of the budget: successive halving."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from .gauss_newton import GaussNewton
 
-TRIAL_SHARE = 0.35  # the share of the budget that the tournament takes
-TURN = 20  # iterations, at least, of starts that are looked for: after fewer one that is soon at its best leads
+TRIAL_SHARE = 0.35  # of the budget, for all rounds
+FEWEST_ITERATIONS = 20  # of a trial: after fewer a candidate that is soon at its best would lead
 
 
 class SuccessiveHalving:
-    """Several descents, of which one goes to the end of the budget.
+    """Several solvers, of which one is run to the end of the budget.
 
-    In a round every solver that is left has a turn, and the worse half by validation loss is out (Jamieson and
-    Talwalkar, 2016, https://arxiv.org/abs/1502.07943). All turns get the same share of the budget.
+    In a round every solver that remains has a trial, and the worse half by validation loss is out (Jamieson and
+    Talwalkar, 2016, https://arxiv.org/abs/1502.07943). All trials get the same share of the budget.
+
+    Args:
+        solvers: all of them.
+        state: of an earlier run, see `to_dict`; {} for none.
 
     Attributes:
-        tried: all descents.
-        left: those that are not out, by their place in `tried`.
-        turn: whose turn it is, by its place in `left`.
-        since: the share of the budget at which the turn began.
+        remaining: the places of those that remain in `solvers`.
+        trial: the place of the one on trial in `remaining`.
+        began_at: the share of the budget at which its trial began.
     """
 
-    def __init__(self, tried: Sequence[GaussNewton], kept: dict[str, Any]) -> None:
-        self.tried = list(tried)
-        self.left: list[int] = kept.get("left", list(range(len(tried))))
-        self.turn: int = kept.get("turn", 0)
-        self.since: float = kept.get("since", 0.0)
+    def __init__(self, solvers: Sequence[GaussNewton], state: dict[str, Any]) -> None:
+        self.solvers = list(solvers)
+        self.remaining: list[int] = state.get("remaining", list(range(len(solvers))))
+        self.trial: int = state.get("trial", 0)
+        self.began_at: float = state.get("began_at", 0.0)
 
     @property
     def solver(self) -> GaussNewton:
-        """The one whose turn it is."""
-        return self.tried[self.left[self.turn]]
+        """The solver on trial."""
+        return self.solvers[self.remaining[self.trial]]
 
     @property
     def decided(self) -> bool:
-        """Whether only one is left."""
-        return len(self.left) == 1
+        """Whether only one remains."""
+        return len(self.remaining) == 1
 
-    def over(self, share: float) -> bool:
-        """Whether the turn is over at this share of the budget; the last one's never is."""
-        return not self.decided and share - self.since >= TRIAL_SHARE / num_rounds(len(self.tried))
+    def trial_ends(self, share: float) -> bool:
+        """Whether the trial is over at this share of the budget; that of the last one never is."""
+        return not self.decided and share - self.began_at >= TRIAL_SHARE / num_trials(len(self.solvers))
 
-    def next(self, share: float) -> None:
-        """The next turn, whose solver has looked where it is."""
-        self.turn, self.since = self.turn + 1, share
-        if self.turn == len(self.left):
-            self.left = sorted(self.left, key=lambda i: self.tried[i].best)[: (self.turn + 1) // 2]
-            self.turn = 0
-        self.solver.moved_at = share  # it had no chance of progress since
+    def next_trial(self, share: float) -> None:
+        """Begin the next trial; the solver of this one was validated."""
+        self.trial, self.began_at = self.trial + 1, share
+        if self.trial == len(self.remaining):
+            ranked = sorted(self.remaining, key=lambda i: self.solvers[i].best_loss)
+            self.remaining, self.trial = ranked[: (self.trial + 1) // 2], 0
+        self.solver.improved_at = share  # it could not improve since its last trial
 
-    def stretch(self, factor: float) -> None:
-        """Go on in another budget, in which all shares are larger by this factor."""
-        self.since *= factor
-        for solver in self.tried:
-            solver.moved_at *= factor
+    def rescale(self, factor: float) -> None:
+        """Continue in another budget, in which all shares are larger by this factor."""
+        self.began_at *= factor
+        for solver in self.solvers:
+            solver.improved_at *= factor
 
     def to_dict(self) -> dict[str, Any]:
-        """How it stands, in plain values, but for the descents."""
-        return {"left": self.left, "turn": self.turn, "since": self.since}
+        """The state in plain values, without that of the solvers."""
+        return {"remaining": self.remaining, "trial": self.trial, "began_at": self.began_at}
 
 
-def max_candidates(iterations: int) -> int:
-    """How many descents at most may take part where so many iterations are expected in all."""
+def max_candidates(iterations: float) -> int:
+    """The most candidates of which each has a long enough trial, where so many iterations are expected in all."""
     count = 1
-    while num_rounds(count + 1) * TURN <= TRIAL_SHARE * iterations:
+    while num_trials(count + 1) * FEWEST_ITERATIONS <= TRIAL_SHARE * iterations:
         count += 1
     return count
 
 
-def num_rounds(count: int) -> int:
-    """How many turns there are among so many descents."""
-    return 0 if count == 1 else count + num_rounds((count + 1) // 2)
+def num_trials(count: int) -> int:
+    """The trials of all rounds of so many candidates."""
+    return 0 if count == 1 else count + num_trials((count + 1) // 2)

@@ -1,18 +1,16 @@
-"""What joint tuning learns from: noise, and where a many-step run of the same model takes it."""
+"""The teacher of joint tuning: a many-step run of the same model, whose ends the plan's runs are to reach."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..._files import replacing
-from ...models.base import Model, for_rows
+from ...models.base import for_rows
+from ...models.batching import BatchedModel
 from ...models.counting import Cost
-from ...noise import SeededNoise
+from ...noise import TEACHER, first_seed
 from ...plans.build import reference_plan
 from ...plans.plan import Plan
 from ...samplers.unipc import UniPC
@@ -20,8 +18,10 @@ from ...sampling import sample
 from ..base import TuningRun
 from ..budget import forward
 
-BATCH = 64
-CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every end that is off
+CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every error of an end
+AT_ONCE = 64  # runs
+FEWEST, MOST = 8, 2048  # pairs; long tuning on few pairs fits them alone, more than so many gain little
+SHARE = 0.25  # of a budget of seconds that the teacher takes at most
 
 
 @dataclass(frozen=True)
@@ -34,68 +34,90 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, rows: Tensor) -> "Pairs":
+    def __getitem__(self, rows: Tensor | slice) -> "Pairs":
         return Pairs(self.x[rows], self.y[rows])
 
 
 def usual_teacher(plan: Plan) -> Plan:
-    """The many-step plan that a plan learns from unless it is given another one."""
+    """The teacher of a plan by default: 40 calls of UniPC(3), or as many as the plan has."""
     return reference_plan(plan.schedule, float(plan.t[-1]), max(CALLS, len(plan)), UniPC(ORDER))
 
 
-def teaching(runs: int, calls: int, batch: int | None) -> Cost:
-    """What so many runs of a teacher cost, in network calls of at most `batch` samples, see `teach`."""
-    return forward(runs, min(BATCH, batch or BATCH)) * calls
+def teacher_cost(pairs: int, calls: int, batch: int | None) -> Cost:
+    """The cost of so many pairs of a teacher of so many calls."""
+    return forward(pairs, min(AT_ONCE, batch or AT_ONCE)) * calls
 
 
 @torch.no_grad()
 def teach(
-    model: Model,
-    plan: Plan,
-    first: int,
-    like: Tensor,
-    run: TuningRun,
-    cache: Path | None = None,
-    batch: int | None = None,
+    model: BatchedModel, teacher: Plan, run: TuningRun, pairs: int | None = None, cache: Path | None = None
 ) -> Pairs:
-    """The pairs of the seeds `first`, `first + 1`, ..., as many as `like` (N, ...) has rows; pair i is under condition i
-    modulo the number of conditions of the model.
+    """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
+    conditions of the model.
 
-    They are made 64 at a time, or as many of these as fill network calls of `batch` samples. With a `cache` they are on
-    disk as soon as they are done: a run that was interrupted goes on from there, and one that has all of it calls the
-    model for a single pair, to see that it is still the same model.
+    Args:
+        model: the model.
+        teacher: the plan of the teacher.
+        run: calibration and budget. In a budget of seconds no run begins that is not expected to end within a quarter
+            of them, by the pace so far; fewer pairs are then made than asked for.
+        pairs: how many; by default as many as there is time for, at most 2048.
+        cache: a .safetensors file that keeps the ends: an interrupted run continues from there, and a finished one
+            makes a single run again, to check that the model is the same.
 
     Raises:
-        ValueError: the cache was made by another teacher, from other noise, or with another model.
+        ValueError: the cache was made by another teacher, from another seed, or with another model.
     """
-    x = SeededNoise(first)(like)
-    made = {"teacher": described(plan), "first": str(first), "shape": str(tuple(x.shape[1:]))}
-    ends = x[:0] if cache is None or not cache.exists() else _read(cache, made).to(x)
-    bar = tqdm(
-        total=len(x), initial=min(len(ends), len(x)), desc="teacher", unit="run", disable=None if run.shown else True
-    )
-    with bar, run.cost_log.purpose("teacher"):
-        if len(ends):
-            again = sample(for_rows(model, torch.arange(1)), plan, plan.initial_state(x[:1]))
-            if not torch.allclose(again, ends[:1], rtol=1e-2, atol=1e-2):
+    calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
+    made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
+
+    def end(begin: int, stop: int) -> Tensor:
+        rows, x = torch.arange(begin, stop), calibration.states(range(first + begin, first + stop))
+        return sample(for_rows(model, rows), teacher, teacher.initial_state(x))
+
+    batch, most = model.batch, MOST if pairs is None else pairs
+    at_once = AT_ONCE // batch * batch if batch and batch < AT_ONCE else AT_ONCE
+    ends = calibration.states(range(0))
+    with run.cost_log.purpose("teacher"):
+        if cache is not None and cache.exists():
+            ends = _read(cache, made).to(ends)[:most]
+            if not torch.allclose(end(0, 1), ends[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
-        at_once = BATCH // batch * batch if batch and batch < BATCH else BATCH
-        while len(ends) < len(x):
-            rows = torch.arange(len(ends), min(len(ends) + at_once, len(x)))
-            end = sample(for_rows(model, rows), plan, plan.initial_state(x[rows]))
-            ends = torch.cat([ends, end])
+        clock = _Clock(run, at_once, len(ends))
+        while len(ends) < most and (count := clock.next_count(len(ends))):
+            ends = torch.cat([ends, end(len(ends), min(len(ends) + count, most))])
             if cache is not None:
                 _write(cache, ends, made)
-            bar.update(len(rows))
-    return Pairs(x, ends[: len(x)])
+    return Pairs(calibration.states(range(first, first + len(ends))), ends)
+
+
+class _Clock:
+    """The number of runs that the teacher makes next: `at_once`; in a budget of seconds as many as it has time for."""
+
+    def __init__(self, run: TuningRun, at_once: int, done: int) -> None:
+        self.meter, self.at_once = run.meter, at_once
+        self.limit = None if run.state else run.meter.budget.seconds  # a continued run makes the pairs that it had
+        self.seconds, self.done = self.meter.seconds, done
+
+    def next_count(self, done: int) -> int:
+        """The number of runs, 0 to stop, when so many are done."""
+        if self.limit is None:
+            return self.at_once
+        new, seconds = done - self.done, self.meter.seconds
+        pace = (seconds - self.seconds) / new if new else 0.0  # of the runs just made
+        self.seconds, self.done = seconds, done
+        if not new or done < FEWEST:
+            return FEWEST if seconds < self.limit else 0
+        return max(0, min(self.at_once, int((SHARE * self.limit - seconds) / max(pace, 1e-9))))
 
 
 def described(plan: Plan) -> str:
-    """A plan in a line of text, by which it is known again."""
+    """A text by which a plan is recognised."""
     return f"{plan.sampler!r} at {[round(float(t), 9) for t in plan.t]}"
 
 
 def _read(path: Path, made: dict[str, str]) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="pt") as file:
             held: dict[str, str] = file.metadata() or {}
@@ -110,5 +132,7 @@ def _read(path: Path, made: dict[str, str]) -> Tensor:
 
 
 def _write(path: Path, ends: Tensor, made: dict[str, str]) -> None:
+    from safetensors.torch import save
+
     with replacing(path) as file:
         file.write(save({"ends": ends.cpu().contiguous()}, metadata=made))

@@ -8,22 +8,26 @@ from torch import Tensor
 from ..._checks import check_int
 from ..base import TuningRun
 from ..calibration import CalibrationBatch
-from .objectives import OBJECTIVES, Objective, Step, loss, where
-from .runs import Run, direct, start
+from .objectives import OBJECTIVES, Objective, Step, step_loss, where
+from .runs import Run, direct_state, first_state
+
+LR, ITERATIONS = 2e-3, 500  # as published
 
 
 def adam(
     run: Run,
     batches: Callable[[int], CalibrationBatch],
     strategy: str,
-    lr: float = 2e-3,
-    iterations: int = 500,
+    lr: float = LR,
+    iterations: int = ITERATIONS,
     objective: Objective = OBJECTIVES["published"],
     last: bool = False,
     tuning: TuningRun | None = None,
+    calls: int = 1,
 ) -> Tensor:
-    """The ratios (K,) by the published procedure: Adam on each in turn, from 1, a fresh batch at every iteration, the
-    states computed anew for it. `batches(i)` gives the draws of iteration i, counted through."""
+    """The ratios (K,) by the published procedure: Adam on one after the other, from 1, with a fresh batch at every
+    iteration, in which the states are computed anew. `batches(i)` gives the batch of iteration i of them all, a prediction
+    for which takes `calls` network calls."""
     iterations = check_int("iterations", iterations, 1)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
@@ -33,31 +37,27 @@ def adam(
     kept: list[float] = tuning.state.get("ratios", [])
     ratios[: len(kept)] = torch.tensor(kept, dtype=torch.float64)
     for k in range(len(kept), steps):
-        tuning.resume_at(k)
+        tuning.resume_at(k / steps)
         t = run.point(k).t
         ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
         values: list[float] = []
-        cost = (
-            (k if strategy == "sequential" else run.reach(k) - 1)
-            + objective.calls
-            + 4
-            + 3 * (objective.sees == "noise")
-        )
+        before = k if strategy == "sequential" else run.history(k) - 1
+        cost = calls * (before + objective.calls + 4 + 3 * (objective.result == "noise"))
         for i in range(iterations):
             if not tuning.can_afford(cost):
                 break
-            draws = batches(k * iterations + i)
+            batch = batches(k * iterations + i)
             with torch.no_grad():
-                state = direct(run, k, draws) if strategy == "parallel" else start(run, draws)
+                state = direct_state(run, k, batch) if strategy == "parallel" else first_state(run, batch)
                 for j in range(k if strategy == "sequential" else 0):
-                    state = run.step(j, state, ratios[j] * run.point(j).t, draws)
-                target = objective.target(Step(run, k, state, draws))
+                    state = run.step(j, state, ratios[j] * run.point(j).t, batch)
+                target = objective.target(Step(run, k, state, batch))
             with torch.enable_grad():
-                value = loss(run, k, state, ratio * t, draws, target, objective)
+                value = step_loss(run, k, state, ratio * t, batch, target, objective)
                 if not value.requires_grad:
                     raise ValueError(
-                        "optimizer='adam' needs a network with a gradient in the time it is told: it has none"
+                        "optimizer='adam' needs a network with a gradient in its time, this one has none: take 'search'"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
@@ -65,9 +65,10 @@ def adam(
             if not torch.isfinite(value):
                 raise ValueError(f"eps, or the objective, returned NaN or infinity {where(run, k)} while tuning")
             optimizer.step()
+            tuning.at((k + (i + 1) / iterations) / steps)
         ratios[k] = ratio.detach()
         if len(values) < iterations:
             tuning.stop(f"was spent at step {k} of {steps}")
             break
-        tuning.done(k + 1, steps, values[0], values[-1], {"ratios": ratios[: k + 1].tolist()})
+        tuning.save_step(k + 1, (k + 1) / steps, (values[0], values[-1]), {"ratios": ratios[: k + 1].tolist()})
     return ratios

@@ -1,4 +1,4 @@
-"""What one step is tuned for: the objectives, each a line in a table."""
+"""The objectives that a step is tuned for, each a line in a table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,38 +8,39 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..._checks import accepts
 from ...plans.build import make_plan
 from ...samplers.dpmpp import DPMSolverPP
 from ...sampling import trajectory
 from ...schedules import Point
 from ..calibration import CalibrationBatch
-from .runs import PlanRun, Run, State
+from .runs import Run, State
 
 SUBSTEPS = 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step to be tuned.
+    """A step that is tuned.
 
     Attributes:
-        run, k: step number k of this run.
-        state: what the calls before left behind, and the state x_k they lead to.
-        draws: the data, the noise in them and the model.
-        known: `said`, where the step before has asked for it.
+        run, k: the step leads from point k of this run to point k + 1.
+        state: the calls that call k looks back on, and the state x_k.
+        batch: the data, the noise in them and the model.
+        known: `untuned_noise`, where it is known already.
     """
 
     run: Run
     k: int
     state: State
-    draws: CalibrationBatch
+    batch: CalibrationBatch
     known: Tensor | None = None
 
     @cached_property
-    def said(self) -> Tensor:
-        """The noise that the network sees in x_k, told t_k."""
+    def untuned_noise(self) -> Tensor:
+        """The noise predicted in x_k at tau = t_k, (B, ...)."""
         t = self.p.t
-        return self.draws.model(self.x, t, t) if self.known is None else self.known
+        return self.batch.model(self.x, t, t) if self.known is None else self.known
 
     @property
     def x(self) -> Tensor:
@@ -53,79 +54,73 @@ class Step:
 
     @property
     def q(self) -> Point:
-        """The point that the step leads to."""
+        """The point of the state after the step."""
         return self.run.point(self.k + 1)
 
 
-def squared(seen: Tensor, target: Tensor) -> Tensor:
-    """|seen - target|^2 of each sample, (B, ...) and (B, ...) -> (B,), in float64."""
-    return (target - seen).double().square().flatten(1).sum(1)
+def squared(result: Tensor, target: Tensor) -> Tensor:
+    """|result - target|^2 of each sample, (B, ...) and (B, ...) -> (B,), in float64."""
+    return (target - result).double().square().flatten(1).sum(1)
 
 
-def numbers_of(name: str, values: Any) -> Tensor:
-    """What a function of the user's gave for a batch, in float64.
+def losses_of(name: str, values: Any, samples: int) -> Tensor:
+    """The losses (B,) that a function of the user's returned, in float64.
 
     Raises:
-        ValueError: it gave no tensor.
+        ValueError: it returned something else.
     """
-    if not isinstance(values, Tensor):
-        raise ValueError(f"{name} must return a tensor, a number for each sample, got {type(values).__name__}")
-    return values.double()
+    if isinstance(values, Tensor) and values.shape == (samples,):
+        return values.double()
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise ValueError(f"{name} must return a tensor with a number for each sample, of shape ({samples},), got {got}")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step should come to: the mean over samples of `loss(seen, target)` is to be small.
+    """The loss of a step: the mean over samples of `loss(result, target)`.
 
     Attributes:
-        target: what it is measured by, made once for a step, before it is tuned.
-        sees: "noise": seen is what the network says of the state after the step, told that state's own time; "state":
-            seen is that state itself, which saves a network call at each evaluation.
-        loss: `loss(seen, target)` of each sample, (B,).
-        calls: how often `target` asks the network, besides `step.said`, which is asked in any case.
+        target: made once for a step, before it is tuned.
+        result: "noise": the noise predicted in the state after the step at that state's own time; "state": that state
+            itself, which saves a network call at each evaluation.
+        loss: `loss(result, target)` of each sample, (B,).
+        calls: network calls of `target`, besides that for `step.untuned_noise`, which is made in any case.
     """
 
     target: Callable[[Step], Any]
-    sees: str = "noise"
+    result: str = "noise"
     loss: Callable[[Tensor, Any], Tensor] = squared
     calls: int = 0
 
     def __post_init__(self) -> None:
-        if self.sees not in ("noise", "state"):
-            raise ValueError(f"sees must be 'noise' or 'state', got {self.sees!r}")
+        if self.result not in ("noise", "state"):
+            raise ValueError(f"result must be 'noise' or 'state', got {self.result!r}")
 
-    def mean(self, seen: Tensor, target: Any) -> Tensor:
+    def mean(self, result: Tensor, target: Any) -> Tensor:
         """The mean loss, in float64."""
-        return numbers_of("objective", self.loss(seen, target)).mean()
+        return losses_of("objective", self.loss(result, target), len(result)).mean()
 
 
 def noise_before(step: Step) -> Tensor:
-    """The noise that the network sees in x_k, told t_k."""
-    return step.said
+    """The noise predicted in x_k at tau = t_k."""
+    return step.untuned_noise
 
 
 def true_noise(step: Step) -> Tensor:
-    """The noise that the data were blurred with."""
-    return step.draws.noise
+    """The noise in the data."""
+    return step.batch.noise
 
 
 @torch.no_grad()
 def substeps_target(step: Step) -> Tensor:
-    """Where four sub-steps of DPM-Solver++(2M), untuned, lead from where this step begins.
-
-    They are on the schedule's even times. A step from the least trained time to 0 has no sub-steps: it is made once.
-    """
+    """The state after four untuned sub-steps of DPM-Solver++(2M), on the schedule's even times, from the beginning of
+    the step. A step from the least trained time to 0 has no sub-steps: it is made once."""
     run, first = step.run, step.k - step.run.stage(step.k)
-    if isinstance(run, PlanRun) and run.plan.rows[step.k].uses_noise:
-        raise ValueError(
-            f"objective='substeps' compares with a run without noise, {run.plan.sampler!r} draws some: "
-            "take objective='published' or 'noise'"
-        )
     x = step.x if first == step.k else step.state[0][first - step.k].x
     begin, end = float(run.point(first).t), float(step.q.t)
     count = SUBSTEPS if end or begin > run.schedule.t_min * (1 + 1e-9) else 1
     times = run.schedule.even_times(count, begin, end)
-    for x in trajectory(step.draws.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x):  # noqa: B007, B020
+    for x in trajectory(step.batch.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x):  # noqa: B007, B020
         pass
     return x
 
@@ -133,46 +128,46 @@ def substeps_target(step: Step) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {
     "published": Objective(noise_before),
     "noise": Objective(true_noise),
-    "substeps": Objective(substeps_target, sees="state", calls=SUBSTEPS),
+    "substeps": Objective(substeps_target, result="state", calls=SUBSTEPS),
 }
-"""Every objective by its name in `tune` and on the command line. "published": the noise seen after the step equals the
-noise seen before it (Xia et al., 2024); "noise": it equals the true noise; "substeps": the step ends where four smaller
-ones would have ended."""
+"""Every objective by its name. "published": the noise predicted after the step equals that before it (Xia et al.,
+2024); "noise": it equals the true noise; "substeps": the step ends where four smaller ones end."""
 
-Asked: TypeAlias = str | Objective | Callable[[Step, Tensor], Tensor]
+ObjectiveLike: TypeAlias = str | Objective | Callable[[Step, Tensor], Tensor]
+"""A name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`."""
 
 
-def find_objective(asked: Asked) -> Objective:
-    """An objective by name, one of the user's own, or a function `f(step, x) -> (B,)`: the loss of each sample when
-    the step ends in the states x (B, ...).
+def find_objective(objective: ObjectiveLike) -> Objective:
+    """The objective of a name, an objective itself, or that of a function `f(step, x) -> (B,)`: the loss of each sample
+    when the step leads to the states x (B, ...).
 
     Raises:
         ValueError: an unknown name, or something that is no objective.
     """
-    if isinstance(asked, Objective):
-        return asked
-    if isinstance(asked, str) and asked in OBJECTIVES:
-        return OBJECTIVES[asked]
-    if isinstance(asked, str) or not callable(asked):
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, or a function, got {asked!r}")
-    return Objective(lambda step: step, sees="state", loss=lambda x, step: asked(step, x))
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, str) and objective in OBJECTIVES:
+        return OBJECTIVES[objective]
+    if isinstance(objective, str) or not accepts(objective, 2):
+        raise ValueError(
+            f"objective must be one of {', '.join(OBJECTIVES)}, or a function (step, x), got {objective!r}"
+        )
+    return Objective(lambda step: step, result="state", loss=lambda x, step: objective(step, x))
 
 
-def loss(
+def step_loss(
     run: Run,
     k: int,
     state: State,
     tau: Tensor,
-    draws: CalibrationBatch,
+    batch: CalibrationBatch,
     target: Any,
-    objective: Objective | None = None,
+    objective: Objective = OBJECTIVES["published"],
 ) -> Tensor:
-    """L_k for the network told `tau`; `target` is the objective's, by default what the network says at t_k."""
-    objective = objective or OBJECTIVES["published"]
+    """L_k: the mean loss of step k with the conditioning time tau; `target` is that of the objective."""
     q = run.point(k + 1)
-    _, x = run.step(k, state, tau, draws)
-    seen = draws.model(x, q.t, q.t) if objective.sees == "noise" else x
-    return objective.mean(seen, target)
+    _, x = run.step(k, state, tau, batch)
+    return objective.mean(batch.model(x, q.t, q.t) if objective.result == "noise" else x, target)
 
 
 def where(run: Run, k: int) -> str:

@@ -1,4 +1,4 @@
-"""Runs whose conditioning is tuned, and the states from which the two strategies tune their steps."""
+"""Runs whose conditioning times are tuned, and the states from which the two strategies tune their steps."""
 
 from typing import TypeAlias
 
@@ -11,11 +11,11 @@ from ...schedules import NoiseSchedule, Point
 from ..calibration import CalibrationBatch
 
 State: TypeAlias = tuple[tuple[Call, ...], Tensor]
-"""What the calls before left behind, and the state they lead to."""
+"""The calls that the next one looks back on, and the state that they lead to."""
 
 
 class Run:
-    """A run whose conditioning is tuned, of K calls (or steps of a user's own) over K + 1 points of a schedule."""
+    """A run whose conditioning times are tuned: K calls, or steps of the user's own, over K + 1 points."""
 
     def __init__(self, schedule: NoiseSchedule, points: Point) -> None:
         self.schedule, self.points = schedule, points
@@ -27,25 +27,25 @@ class Run:
         """Point k = 0 .. K."""
         return Point(self.points.t[k], self.points.alpha[k], self.points.sigma[k])
 
-    def reach(self, k: int) -> int:
-        """How many calls call k looks back on, itself included."""
+    def history(self, k: int) -> int:
+        """The number of calls that call k looks back on, itself included."""
         return 1
 
     def stage(self, k: int) -> int:
-        """How many calls of its step were made before call k."""
+        """The number of calls of its step that are made before call k."""
         return 0
 
-    def step(self, k: int, state: State, tau: Tensor, draws: CalibrationBatch) -> State:
-        """The state after call k, at which the network is told tau."""
+    def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
+        """The state after call k with the conditioning time tau."""
         raise NotImplementedError
 
-    def recalled(self, k: int, draws: CalibrationBatch) -> Call:
-        """Call k as a later one looks back on it, in the state alpha x_0 + sigma eps and untuned."""
+    def untuned_call(self, k: int, batch: CalibrationBatch) -> Call:
+        """Call k as a later one looks back on it, untuned and in the state alpha x_0 + sigma eps."""
         raise NotImplementedError
 
-    def says_noise(self, k: int) -> bool:
-        """Whether the network is asked for the noise at call k, as it is but where the noise does not tell the data."""
-        return True
+    def predicts_noise(self, k: int) -> bool:
+        """Whether call k is made of one prediction of the noise."""
+        return False
 
 
 class PlanRun(Run):
@@ -56,7 +56,7 @@ class PlanRun(Run):
         self.plan = plan
         self._stages = [stage for calls in plan.steps for stage in range(calls)]
 
-    def reach(self, k: int) -> int:
+    def history(self, k: int) -> int:
         row = self.plan.rows[k]
         parts = [part for part in (row.corrected, row.next_state) if part is not None]
         return 1 + max(ago for part in parts for _, ago in part.terms)
@@ -64,31 +64,31 @@ class PlanRun(Run):
     def stage(self, k: int) -> int:
         return self._stages[k]
 
-    def step(self, k: int, state: State, tau: Tensor, draws: CalibrationBatch) -> State:
-        return self.follow(k, state, predict(draws.model, self.plan, k, state[1], tau), draws)
+    def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
+        return self.follow(k, state, predict(batch.model, self.plan, k, state[1], tau), batch)
 
-    def recalled(self, k: int, draws: CalibrationBatch) -> Call:
+    def untuned_call(self, k: int, batch: CalibrationBatch) -> Call:
         p = self.point(k)
-        x = draws.at(p)
-        return Call(x, predict(draws.model, self.plan, k, x, p.t), x)
+        x = batch.at(p)
+        return Call(x, predict(batch.model, self.plan, k, x, p.t), x)
 
-    def says_noise(self, k: int) -> bool:
+    def predicts_noise(self, k: int) -> bool:
         return self.plan.rows[k].predicts == "eps"
 
-    def follow(self, k: int, state: State, said: Tensor, draws: CalibrationBatch) -> State:
-        """The state after call k, in which the network said `said`."""
+    def follow(self, k: int, state: State, prediction: Tensor, batch: CalibrationBatch) -> State:
+        """The state after call k with this prediction."""
         past, x = state
-        x, past = advance(self.plan, k, past, x, said, lambda _: draws.step_noise(k))
+        x, past = advance(self.plan, k, past, x, prediction, lambda _: batch.step_noise(k))
         return past, x
 
 
-def start(run: Run, draws: CalibrationBatch) -> State:
-    """The sequential strategy's first state; it is that of T also where the run starts later, as published."""
+def first_state(run: Run, batch: CalibrationBatch) -> State:
+    """The first state of the sequential strategy, as published that of T also where the run begins later."""
     p = run.schedule.at(run.schedule.T)
-    return (), float(run.point(0).scale / p.scale) * draws.at(p)
+    return (), float(run.point(0).scale / p.scale) * batch.at(p)
 
 
-def direct(run: Run, k: int, draws: CalibrationBatch) -> State:
-    """The parallel strategy's state at call k; what it looks back on are such states too, and untuned."""
-    past = tuple(run.recalled(j, draws) for j in range(max(0, k + 1 - run.reach(k)), k))
-    return past, draws.at(run.point(k))
+def direct_state(run: Run, k: int, batch: CalibrationBatch) -> State:
+    """The state of the parallel strategy at call k; the calls that it looks back on are in such states too, untuned."""
+    past = tuple(run.untuned_call(j, batch) for j in range(max(0, k + 1 - run.history(k)), k))
+    return past, batch.at(run.point(k))

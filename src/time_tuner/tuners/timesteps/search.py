@@ -4,225 +4,199 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.batching import BatchedModel, accepts_times
+from ...models.batching import BatchedModel, accepts_times, predict_each
 from ..base import TuningRun
 from ..budget import forward
 from ..calibration import CalibrationBatch
-from .minimize import answer, descend, lowest
+from .minimize import lowest, minimize, send
 from .objectives import OBJECTIVES, Objective, Step, where
-from .runs import PlanRun, Run, State, direct, start
+from .runs import PlanRun, Run, State, direct_state, first_state
 
-MOST = 16  # values that a search asks for at most; five to eight are usual
+MOST = 16  # values of a search at most; five to eight are usual
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has found: the ratios (K,), and the loss of each step that was tuned, before and after."""
+    """The ratios (K,) that a search has found, and the loss of each step that was tuned, untuned and tuned."""
 
     ratios: Tensor
     losses: list[tuple[float, float]]
 
 
 class Problem:
-    """One step, its objective, and the best that was seen of it so far."""
+    """A step, its objective, and the best state after it so far with the noise predicted there."""
 
-    def __init__(self, step: Step, objective: Objective, keep: bool = False) -> None:
-        self.step, self.objective, self.keep = step, objective, keep
+    def __init__(self, step: Step, objective: Objective) -> None:
+        self.step, self.objective = step, objective
         self.target = objective.target(step)
-        self.seen: dict[float, float] = {}
-        self.best: tuple[State, Tensor | None] | None = None  # the state after the step, what the network says of it
+        self.lowest = math.inf
+        self.best: tuple[State, Tensor | None] = step.state, None
 
-    def note(self, ratio: float, state: State, said: Tensor | None) -> float:
-        """The loss at a ratio, which led to this state."""
-        value = float(self.objective.mean(state[1] if said is None else said, self.target))
+    def evaluate(self, ratio: float, state: State, noise: Tensor | None) -> float:
+        """The loss at a ratio that led to this state, with this prediction of the noise in it."""
+        value = float(self.objective.mean(state[1] if noise is None else noise, self.target))
         if not math.isfinite(value):
             if ratio == 1:
                 raise ValueError(
                     f"eps, or the objective, returned NaN or infinity {where(self.step.run, self.step.k)} while tuning"
                 )
             value = sys.float_info.max
-        if self.keep and (not self.seen or value < min(self.seen.values())):
-            self.best = state, said
-        self.seen[ratio] = value
+        if value < self.lowest:
+            self.lowest, self.best = value, (state, noise)
         return value
 
 
-def evaluate(asked: Sequence[tuple[Problem, float]]) -> list[float]:
-    """The loss of each problem at its ratio; the network is asked about all of them at once."""
-    problems = [problem for problem, _ in asked]
-    steps = [problem.step for problem in problems]
-    model = steps[0].draws.model
-    states: list[State]
-    if len(asked) == 1 or not isinstance(model, BatchedModel):
-        states = [_after(step, ratio) for step, (_, ratio) in zip(steps, asked, strict=True)]
-    else:
-        new = [i for i, (_, ratio) in enumerate(asked) if ratio != 1 and steps[i].run.says_noise(steps[i].k)]
-        taus = [asked[i][1] * steps[i].p.t for i in new]
-        said = dict(zip(new, model.each([steps[i].x for i in new], [steps[i].p.t for i in new], taus), strict=True))
-        states = [_follow(step, said[i]) if i in said else _after(step, asked[i][1]) for i, step in enumerate(steps)]
-    sees = [i for i, problem in enumerate(problems) if problem.objective.sees == "noise"]
-    qs = [steps[i].q.t for i in sees]
-    if isinstance(model, BatchedModel) and len(asked) > 1:
-        seen = dict(zip(sees, model.each([states[i][1] for i in sees], qs, qs), strict=True))
-    else:
-        seen = {i: model(states[i][1], q, q) for i, q in zip(sees, qs, strict=True)}
-    return [p.note(ratio, states[i], seen.get(i)) for i, (p, ratio) in enumerate(asked)]
+def evaluate(problems: Sequence[Problem], ratios: Sequence[float]) -> list[float]:
+    """The loss of each problem at its ratio; the network is called for all of them together."""
+    steps, model = [problem.step for problem in problems], problems[0].step.batch.model
+    new = [i for i, step in enumerate(steps) if ratios[i] != 1 and step.run.predicts_noise(step.k)]
+    taus = [ratios[i] * steps[i].p.t for i in new]
+    noise = dict(
+        zip(new, predict_each(model, [steps[i].x for i in new], [steps[i].p.t for i in new], taus), strict=True)
+    )
+    states = [_after(step, ratios[i], noise.get(i)) for i, step in enumerate(steps)]
+    by_noise = [i for i, problem in enumerate(problems) if problem.objective.result == "noise"]
+    qs = [steps[i].q.t for i in by_noise]
+    after = dict(zip(by_noise, predict_each(model, [states[i][1] for i in by_noise], qs, qs), strict=True))
+    return [problem.evaluate(ratios[i], states[i], after.get(i)) for i, problem in enumerate(problems)]
 
 
-def _follow(step: Step, said: Tensor) -> State:
-    assert isinstance(step.run, PlanRun)
-    return step.run.follow(step.k, step.state, said, step.draws)
-
-
-def _after(step: Step, ratio: float) -> State:
-    """The state after a step whose network is told `ratio` times t_k."""
-    if (
-        ratio == 1 and isinstance(step.run, PlanRun) and step.run.says_noise(step.k)
-    ):  # that was asked before, or will be of use
-        return _follow(step, step.said)
-    return step.run.step(step.k, step.state, ratio * step.p.t, step.draws)
+def _after(step: Step, ratio: float, noise: Tensor | None = None) -> State:
+    """The state after a step whose conditioning time is `ratio` times t_k, with this prediction where there is one."""
+    if isinstance(step.run, PlanRun) and step.run.predicts_noise(step.k) and (ratio == 1 or noise is not None):
+        return step.run.follow(step.k, step.state, step.untuned_noise if noise is None else noise, step.batch)
+    return step.run.step(step.k, step.state, ratio * step.p.t, step.batch)
 
 
 class Search:
-    """The ratios of a run, each by a search in one number on the same draws, with forward calls only.
+    """The ratios of a run, each by a search in one number on the same samples, with forward calls only.
 
     Args:
-        run, draws: what to tune, and what to tune it on.
+        run, batch: what is tuned, and the samples that it is tuned on.
         strategy: "sequential" or "parallel".
-        objective: what a step should come to.
+        objective: of each step.
         last: whether the last ratio is tuned too.
-        tuning: the budget, the kept state and the progress.
+        tuning: budget, kept state and progress.
+
+    Attributes:
+        values: for each step, the losses by their ratios.
     """
 
     def __init__(
         self,
         run: Run,
-        draws: CalibrationBatch,
+        batch: CalibrationBatch,
         strategy: str,
         objective: Objective = OBJECTIVES["published"],
         last: bool = False,
         tuning: TuningRun | None = None,
     ) -> None:
-        if last and objective.sees == "noise" and run.point(len(run)).sigma == 0:
-            raise ValueError(
-                "last=True needs an end before sigma = 0, where the network is never called, or an objective that "
-                "looks at the state, such as objective='substeps'"
-            )
-        self.run, self.draws, self.strategy, self.objective = run, draws, strategy, objective
+        self.run, self.batch, self.objective = run, batch, objective
+        self.sequential, self.steps = strategy == "sequential", len(run) - (not last)
         self.tuning = TuningRun() if tuning is None else tuning
-        self.steps = len(run) - (not last)
-        kept = self.tuning.state.get("seen", {})
-        self.seen: dict[int, dict[float, float]] = {
+        kept = self.tuning.state.get("values", {})
+        self.values: dict[int, dict[float, float]] = {
             int(k): {float(ratio): value for ratio, value in pairs} for k, pairs in kept.items()
         }
 
     @torch.no_grad()
     def __call__(self) -> Found:
-        """Search; where the budget runs out the best so far is what is found, and steps not begun stay untuned."""
-        together = self.strategy == "parallel" and self._goes_together()
-        if together:
-            self._together()
-        else:
-            self._one_by_one()
-        self.tuning.resume_at(self.steps)
+        """Search. Where the budget is spent the best so far is found, and steps not begun stay untuned."""
+        together = self._tunes_together()
+        state, known = first_state(self.run, self.batch), None
+        for ks in [list(range(self.steps))] if together else [[k] for k in range(self.steps)]:
+            kept = not together and ks[0] in self.values  # found by an earlier run, which this one continues
+            if kept and not self.sequential:
+                continue
+            if not kept and not together:
+                self.tuning.resume_at(ks[0] / self.steps)
+            if not kept and not self._can_afford(ks, first=True):
+                self.tuning.stop(f"was spent at step {ks[0]} of {self.steps}")
+                break
+            steps = [Step(self.run, ks[0], state, self.batch, known)] if self.sequential else self._direct(ks)
+            if kept:
+                state = _after(steps[0], lowest(self.values[ks[0]], 1.0)[0])
+                known = self.batch.model(state[1], steps[0].q.t, steps[0].q.t) if self._predicts_after(ks[0]) else None
+                continue
+            problems = [Problem(step, self.objective) for step in steps]
+            if not self._solve(problems):
+                break
+            state, known = problems[0].best
+        self.tuning.resume_at(1.0)
         ratios = torch.ones(len(self.run), dtype=torch.float64)
         losses = []
-        for k in sorted(self.seen):
-            ratios[k], value = lowest(self.seen[k], 1.0)
-            losses.append((self.seen[k][1.0], value))
+        for k in sorted(self.values):
+            ratios[k], value = lowest(self.values[k], 1.0)
+            losses.append((self.values[k][1.0], value))
         return Found(ratios, losses)
 
-    def _goes_together(self) -> bool:
-        model, p = self.draws.model, self.run.point(0)
-        if self.steps < 2 or not isinstance(self.run, PlanRun) or not isinstance(model, BatchedModel):
+    def _tunes_together(self) -> bool:
+        """Whether all steps are tuned together, in calls that hold several of them."""
+        model, p = self.batch.model, self.run.point(0)
+        if (
+            self.sequential
+            or self.steps < 2
+            or not isinstance(self.run, PlanRun)
+            or not isinstance(model, BatchedModel)
+        ):
             return False
-        larger = model.batch is None or model.batch > len(self.draws.x0)  # else there is nothing to gain
-        return larger and accepts_times(model, self.draws.at(p), p.t)
+        larger = model.batch is None or model.batch > len(self.batch.x0)  # else there is nothing to gain
+        return larger and accepts_times(model, self.batch.at(p), p.t)
 
-    def _one_by_one(self) -> None:
-        sequential = self.strategy == "sequential"
-        state, known = start(self.run, self.draws), None
-        for k in range(self.steps):
-            if k in self.seen:  # by an earlier run, which this one continues
-                if sequential:
-                    step = Step(self.run, k, state, self.draws, known)
-                    state = _after(step, lowest(self.seen[k], 1.0)[0])
-                    known = self.draws.model(state[1], step.q.t, step.q.t) if self._looks(k) else None
-                continue
-            self.tuning.resume_at(k)
-            if not self._affords([k], begins=True):
-                self.tuning.stop(f"was spent at step {k} of {self.steps}")
-                return
-            if not sequential:
-                state, known = direct(self.run, k, self.draws), None
-            problem = Problem(Step(self.run, k, state, self.draws, known), self.objective, keep=sequential)
-            self._solve([problem])
-            if self.tuning.stopped:
-                return
-            self._report(k + 1, k)
-            if problem.best is not None:
-                state, known = problem.best
+    def _direct(self, ks: Sequence[int]) -> list[Step]:
+        """The steps of the parallel strategy, of several with the noise predicted in all their states together."""
+        states, points = [direct_state(self.run, k, self.batch) for k in ks], [self.run.point(k).t for k in ks]
+        known: Sequence[Tensor | None] = [None]
+        if len(ks) > 1:
+            known = predict_each(self.batch.model, [x for _, x in states], points, points)
+        return [Step(self.run, k, state, self.batch, noise) for k, state, noise in zip(ks, states, known, strict=True)]
 
-    def _together(self) -> None:
-        if not self._affords(range(self.steps), begins=True):
-            self.tuning.stop("was spent at the beginning")
-            return
-        states = [direct(self.run, k, self.draws) for k in range(self.steps)]
-        points = [self.run.point(k).t for k in range(self.steps)]
-        model = self.draws.model
-        assert isinstance(model, BatchedModel)
-        # What the network says of each state is asked in one go; an objective may ask for more.
-        known = model.each([x for _, x in states], points, points)
-        steps = [
-            Step(self.run, k, state, self.draws, said)
-            for k, (state, said) in enumerate(zip(states, known, strict=True))
-        ]
-        self._solve([Problem(step, self.objective) for step in steps])
+    def _predicts_after(self, k: int) -> bool:
+        return self.objective.result == "noise" and bool(self.run.point(k + 1).sigma > 0)
 
-    def _looks(self, k: int) -> bool:
-        return self.objective.sees == "noise" and bool(self.run.point(k + 1).sigma > 0)
+    def _can_afford(self, steps: Sequence[int], first: bool = False) -> bool:
+        """Whether another value of each of these steps is within the budget; or the first one, with its target."""
+        calls = forward(len(self.batch.x0), getattr(self.batch.model, "batch", None)).calls
+        each = 1 + (self.objective.result == "noise")
+        targets = [self.objective.calls + self.run.history(k) for k in steps] if first else []
+        return self.tuning.can_afford(calls * (each * len(steps) + sum(targets)))
 
-    def _affords(self, steps: Sequence[int], begins: bool = False) -> bool:
-        """Whether another value of these steps is within the budget, or, as they begin, the first one."""
-        calls = forward(len(self.draws.x0), getattr(self.draws.model, "batch", None)).calls
-        each = 1 + (self.objective.sees == "noise")
-        beginning = [self.objective.calls + self.run.reach(k) for k in steps] if begins else []
-        return self.tuning.can_afford(calls * (each * len(steps) + sum(beginning)))
-
-    def _solve(self, problems: Sequence[Problem]) -> None:
-        """Search on all of them at once, a value each in turn; what is seen goes into `self.seen`."""
+    def _solve(self, problems: Sequence[Problem]) -> bool:
+        """Search in all of them together, a value of each after the other; whether the budget was enough."""
         low, high = self.run.schedule.t_min, self.run.schedule.T
-        searches, wanted = {}, {}
-        for problem in problems:
+        searches, places, by_step = {}, {}, {problem.step.k: problem for problem in problems}
+        for k, problem in by_step.items():
             t = float(problem.step.p.t)
-            searches[problem.step.k] = descend(1.0, low / t, max(high / t, 1.0), most=MOST)
-            wanted[problem.step.k] = next(searches[problem.step.k])
-        kept = {k: dict(pairs) for k, pairs in self.seen.items()}
-        by_step = {problem.step.k: problem for problem in problems}
-        while wanted:
-            new = [k for k, ratio in wanted.items() if ratio not in kept.get(k, {})]
+            searches[k] = minimize(1.0, low / t, max(high / t, 1.0), most=MOST)
+            places[k] = next(searches[k])
+        kept = {k: dict(pairs) for k, pairs in self.values.items()}
+        while places:
+            new = [k for k, ratio in places.items() if ratio not in kept.get(k, {})]
             if new:
-                self.tuning.resume_at(len(problems) - len(wanted))
-                if any(self.seen.get(k) for k in new) and not self._affords(new):
-                    where = f"step {new[0]} of {self.steps}" if len(problems) == 1 else "a value of every step"
-                    self.tuning.stop(f"was spent at {where}")
-                    return
-                values = dict(zip(new, evaluate([(by_step[k], wanted[k]) for k in new]), strict=True))
+                first = min(by_step)  # what is done before: other steps, or the searches that have ended
+                self.tuning.resume_at((first + len(problems) - len(places)) / self.steps)
+                if any(self.values.get(k) for k in new) and not self._can_afford(new):
+                    self.tuning.stop(f"was spent at step {new[0]} of {self.steps}")
+                    return False
+                values = dict(zip(new, evaluate([by_step[k] for k in new], [places[k] for k in new]), strict=True))
             following = {}
-            for k, ratio in wanted.items():
+            for k, ratio in places.items():
                 value = values[k] if k in new else kept[k][ratio]
-                self.seen.setdefault(k, {})[ratio] = value
-                asked = answer(searches[k], value)
-                if asked is not None:
-                    following[k] = asked
-            wanted = following
-            if new and len(problems) > 1:
-                self._report(len(problems) - len(wanted), new[0])
+                self.values.setdefault(k, {})[ratio] = value
+                place = send(searches[k], value)
+                if place is not None:
+                    following[k] = place
+            places = following
+            if new and (len(problems) > 1 or not places):
+                self._save(min(by_step) + len(problems) - len(places), new[0])
+        return True
 
-    def _report(self, done: int, k: int) -> None:
-        state = {"seen": {str(k): [list(pair) for pair in pairs.items()] for k, pairs in self.seen.items()}}
-        self.tuning.done(done, self.steps, self.seen[k][1.0], lowest(self.seen[k], 1.0)[1], state)
+    def _save(self, done: int, k: int) -> None:
+        values: dict[str, Any] = {str(k): [list(pair) for pair in pairs.items()] for k, pairs in self.values.items()}
+        losses = self.values[k][1.0], lowest(self.values[k], 1.0)[1]
+        self.tuning.save_step(done, done / self.steps, losses, {"values": values})

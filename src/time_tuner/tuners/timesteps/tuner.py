@@ -1,127 +1,169 @@
-"""TimeTuner (Xia et al., CVPR 2024): what the network is told at each call, one number at a time.
+r"""TimeTuner (Xia et al., CVPR 2024, https://arxiv.org/abs/2310.09469): the conditioning times, one number at a time.
 
-At call k the solver stands at t_k and the network is told tau_k = r_k t_k. The published loss is
+At call k the solver is at t_k and the network receives tau_k = r_k t_k. The published loss of the ratio r_k is
 
-L_k(r) = E |eps(x_k, t_k, t_k) - eps(x_{k+1}(r), t_{k+1}, t_{k+1})|^2,
+    L_k(r) = E |eps(x_k, t_k, t_k) - eps(x_{k+1}(r), t_{k+1}, t_{k+1})|^2,
 
-where x_{k+1}(r) is reached from x_k with the prediction eps(x_k, t_k, r t_k): the noise seen after the step should be
-the noise seen before it; `OBJECTIVES` has others. The last ratio stays 1 unless asked for. *Sequential*: x_k is reached
-from x_T = alpha_T x_0 + sigma_T eps through the calls tuned so far. *Parallel*: x_k = alpha_k x_0 + sigma_k eps, and
-every call stands alone.
+where x_{k+1}(r) is the state after the call with the prediction eps(x_k, t_k, r t_k): the noise predicted after the
+step should be the noise predicted before it. `OBJECTIVES` has other losses. The last ratio stays 1 by default.
+
+*Sequential*: x_k is reached from x_T = alpha_T x_0 + sigma_T eps through the calls tuned before. *Parallel*:
+x_k = alpha_k x_0 + sigma_k eps, and every call is tuned on its own.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from ..._checks import choose
+import torch
+
+from ..._checks import check_int, choose
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...plans.plan import Plan
-from ..base import TuningRun
-from ..budget import forward
-from ..calibration import Calibration
-from .adam import adam
-from .objectives import Asked, find_objective
-from .runs import PlanRun
+from ..base import Tuner, TuningRun
+from ..budget import Budget, Speed, forward
+from .adam import ITERATIONS, LR, adam
+from .objectives import OBJECTIVES, Objective, ObjectiveLike, Step, find_objective
+from .runs import PlanRun, direct_state
 from .search import MOST, Search
 
-USUAL = 6
+USUAL = 6  # values of a search, on average over the problems of the tests
 ADAM_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """A tuner of the conditioning times; `strategy` is "sequential" or "parallel"."""
+class TimestepTuner(Tuner):
+    """A tuner of the conditioning times.
 
-    strategy: str
+    Attributes:
+        optimizer: "search", with forward calls only; or "adam", the published procedure.
+        objective: a name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`. By default "substeps",
+            and "published" for samplers that draw noise and for Adam.
+        last: whether the last ratio is tuned too.
+        lr, iterations: of Adam, for each ratio, 0.002 and 500 by default; every iteration has 64 fresh samples.
+    """
 
-    def __call__(
-        self,
-        eps: BatchedModel,
-        plan: Plan,
-        calibration: Calibration,
-        tuning: TuningRun,
-        optimizer: str = "search",
-        objective: Asked | None = None,
-        last: bool = False,
-        lr: float = 2e-3,
-        iterations: int = 500,
-    ) -> Plan:
-        """The plan with its conditioning times tuned, from untuned.
+    strategy: ClassVar[str]
 
-        Args:
-            eps, plan, calibration: the model, the plan to tune, and what to tune it on.
-            tuning: the budget, the kept state and the progress.
-            optimizer: "search", or "adam" for the published procedure, to which the last two belong.
-            objective: a name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`; by default "substeps",
-                and "published" for samplers that draw noise and for the published optimiser.
-            last: whether the last ratio is tuned too; the published procedure leaves it at 1.
-            lr, iterations: of Adam, for each ratio; every iteration has a fresh batch and fresh noise.
-        """
-        choose("optimizer", optimizer, ("search", "adam"))
+    optimizer: str = "search"
+    objective: ObjectiveLike | None = None
+    last: bool = False
+    lr: float | None = None
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        choose("optimizer", self.optimizer, ("search", "adam"))
+        choose("last", self.last, (True, False))
+        if self.objective is not None:
+            find_objective(self.objective)
+        if self.optimizer == "search" and (self.lr, self.iterations) != (None, None):
+            raise ValueError("lr and iterations are options of optimizer='adam': leave them out, or take that one")
+        if self.iterations is not None:
+            check_int("iterations", self.iterations, 1)
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr!r}")
+
+    @property
+    def sized(self) -> bool:
+        return self.iterations is not None
+
+    def check(self, plan: Plan, own_samples: bool) -> None:
         if plan.corrections is not None and plan.corrections.any():
             raise ValueError(
-                f"method={self.strategy!r} tunes plans without corrections, got {plan!r}: take method='joint' with "
-                "tune=('tau',), which keeps them, or plan.with_corrections(None)"
+                f"{self.strategy} tuning is for plans without corrections, got {plan!r}: take "
+                "'joint(parts=tau)', which keeps them, or plan.with_corrections(None)"
             )
-        objective = _default(plan, optimizer) if objective is None else objective
-        goal = find_objective(objective)
-        untuned = plan.with_tau(plan.t[:-1]).with_corrections(None)
-        run = PlanRun(untuned)
-        notes: dict[str, Any] = {
-            "optimizer": optimizer,
-            "objective": objective if isinstance(objective, str) else "own",
-        }
-        if optimizer == "adam":
-            size = eps.batch or ADAM_BATCH
+        name, objective = self._objective(plan)
+        if name == "substeps" and plan.stochastic:
+            raise ValueError(
+                f"objective='substeps' compares with a run without noise, {plan.sampler!r} draws some: "
+                "take objective='published' or 'noise'"
+            )
+        if self.last and objective.result == "noise" and plan.sigma[-1] == 0:
+            raise ValueError(
+                "last=True needs an end before sigma = 0, where the network is never called, or an objective of the "
+                "state, such as objective='substeps'"
+            )
+
+    def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
+        """An objective of the user's returns a loss for each sample, also of the first step."""
+        name, objective = self._objective(plan)
+        if name in OBJECTIVES:
+            return
+        batch, plan_run = run.calibration.trial(model), PlanRun(_untuned(plan))
+        with torch.no_grad():
+            step = Step(plan_run, 0, direct_state(plan_run, 0, batch), batch)
+            target, (_, x) = objective.target(step), plan_run.step(0, step.state, step.p.t, batch)
+            objective.mean(model(x, step.q.t, step.q.t) if objective.result == "noise" else x, target)
+
+    def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
+        name, objective = self._objective(plan)
+        untuned = _untuned(plan)
+        plan_run, calibration = PlanRun(untuned), run.calibration
+        notes: dict[str, Any] = {"optimizer": self.optimizer, "objective": name}
+        if self.optimizer == "adam":
+            lr, iterations = self.lr or LR, self.iterations or ITERATIONS
             ratios = adam(
-                run, lambda i: calibration.batch(eps, i, size), self.strategy, lr, iterations, goal, last, tuning
-            )
-            notes |= {"lr": lr, "iterations": iterations, "batch": size}
+                plan_run, lambda i: calibration.batch(model, i, ADAM_BATCH), self.strategy, lr, iterations, objective,
+                self.last, run, forward(ADAM_BATCH, model.batch).calls,
+            )  # fmt: skip
+            notes |= {"lr": lr, "iterations": iterations, "batch": ADAM_BATCH}
         else:
-            found = Search(run, calibration.draws(eps), self.strategy, goal, last, tuning)()
+            found = Search(plan_run, calibration.fixed(model), self.strategy, objective, self.last, run)()
             ratios = found.ratios
-            notes |= {
-                "loss_before": [before for before, _ in found.losses],
-                "loss_after": [after for _, after in found.losses],
+            notes["loss"] = {
+                "untuned": [untuned for untuned, _ in found.losses],
+                "tuned": [tuned for _, tuned in found.losses],
             }
-        # Nothing holds Adam back where the loss is flat; a network is told times that it was trained at.
         return untuned.with_ratios(ratios).with_provenance(**notes)
 
     def cost(
-        self,
-        plan: Plan,
-        samples: int,
-        batch: int | None,
-        optimizer: str = "search",
-        objective: Asked | None = None,
-        last: bool = False,
-        iterations: int = 500,
-        **options: Any,
+        self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
-        """What tuning this plan costs as a rule, and at most; the published procedure's is exact."""
-        goal = find_objective(_default(plan, optimizer) if objective is None else objective)
-        run, steps = PlanRun(plan), len(plan) - (not last)
-        looks = goal.sees == "noise"
-        before = [k if self.strategy == "sequential" else run.reach(k) - 1 for k in range(steps)]
-        if optimizer == "adam":
-            once = forward(batch or ADAM_BATCH)
-            each = (goal.calls + (goal.target is find_objective("published").target) + 3 + 3 * looks) * steps
-            exact = once * iterations * (sum(before) + each)
+        """That of Adam is exact."""
+        _, objective = self._objective(plan)
+        run, steps = PlanRun(plan), len(plan) - (not self.last)
+        after = objective.result == "noise"
+        before = [k if self.strategy == "sequential" else run.history(k) - 1 for k in range(steps)]
+        if self.optimizer == "adam":
+            once = forward(ADAM_BATCH, batch)
+            published = objective.target is OBJECTIVES["published"].target
+            each = (objective.calls + published + 3 + 3 * after) * steps
+            exact = once * (self.iterations or ITERATIONS) * (sum(before) + each)
             return {"tuning": (exact, exact)}
         once = forward(samples, batch)
-        if self.strategy == "sequential":  # the step before has asked what the network says of its end
-            begins = [goal.calls + (k == 0 or not looks) for k in range(steps)]
+        if self.strategy == "sequential":  # the step before has predicted the noise in the state after it
+            begins = [objective.calls + (k == 0 or not after) for k in range(steps)]
         else:
-            begins = [goal.calls + past + 1 for past in before]
+            begins = [objective.calls + past + 1 for past in before]
 
         def of(values: int) -> Cost:
-            # Told its own time the network is asked but once, and that answer is `said`.
-            return once * (sum(begins) + steps * (looks + (values - 1) * (1 + looks)))
+            # At tau = t the prediction is `untuned_noise`.
+            return once * (sum(begins) + steps * (after + (values - 1) * (1 + after)))
 
         return {"tuning": (of(USUAL), of(MOST))}
 
+    def _objective(self, plan: Plan) -> tuple[str, Objective]:
+        """Its name and the objective; by default the one that was best where it was measured (docs/tuning.md)."""
+        objective = self.objective
+        if objective is None:
+            objective = "published" if plan.stochastic or self.optimizer == "adam" else "substeps"
+        return objective if isinstance(objective, str) else "own", find_objective(objective)
 
-def _default(plan: Plan, optimizer: str) -> str:
-    """The objective that did best where it was measured (docs/tuning.md), where it can be had."""
-    return "published" if plan.stochastic or optimizer == "adam" else "substeps"
+
+@dataclass(frozen=True)
+class Sequential(TimestepTuner):
+    """The conditioning times by the sequential strategy of TimeTuner; see `TimestepTuner` for the options."""
+
+    strategy: ClassVar[str] = "sequential"
+
+
+@dataclass(frozen=True)
+class Parallel(TimestepTuner):
+    """The conditioning times by the parallel strategy of TimeTuner; see `TimestepTuner` for the options."""
+
+    strategy: ClassVar[str] = "parallel"
+
+
+def _untuned(plan: Plan) -> Plan:
+    return plan.with_tau(plan.t[:-1]).with_corrections(None)

@@ -1,0 +1,181 @@
+"""The search of joint tuning: successive halving of candidates by Gauss-Newton, the winner to the end of the budget."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...noise import TEACHER, first_seed
+from ...plans.plan import Plan
+from ..base import TuningRun
+from ..budget import forward
+from .gauss_newton import GaussNewton
+from .loss import TeacherLoss, TimeGradients
+from .parameters import Parameters
+from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
+from .successive_halving import SuccessiveHalving
+
+MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
+
+
+class JointSearch:
+    """One search.
+
+    Args:
+        loss: the distance to the teacher's ends, by which plans are compared: on a quarter of the pairs, the validation
+            pairs; the others are for iterations.
+        parts: what is tuned.
+        limit: the iterations; None for as many as the budget allows.
+        run: budget, kept state and progress.
+        checkpoint_steps: whether activations are computed again; None where memory decides.
+
+    Attributes:
+        order: the places of the candidates that take part among the plans.
+        done: the iterations made.
+        looked_at: the iterations at the last look at the validation pairs.
+    """
+
+    halving: SuccessiveHalving
+
+    def __init__(
+        self, loss: TeacherLoss, parts: Sequence[str], limit: int | None, run: TuningRun, checkpoint_steps: bool | None
+    ) -> None:
+        self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
+        count = len(loss.pairs)
+        held = min(MOST_HELD, count // 4)
+        self.train, self.validation = count - held, torch.arange(count - held, count)
+        self.checkpoint_steps = checkpoint_steps
+        self.order: list[int] = run.state.get("order", [])
+        self.done: int = run.state.get("done", 0)
+        self.looked_at: int = run.state.get("looked_at", self.done)
+        self.times = TimeGradients()
+
+    def __call__(self, plans: Sequence[Plan], given: int, count: int) -> tuple[Plan, dict[str, Any]]:
+        """The best plan found, and what is to be known of it.
+
+        Args:
+            plans: that may take part.
+            given: the first so many take part in any case.
+            count: how many take part.
+        """
+        run = self.run
+        # 1. The cost of an iteration, and whether the budget is enough for one.
+        self.times = self.loss.time_gradients(plans[0], self.parts)
+        if self.checkpoint_steps is None:
+            self.checkpoint_steps = self.loss.needs_checkpointing(plans[0], self._rows())
+        look = self._calls(plans[0], len(self.validation))
+        runs = 6 + self.times.calls + MOST_RECOMPUTED * self.checkpoint_steps  # a run, two backward, one to judge it
+        iteration = runs * self._calls(plans[0], min(BATCH, self.train))
+        ranking = self._calls(plans[0], min(BATCH, len(self.validation))) * len(plans[given:])
+        if not run.state and not run.can_afford(ranking + look * count + iteration):
+            plans, given, count = plans[:1], 1, 1
+            if not run.can_afford(2 * look + iteration):
+                run.stop("is not enough for one iteration")
+                return plans[0], {"iterations": 0}
+        # 2. Iterations, of one candidate after the other until one remains.
+        self._begin(plans, given, count)
+        halving, plan = self.halving, self.halving.solvers[0]
+        while self._share() < 1 and run.can_afford(iteration + look):
+            if halving.solver.restarts > MAX_RESTARTS and halving.decided:
+                break
+            self._iterate(halving.solver)
+            if halving.trial_ends(self._share()) or self.done >= next_look(self.looked_at):
+                self._look()
+        # 3. The best of all plans that were validated.
+        self._validate_new(1.0)
+        best = min(halving.solvers, key=lambda solver: solver.best_loss)
+        if self.done:
+            run.save_step(self.done, 1.0, (plan.first_loss, best.best_loss), self._state())
+        if not run.can_afford(iteration + look):
+            run.stop(f"was spent at iteration {self.done}" if self.done else "is not enough for one iteration")
+        notes = {
+            "iterations": self.done,
+            "start_times": [round(float(t), 6) for t in best.parameters.start.step_times],
+            "validation_loss": {"untuned": plan.first_loss, "tuned": best.best_loss},
+        }
+        return best.best_plan(), notes
+
+    def _begin(self, plans: Sequence[Plan], given: int, count: int) -> None:
+        """Set up the solvers, or restore those of an earlier run."""
+        state = self.run.state
+        self.order = self.order or self._ranked(plans, given, count)
+        solvers = [GaussNewton(Parameters(plans[i], self.parts)) for i in self.order]
+        for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
+            solver.restore(kept)
+        self.run.resume_at(state.get("share", 0.0))
+        self.halving = SuccessiveHalving(solvers, state)
+        if not self.done:
+            self._validate_new(0.0)
+            self.loss.check_finite(solvers[0].plan(), solvers[0].first_loss, self.validation)
+        if not state:
+            self.halving.began_at = self._share()
+        elif not self.run.same_budget:
+            self.halving.rescale(self._share() / state["share"])
+
+    def _ranked(self, plans: Sequence[Plan], given: int, count: int) -> list[int]:
+        """The places of the candidates that take part: the given ones, and those that end nearest untuned, one for each
+        grid; where corrections are tuned the orders of a sampler lead to the same plan."""
+        losses: dict[int, float] = {}
+
+        def loss(i: int) -> tuple[float, int]:
+            losses[i] = losses.get(i) or self.loss.mean(plans[i], self.validation[:BATCH])
+            return losses[i], i
+
+        grids: dict[bytes, list[int]] = {}
+        for i, plan in enumerate(plans[given:], given):
+            grids.setdefault(plan.step_times.numpy().tobytes(), []).append(i)
+        # The other orders are compared on the best grids alone.
+        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - given]
+        return [*range(given), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
+
+    def _iterate(self, solver: GaussNewton) -> None:
+        """One step of a solver, on the next few pairs."""
+        rows, generator = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
+        gradients = self.loss.gradients(
+            solver.parameters, solver.v, rows, self.times, generator if solver.needs_curvature else None,
+            bool(self.checkpoint_steps),
+        )  # fmt: skip
+        solver.step(gradients, lambda plan: self.loss.mean(plan, rows))
+        self.done += 1
+        self.run.at(self._share())
+
+    def _rows(self) -> Tensor:
+        """The pairs of the next iteration. All are used in a random order before any is used again, in another one: so
+        each counts as often as any other in the mean of iterates."""
+        size = min(BATCH, self.train)
+        epoch, first = divmod(self.done * size, self.train)
+        last, rows = first + size, torch.empty(0, dtype=torch.long)
+        while len(rows) < last:  # they may extend into the next order
+            generator = torch.Generator().manual_seed(first_seed(0, TEACHER) + epoch)
+            rows, epoch = torch.cat([rows, torch.randperm(self.train, generator=generator)]), epoch + 1
+        return rows[first:last]
+
+    def _look(self) -> None:
+        """Validate the solver on trial, begin the next trial if this one is over, and save the state."""
+        self.looked_at, share, solver = self.done, self._share(), self.halving.solver
+        ends = self.halving.trial_ends(share)
+        solver.validate(self.loss.mean(solver.plan(), self.validation), share)
+        if ends:
+            self.halving.next_trial(share)
+        self.run.save_step(self.done, share, (solver.first_loss, solver.best_loss), self._state())
+
+    def _validate_new(self, share: float) -> None:
+        """Validate the solvers that have moved since they were."""
+        for solver in self.halving.solvers:
+            if not solver.validated:
+                solver.validate(self.loss.mean(solver.plan(), self.validation), share)
+
+    def _state(self) -> dict[str, Any]:
+        solvers = [solver.to_dict() for solver in self.halving.solvers]
+        counts = {"pairs": len(self.loss.pairs), "done": self.done, "looked_at": self.looked_at, "share": self._share()}
+        return {**counts, "order": self.order, **self.halving.to_dict(), "solvers": solvers}
+
+    def _calls(self, plan: Plan, count: int) -> int:
+        """The network calls of a run from so many pairs."""
+        return len(plan) * forward(count, self.loss.model.batch).calls
+
+    def _share(self) -> float:
+        """The share of the iterations or of the budget that is spent."""
+        iterations = 0.0 if self.limit is None else self.done / self.limit
+        return max(iterations, self.run.meter.share)
