@@ -101,7 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
     # TimeTuner: the optimum of the published loss, and the default loss with the guard.
     untuned = make_plan("ddim", SCHEDULE, calls=10, spacing="linspace")
     how = {"data": DATA.sample(2000), "samples": 1000}
-    bare, judged = tune(EPS, untuned, objective="published", guard=False, **how), tune(EPS, untuned, **how)
+    bare, judged = (
+        tune(EPS, untuned, "sequential(objective=published)", guard=False, **how),
+        tune(EPS, untuned, "sequential", **how),
+    )
     row("DDIM, tuned as published", bare, options.samples)
     row("DDIM, tuned with the guard", judged, options.samples)
 
