@@ -107,7 +107,7 @@ class NoiseSchedule(ABC):
 
     def default_spacing(self, order: int) -> str:
         """The name in `SPACINGS` of the grid that a sampler of this order runs on unless another is named: the one that
-        measures best, see `docs/schedules.md`."""
+        measures best, see `docs/results.md`."""
         return "quadratic"
 
     def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
