@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 
 from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, make_plan
 from time_tuner.cli import demo, options, output
-from time_tuner.cli import sample as drawing
 from time_tuner.cli import tune as tuning
 from time_tuner.cli.app import app
 
@@ -447,7 +446,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "args",
-    [args for args in BAD if "did you mean" in BAD[args] or args[-1] in ("11", "./net.py") or "--calls must" in BAD[args]],
+    [
+        args
+        for args in BAD
+        if "did you mean" in BAD[args] or args[-1] in ("11", "./net.py") or "--calls must" in BAD[args]
+    ],
     ids=" ".join,
 )
 def test_names_are_checked_before_a_network_is_loaded(args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from ..loading import load_model
 from ..models.base import HookedModel, Model
 from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..tuners import Calibration, ReferenceDistance, tune
+from ..tuners import Budget, Calibration, ReferenceDistance, tune
 from ..tuners.budget import Speed, measure_speed
 from . import output
 from .compare import REFERENCE_CALLS, compare, picture, table
@@ -65,8 +65,8 @@ def run(out: Path, seed: int = 0) -> None:
     sizes = _sizes(speed)
     seconds = _seconds(speed, sizes) + sum(budget for _, budget in TUNERS.values())
     output.result(
-        f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all that a plan "
-        f"has (joint). This takes about {seconds:.0f} s."
+        f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all parts of a "
+        f"plan (joint). This takes about {seconds:.0f} s."
     )
     try:
         with Clock("", seconds) as clock:
@@ -134,8 +134,8 @@ def _tune(model: Model, plan: Plan, sizes: dict[str, int], seed: int, out: Path,
         path = plan_file(out, name)
         if not (path.exists() and checkpoint_of(path).exists()):
             start = plan.with_provenance(model="digits", spacing=SPACING)
-            how = {"budget": f"{budget:g}s", "checkpoint": checkpoint_of(path)}
-            tune(watched, start, text, calibration, seed, guard, **how).save(path)
+            limit, kept = Budget(seconds=budget), checkpoint_of(path)
+            tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
         tuned[name] = Plan.load(path)
     return tuned
 

@@ -73,7 +73,8 @@ def resample(plan: Plan, calls: int) -> Plan:
     The step ends lie on the same curve, arctan(sigma / alpha) over the fraction of the steps made, and the ratios
     tau / t on their curve over that angle; both curves are monotone cubics through the plan's points (Fritsch &
     Carlson, 1980). A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps,
-    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out.
+    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out. A
+    step to 0 stays one step, since the network was not trained at the times in it.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.
@@ -82,11 +83,14 @@ def resample(plan: Plan, calls: int) -> Plan:
     if calls == len(plan):
         return plan
     schedule, ends = plan.schedule, plan.step_times.detach()
-    steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
-    fractions = np.linspace(0, 1, len(ends))
-    angles = _monotone_cubic(fractions, schedule.at(ends).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
-    times = time_at_angle(schedule, as_float64(angles))
-    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
+    to_zero = int(ends[-1] == 0)
+    steps = len(plan.sampler.steps(calls, bool(to_zero))) - to_zero
+    last, first = ends[len(ends) - to_zero :], ends[: len(ends) - to_zero]
+    first = first if len(first) > 1 else as_float64([float(ends[0]), schedule.t_min])
+    fractions = np.linspace(0, 1, len(first))
+    angles = _monotone_cubic(fractions, schedule.at(first).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
+    times = torch.cat([time_at_angle(schedule, as_float64(angles)), first[-1:]])[:steps]
+    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([first[:1], times, last]))
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
         **{**plan.provenance, "resampled_from": len(plan)}
     )
