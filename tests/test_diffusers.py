@@ -407,7 +407,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
     with refused("use_dynamic_shifting needs tokens="):
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
     with refused("does not tell the grid of the pipeline's own scheduler"):
-        TimeTunerScheduler.from_config({"beta_start": 1e-4}, calls=4)
+        TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 
 def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
