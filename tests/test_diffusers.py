@@ -40,6 +40,7 @@ from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
+from time_tuner.tuners.joint.tuner import Joint
 
 LABELS = [3, 8]
 
