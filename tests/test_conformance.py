@@ -1,5 +1,5 @@
-"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also with
-the options that `OPTIONS` names."""
+"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also
+with the options that `OPTIONS` names."""
 
 import json
 from collections.abc import Callable

@@ -11,6 +11,10 @@ from torch import Tensor
 Values: TypeAlias = Sequence[float] | Tensor | Any
 """Numbers in any container that torch understands: a list, a tensor, a numpy array."""
 
+BELOW = 0.03
+"""By how much the last sigma of a list may lie below the least trained noise, as a share of it: published lists have
+three digits."""
+
 
 def as_float64(t: Any) -> Tensor:
     """`t` as a float64 CPU tensor of its own shape; gradients are kept."""
@@ -59,6 +63,12 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def t_min(self) -> float:
         """The least noisy time that the network was trained at."""
+
+    @property
+    def least_time(self) -> float:
+        """The least time above 0 where a step may end: `t_min`; 0 where any noise above 0 will do and `t_min` is a
+        convention of grids."""
+        return self.t_min
 
     @property
     def levels(self) -> int | None:

@@ -31,11 +31,11 @@ STEPS = (96, 128, 160, 192, 256)
 def check_sampler(sampler: Sampler) -> None:
     """Check that a sampler does what every sampler of the library does.
 
-    Its order of convergence on a problem with a known flow is the declared one within 0.3. Run as rows it is the sampler
-    itself, with and without corrections, and its coefficient table reproduces the run. It draws noise exactly at the
-    calls that use it. The network receives exactly the plan's times, and is not called at sigma = 0. A sample does not
-    depend on its batch; the dtype of the state is kept; the loop reads no number of a state. Gradients reach times, tau
-    and corrections. A run may start at alpha = 0. Plans survive JSON exactly.
+    Its order of convergence on a problem with a known flow is the declared one within 0.3. Run as rows it is the
+    sampler itself, with and without corrections, and its coefficient table reproduces the run. It draws noise exactly
+    at the calls that use it. The network receives exactly the plan's times, and is not called at sigma = 0. A sample
+    does not depend on its batch; the dtype of the state is kept; the loop reads no number of a state. Gradients reach
+    times, tau and corrections. A run may start at alpha = 0. Plans survive JSON exactly.
 
     Args:
         sampler: a sampler of a class in `SAMPLERS`.
