@@ -14,7 +14,7 @@ class SeededNoise:
         seeds: one seed for each sample of the batch, or an int s for s, s + 1, s + 2, ...
 
     Call it with a batch x (B, ...) for noise of that shape, dtype and device; every call draws on. It is drawn on the
-    CPU in float32 (float64 for a float64 batch), so that a seed means the same on every device.
+    CPU in float32 (in the dtype of x where that is float64 or complex), so that a seed means the same on every device.
     """
 
     def __init__(self, seeds: int | Sequence[int] = 0) -> None:
@@ -33,7 +33,7 @@ class SeededNoise:
                 self._generators.append(torch.Generator().manual_seed(self._first + i))
         elif len(x) != len(self._generators):
             raise ValueError(f"SeededNoise was given {len(self._generators)} seeds, but x has a batch of {len(x)}")
-        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+        dtype = x.dtype if x.is_complex() or x.dtype == torch.float64 else torch.float32
         held = self._ahead
         same = (len(held), *held.shape[2:], held.dtype) == (*x.shape, dtype)
         if not same or self._next == held.shape[1]:
