@@ -13,9 +13,9 @@ from torch import Tensor
 from time_tuner import SAMPLERS, TUNERS, NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, sample, tune
 from time_tuner.tuners import Calibration, ReferenceDistance
 from time_tuner.tuners.guard import guarded
-from time_tuner.tuners.timesteps.minimize import answer, descend, lowest
-from time_tuner.tuners.timesteps.objectives import loss
-from time_tuner.tuners.timesteps.runs import PlanRun, start
+from time_tuner.tuners.timesteps.minimize import lowest, minimize, send
+from time_tuner.tuners.timesteps.objectives import step_loss
+from time_tuner.tuners.timesteps.runs import PlanRun, first_state
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 CENTRES = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]])
@@ -28,11 +28,11 @@ METHODS = pytest.mark.parametrize("method", ["sequential", "parallel"])
 def minimise(f: Callable[[float], float], start: float, low: float, high: float) -> tuple[float, float]:
     """Where a search ends, and the value there."""
     seen: dict[float, float] = {}
-    search = descend(start, low, high)
+    search = minimize(start, low, high)
     asked = next(search, None)
     while asked is not None:
         seen[asked] = f(asked)
-        asked = answer(search, seen[asked])
+        asked = send(search, seen[asked])
     return lowest(seen, start)
 
 
@@ -79,13 +79,15 @@ def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str) -> None:
     data = MIXTURE.sample(200, seed=1).float()
     tuned = tune(EPS, plan, method, data=data, samples=200, guard=False, objective="published")
     draws = Calibration(EPS, SCHEDULE, data, 200).draws(EPS)
-    run, state = PlanRun(tuned), start(PlanRun(tuned), draws)
+    run, state = PlanRun(tuned), first_state(PlanRun(tuned), draws)
     for k in range(4):
         t = plan.t[k]
         state = state if method == "sequential" else ((), draws.at(plan.point(k)))
         before = EPS(state[1], t, t)
-        at = [float(loss(run, k, state, t * r, draws, before)) for r in torch.linspace(0.7, 1.3, 121) if t * r <= 1]
-        found = float(loss(run, k, state, tuned.tau[k], draws, before))
+        at = [
+            float(step_loss(run, k, state, t * r, draws, before)) for r in torch.linspace(0.7, 1.3, 121) if t * r <= 1
+        ]
+        found = float(step_loss(run, k, state, tuned.tau[k], draws, before))
         assert found <= min(at) * 1.001
         state = run.step(k, state, tuned.tau[k], draws)
     assert tuned.tau[-1] == tuned.t[-2], "the last ratio stays 1"
@@ -194,11 +196,11 @@ def test_the_published_optimiser_goes_to_the_same_place(method: str) -> None:
     draws = Calibration(eps, SCHEDULE, DIGITS.sample(1000, seed=8).float(), 1000, seed=8).draws(eps)
     total = {}
     for name, tuned in (("search", searched), ("published", published)):
-        run, state, total[name] = PlanRun(tuned), start(PlanRun(tuned), draws), 0.0
+        run, state, total[name] = PlanRun(tuned), first_state(PlanRun(tuned), draws), 0.0
         for k in range(3):
             t = plan.t[k]
             state = state if method == "sequential" else ((), draws.at(plan.point(k)))
-            total[name] += float(loss(run, k, state, tuned.tau[k], draws, eps(state[1], t, t)))
+            total[name] += float(step_loss(run, k, state, tuned.tau[k], draws, eps(state[1], t, t)))
             state = run.step(k, state, tuned.tau[k], draws)
     assert total["search"] <= 1.01 * total["published"]
 

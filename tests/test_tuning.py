@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, tune
+from time_tuner import TUNERS, NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, tune
 from time_tuner.cli import output as report
 from time_tuner.cli.app import app
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
+from time_tuner.tuners.base import Tuner
 from time_tuner.tuners.timesteps import search as ratios
 from time_tuner.tuners.timesteps import tuner as conditioning
-from time_tuner.tuners.timesteps.objectives import loss
-from time_tuner.tuners.timesteps.runs import PlanRun, direct, start
+from time_tuner.tuners.timesteps.objectives import step_loss
+from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
 from time_tuner.tuners.tune import estimate
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
@@ -56,8 +58,19 @@ def quadratic(calls: int = 5) -> Plan:
     return make_plan("ddim", SCHEDULE, calls, "quadratic")
 
 
+def tuner_of(method: str, options: dict[str, Any]) -> Tuner:
+    """The tuner with those of the options that are its own, which leave the options."""
+    names = {field.name for field in fields(TUNERS[method])}
+    return TUNERS[method](**{name: options.pop(name) for name in list(options) if name in names})
+
+
 def tuned(eps: Any = EPS, plan: Plan | None = None, method: str = "sequential", **options: Any) -> Plan:
-    return tune(eps, plan or quadratic(), method, **{"data": DATA, "samples": 64, "guard": False, **options})
+    tuner = tuner_of(method, options)
+    return tune(eps, plan or quadratic(), tuner, **{"data": DATA, "samples": 64, "guard": False, **options})
+
+
+def expected_costs(plan: Plan, method: str, **options: Any) -> dict[str, Any]:
+    return dict(estimate(EPS, plan, tuner_of(method, options), samples=64, **options).costs)
 
 
 # --- batches ---
@@ -165,7 +178,7 @@ def test_a_budget_is_kept_and_the_best_so_far_handed_over(method: str, how: dict
         assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
         if "optimizer" not in how:
             notes = plan.provenance
-            assert all(a <= b for a, b in zip(notes["loss_after"], notes["loss_before"], strict=True))
+            assert all(a <= b for a, b in zip(notes["loss"]["tuned"], notes["loss"]["untuned"], strict=True))
     assert tuned(method=method, budget=free.calls + 200, **how).tau.equal(whole.tau)
     assert "stopped" not in whole.provenance
 
@@ -188,7 +201,7 @@ def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> No
     how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
     plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
     result = tuned(model, plan, method, data=None, guard=True, **how)
-    costs = estimate(plan, method, samples=64, **how)
+    costs = expected_costs(plan, method, **how)
     spent = result.provenance["cost"]
     assert spent.keys() == costs.keys()
     for purpose, (usual, most) in costs.items():
@@ -213,7 +226,7 @@ def test_the_cost_of_one_value_a_step_is_foretold_exactly(
     monkeypatch.setattr(conditioning, "MOST", 1)
     plan = make_plan(sampler, SCHEDULE, 6)
     spent = tuned(plan=plan, method=method, objective=objective).provenance["cost"]["tuning"]
-    _, most = estimate(plan, method, samples=64, objective=objective)["tuning"]
+    _, most = expected_costs(plan, method, objective=objective)["tuning"]
     assert spent == {"calls": most.calls, "evaluations": most.evaluations}
 
 
@@ -230,8 +243,8 @@ def test_cost_grows_linearly_with_the_calls() -> None:
 
 
 def own(step: Step, x: Tensor) -> Tensor:
-    said = step.draws.model(x, step.q.t, step.q.t)
-    return (said - step.said).square().sum(1)
+    after = step.batch.model(x, step.q.t, step.q.t)
+    return (after - step.untuned_noise).square().sum(1)
 
 
 @METHODS
@@ -243,19 +256,21 @@ def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str, objective: Any, sa
     goal = OBJECTIVES["published"] if objective is own else OBJECTIVES[objective]
     draws = Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
     run = PlanRun(found)
-    state = start(run, draws)
+    state = first_state(run, draws)
     untuned = 0
     for k in range(6):
         t = plan.t[k]
-        state = state if method == "sequential" else direct(run, k, draws)
+        state = state if method == "sequential" else direct_state(run, k, draws)
         written_out = {"published": EPS(state[1], t, t), "noise": draws.noise, own: EPS(state[1], t, t)}
         target = written_out[objective] if objective in written_out else goal.target(Step(run, k, state, draws))
         at = [
-            float(loss(run, k, state, t * r, draws, target, goal)) for r in torch.linspace(0.8, 1.2, 81) if t * r <= 1
+            float(step_loss(run, k, state, t * r, draws, target, goal))
+            for r in torch.linspace(0.8, 1.2, 81)
+            if t * r <= 1
         ]
-        value = float(loss(run, k, state, found.tau[k], draws, target, goal))
+        value = float(step_loss(run, k, state, found.tau[k], draws, target, goal))
         assert value <= min(at) * 1.002 + 1e-6 * at[0]
-        assert value == pytest.approx(found.provenance["loss_after"][k], rel=1e-5)
+        assert value == pytest.approx(found.provenance["loss"]["tuned"][k], rel=1e-5)
         untuned += int(found.tau[k] == t)
         state = run.step(k, state, found.tau[k], draws)
     assert untuned <= 2
@@ -272,7 +287,7 @@ def test_the_finer_step_is_where_the_exact_solution_is() -> None:
     for sampler in ("ddim", "heun"):
         plan = make_plan(sampler, SCHEDULE, 10, "logsnr")
         run, draws = PlanRun(plan), Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
-        state = direct(run, 4, draws)
+        state = direct_state(run, 4, draws)
         ks = (4,) if sampler == "ddim" else (4, 5)
         times = torch.linspace(float(plan.t[4]), float(plan.t[ks[-1] + 1]), 101)
         truth = sample(EPS, make_plan("dpmpp", SCHEDULE, times=times), state[1])
@@ -433,8 +448,8 @@ def test_functions_are_known_by_their_code(tmp_path: Path) -> None:
     assert "going on" in said_of(times(2.0))
     assert "other options" in said_of(times(3.0))
     assert "other options" in said_of(lambda step, x: own(step, x))
-    assert "other options" in said_of(Objective(lambda step: step.said))
-    assert "going on" in said_of(Objective(lambda step: step.said)), "of an objective made again, too"
+    assert "other options" in said_of(Objective(lambda step: step.untuned_noise))
+    assert "going on" in said_of(Objective(lambda step: step.untuned_noise)), "of an objective made again, too"
 
 
 def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
