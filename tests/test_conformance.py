@@ -1,5 +1,5 @@
-"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also with
-the options that `OPTIONS` names."""
+"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also
+with the options that `OPTIONS` names."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
 
-GUIDE = next((Path(__file__).parents[1] / "docs").rglob("adding-a-sampler.md"))
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 EXAMPLE = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
 exec(compile(EXAMPLE, GUIDE, "exec"), {"__name__": "guide"})  # which enters its sampler into the table
 DOCUMENTED = SAMPLERS.pop("ab2")

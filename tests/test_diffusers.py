@@ -43,9 +43,9 @@ from time_tuner.diffusers import (
 )
 from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
-from time_tuner.tuners import Joint
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
+from time_tuner.tuners.joint.tuner import Joint
 
 LABELS = [3, 8]
 
@@ -217,7 +217,7 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
     how: dict[str, Any] = {"pairs": 8, "iterations": 1, "candidates": 1}
-    plans = [tune_pipeline(tiny(), 3, Joint(**how, checkpoint_steps=again), samples=2, guard=False) for again in (False, True)]
+    plans = [tune_pipeline(tiny(), 3, Joint(**how, recompute=again), samples=2, guard=False) for again in (False, True)]
     assert plans[0].corrections is not None and plans[1].corrections is not None
     torch.testing.assert_close(plans[0].t, plans[1].t, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(plans[0].corrections, plans[1].corrections, rtol=1e-3, atol=1e-5)
@@ -428,7 +428,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
     with refused("use_dynamic_shifting needs tokens="):
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
     with refused("does not determine the grid of the pipeline's own scheduler"):
-        TimeTunerScheduler.from_config({"beta_start": 1e-4}, calls=4)
+        TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 
 def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
@@ -641,10 +641,10 @@ def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
 
 
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export.md").read_text()
     block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
     names: dict[str, Any] = {}
-    exec(block[: block.index("plan.save")], names)
+    exec(block, names)
     flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
     x = seeded(2, 4)
     for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
@@ -659,5 +659,5 @@ def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseSched
                 return 0.3 * x - float(tau)
 
         network = Network()
-        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), network.x0)
+        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), x0=network.x0)
         np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)

@@ -192,7 +192,7 @@ def _heat_map(figure: "Figure", axes: "Axes", corrections: Tensor, title: str) -
 
 
 def save(picture: "Figure | Image", path: Path) -> None:
-    """Write a picture in the format that the name says (PNG without one); it appears whole or not at all.
+    """Write a picture in the format of its suffix (PNG without one); it appears whole or not at all.
 
     Raises:
         OSError: it cannot be written there.

@@ -197,6 +197,30 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     return FunctionModel(eps, schedule, shape)
 
 
+def check_state(name: str, x: Any, real: bool = False) -> Tensor:
+    """The states (B, ...), if they are a tensor of real or complex numbers.
+
+    Args:
+        name: of the argument.
+        x: the states. The noise of complex ones has variance 1, a half in each part, as `torch.randn` has it.
+        real: whether complex states are refused.
+
+    Raises:
+        ValueError: it is something else, such as a dict of tensors or a tensor of integers.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: torch.cat the parts of a state, "
+            "and split them in the network"
+        )
+    if not (x.is_floating_point() or (x.is_complex() and not real)):
+        way_out = "torch.view_as_real and a network for it" if x.is_complex() else f"{name}.float()"
+        raise ValueError(f"{name} must hold real {'' if real else 'or complex '}numbers, got {x.dtype}: give {way_out}")
+    if not x.dim():
+        raise ValueError(f"{name} must have a batch, (B, ...), got a number")
+    return x
+
+
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
     """The prediction, if it is a tensor of the shape of x.
 
@@ -204,6 +228,8 @@ def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
         ValueError: it is something else; `where` is added to the message.
     """
     if isinstance(prediction, Tensor) and prediction.shape == x.shape:
+        if prediction.is_complex() and not x.is_complex():
+            raise ValueError(f"eps must return real numbers for real states, got {prediction.dtype}{where}")
         return prediction
     got = f"shape {tuple(prediction.shape)}" if isinstance(prediction, Tensor) else type(prediction).__name__
     raise ValueError(

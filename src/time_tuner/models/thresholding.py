@@ -70,6 +70,8 @@ class ThresholdedModel(ModelAround):
         self.bound = bound
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        if x.is_complex():
+            raise ValueError(f"data are kept in a range of real numbers, got states of {x.dtype}: leave the range out")
         if quantity == "x0":
             return self.bound(wide(self.inner.x0(x, t, tau))).to(x.dtype)
         p = for_samples(self.schedule.at(t), x)

@@ -13,7 +13,7 @@ from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
 from ..spacings import Spacing, spacing_of
-from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls, times_in
+from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls
 from .plan import Plan
 
 
@@ -35,7 +35,7 @@ def make_plan(
             `schedule.default_spacing` of the sampler's order when neither spacing nor times are given.
         times: the step ends themselves instead of a spacing, falling strictly in the schedule's trained range; the
             last may be 0. They may begin anywhere in it, as for a run from an image.
-        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.times_in`.
+        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
 
     Raises:
         ValueError: names the argument, what was got and the way out. Among them: a spacing that would begin the run
@@ -47,7 +47,7 @@ def make_plan(
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
-        ends = checked_ends(times_in(times, unit, schedule), schedule)
+        ends = checked_ends(times, schedule, unit)
         calls = calls_for(sampler, ends) if calls is None else calls
         steps = sampler.steps(calls, bool(ends[-1] == 0))
         if len(ends) != len(steps) + 1:

@@ -67,6 +67,10 @@ class NoiseScheduleVE(NoiseSchedule):
         """The inverse of `network_time`."""
         return torch.exp(4 * as_float64(time)) if self.network_input == "log" else as_float64(time)
 
+    def from_sigma_ratio(self, sigma: Any) -> Tensor:
+        """sigma itself."""
+        return as_float64(sigma)
+
     def default_spacing(self, order: int) -> str:
         """ "kl_optimal" for samplers of first order, "logsnr" for the others."""
         return "kl_optimal" if order == 1 else "logsnr"
