@@ -217,7 +217,10 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
     how: dict[str, Any] = {"pairs": 8, "iterations": 1, "candidates": 1}
-    plans = [tune_pipeline(tiny(), 3, Joint(**how, checkpoint_steps=again), samples=2, guard=False) for again in (False, True)]
+    plans = [
+        tune_pipeline(tiny(), 3, Joint(**how, checkpoint_steps=again), samples=2, guard=False)
+        for again in (False, True)
+    ]
     assert plans[0].corrections is not None and plans[1].corrections is not None
     torch.testing.assert_close(plans[0].t, plans[1].t, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(plans[0].corrections, plans[1].corrections, rtol=1e-3, atol=1e-5)
