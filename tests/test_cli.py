@@ -1,8 +1,10 @@
 import json
 import logging
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def test_a_plan_is_tuned_measured_and_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str) -> None:
     plan = tmp_path / "plan.json"
-    done("tune", *QUICK, "--sampler", sampler, "--method", "sequential", "--calls", 4, "--out", plan)
+    done("tune", *QUICK, "--sampler", sampler, "--method", "sequential", "--calls", 5, "--out", plan)
     assert isinstance(Plan.load(plan).sampler, SAMPLERS[sampler])
     assert arrays(*GAUSSIAN, "--plan", plan, "-n", 3, out=tmp_path / "s.npz").shape == (3, 1)
 
@@ -123,6 +125,9 @@ def test_samples_that_were_written_are_data(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing_and_prints_the_cost(tmp_path: Path) -> None:
     result = done("tune", *QUICK, "--calls", "3,4", "--dry-run", "--out", tmp_path / "plan.json")
+    rows = [line.split() for line in result.output.splitlines()]
+    tuning = [row for row in rows if row[:1] == ["tuning"]]
+    assert len(tuning) == 2 and all(int(usual) <= int(most) == 100 for _, usual, most, *_ in tuning)
     assert "3 calls" in result.output and "4 calls" in result.output and "about" in result.output
     assert not list(tmp_path.iterdir())
 
@@ -158,6 +163,48 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
     for one, other in zip(Plan.load_several(out), Plan.load_several(tmp_path / "whole.json"), strict=True):
         assert torch.equal(one.tau, other.tau)
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "whole.json"}
+
+
+SLOW = """
+import time, time_tuner as tt
+def model():
+    schedule = tt.NoiseScheduleVP('linear')
+    eps = tt.exact.Mixture([[1.0, 0.5], [-1.0, 0.0]], 0.3).eps(schedule)
+    def slow(x, t, tau=None):
+        time.sleep(0.02)
+        return eps(x, t, tau)
+    return tt.as_model(slow, schedule, (2,))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_continues(tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    partial, out = tmp_path / "plan.json.partial", tmp_path / "plan.json"
+    how = ("--method", "sequential", "--sampler", "ddim", "--calls", "6", "--samples", "32", "--budget", "1h")
+    command = [sys.executable, "-m", "time_tuner", "tune", "--model", "slow:model", *how]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # processes in the background ignore it
+    )  # fmt: skip
+    began, saved = time.monotonic(), set[str]()
+    while len(saved) < 3:
+        assert process.poll() is None and time.monotonic() - began < 120
+        saved |= {partial.read_text()} if partial.exists() else set()
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == (130 if end == signal.SIGINT else -end)
+    if end == signal.SIGINT:
+        assert message.startswith("interrupted: the state is kept in plan.json.partial") and message.count("\n") == 1
+    assert partial.exists() and not out.exists()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "continuing from plan.json.partial" in again.stderr
+    assert not partial.exists()
+    resumed = Plan.load(out)
+    whole = [*command, "--out", "whole.json"]
+    assert "continuing" not in subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    assert torch.equal(Plan.load(tmp_path / "whole.json").tau, resumed.tau)
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,10 +342,9 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CALLS", 2)
     monkeypatch.setattr(demo, "MORE_CALLS", (3,))
     monkeypatch.setattr(demo, "REFERENCE_CALLS", 4)
-    monkeypatch.setattr(demo, "GUARD_CALLS", 4)
-    monkeypatch.setattr(demo, "OWN_CALLS", 50)
-    monkeypatch.setattr(demo, "MOST", 10)
-    tuners = {"TimeTuner": ("sequential(objective=published)", 3.0), "joint": ("joint", 3.0)}
+    monkeypatch.setattr(demo, "FEWEST", 3)
+    monkeypatch.setattr(demo, "MOST", 3)
+    tuners = {"TimeTuner": ("sequential(objective=published)", 2.0), "joint": ("joint", 2.0)}
     monkeypatch.setattr(demo, "TUNERS", tuners)
 
 
@@ -310,7 +356,7 @@ def test_the_demo_compares_and_writes(tmp_path: Path, quick_demo: None) -> None:
     assert plans | {"comparison.png"} <= names <= plans | {"comparison.png", "tuned.png"}
     assert all(name in result.output for name in names)
     width, height = size_of_picture(tmp_path / "shown" / "comparison.png")
-    assert width > 1000 and height > 500
+    assert width > 500 and height > 500
     for name, file in (("TimeTuner", "timetuner-2.json"), ("joint", "joint-2.json")):
         plan = Plan.load(tmp_path / "shown" / file)
         assert len(plan) == 2
@@ -344,10 +390,10 @@ def test_an_interrupted_demo_keeps_finished_plans(
 
 @pytest.mark.parametrize("seconds", [1e-5, 1e-3, 4e-3, 1.6e-2, 6.4e-2])
 def test_the_demo_ends_in_three_minutes_however_fast_the_network_is(seconds: float) -> None:
-    """With 10 samples at least, on machines that are up to 16 times slower than two cores of today."""
+    """On machines that are up to 16 times slower than two cores of today."""
     speed = demo.Speed(seconds, seconds)
-    expected = demo._seconds(speed, demo._sizes(speed)) + sum(budget for _, budget in demo.TUNERS.values())
-    assert expected <= 180
+    others = demo._seconds(speed, demo._sizes(speed))
+    assert others + sum(demo._budgets(others).values()) <= 180
     slower = demo.Speed(4 * seconds, 4 * seconds)
     assert demo._sizes(slower)["guard"] <= demo._sizes(speed)["guard"]
 
@@ -374,7 +420,7 @@ BAD = {
     ("tune", "--sampler", "ddim(eta=2)"): "eta of DDIM",
     ("tune", "--sampler", "ddim(eta)"): "must be written name(option=value, ...)",
     ("tune", "--spacing", "karras(rho=x)"): "rho of spacing 'karras' must be a number",
-    ("tune", "--method", "joint(paris=3)"): "did you mean 'pairs'",
+    ("tune", "--method", "joint(iteratons=3)"): "did you mean 'iterations'",
     ("tune", "--method", "joint(parts=foo)"): "parts",
     ("tune", "--budget", "soon"): "budget must be written",
     ("tune", *GAUSSIAN, "--method", "joint", "--sampler", "ddpm"): "noise",
@@ -598,12 +644,9 @@ def test_the_log_of_the_library_is_a_line_each_on_standard_error(capsys: pytest.
     assert capsys.readouterr().err == "1 of [2]\n"
 
 
-@pytest.mark.parametrize("module", [("-c", "from time_tuner.cli import main; main()"), ("-m", "time_tuner")])
-def test_the_command_runs_from_both_of_its_entry_points(module: tuple[str, str]) -> None:
-    made = subprocess.run([sys.executable, *module, "show", "digits/ddim-5"], capture_output=True, text=True)
+def test_the_command_is_a_module_too() -> None:
+    made = subprocess.run([sys.executable, "-m", "time_tuner", "show", "digits/ddim-5"], capture_output=True, text=True)
     assert made.returncode == 0 and "DDIM" in made.stdout and not made.stderr
-    made = subprocess.run([sys.executable, *module, "nonsense"], capture_output=True, text=True)
-    assert made.returncode == 2 and made.stderr.count("\n") == 1 and "Traceback" not in made.stderr
 
 
 def test_imports_are_light() -> None:

@@ -3,6 +3,10 @@ plan tuned in a pipeline is the plan tuned by itself."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner.cli import output
 from time_tuner.cli.app import app
 from time_tuner.diffusers import (
     ClassConditionalPipeline,
@@ -142,7 +147,7 @@ def test_a_pipeline_is_tuned_again_after_its_scheduler_was_replaced_by_a_plan() 
     pipe = tiny()
     pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe)
     again = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, sampler="ddim", guard=False)
-    assert "own scheduler" in again.provenance["spacing"]
+    assert "own" in again.provenance["spacing"]
 
 
 class Live(TorchDispatchMode):
@@ -201,7 +206,7 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
         plan = make_plan("ddim", model.schedule, calls, "quadratic")
         parameters, x = Parameters(plan), SeededNoise(3)(torch.empty(2, *model.shape))
         _, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-        times = TimeGradients(by_asking=("tau",))
+        times = TimeGradients(differences=("tau",))
         return kept_bytes(lambda: run_each(through(model), plan, plan.initial_state(x), numbers, times)[0])
 
     with PipelineModel(tiny()) as model:
@@ -212,7 +217,10 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
     how: dict[str, Any] = {"pairs": 8, "iterations": 1, "candidates": 1}
-    plans = [tune_pipeline(tiny(), 3, Joint(**how, recompute=again), samples=2, guard=False) for again in (False, True)]
+    plans = [
+        tune_pipeline(tiny(), 3, Joint(**how, checkpoint_steps=again), samples=2, guard=False)
+        for again in (False, True)
+    ]
     assert plans[0].corrections is not None and plans[1].corrections is not None
     torch.testing.assert_close(plans[0].t, plans[1].t, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(plans[0].corrections, plans[1].corrections, rtol=1e-3, atol=1e-5)
@@ -414,7 +422,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
-    with refused("calls=1 on the grid of the pipeline's own scheduler: the run would begin at t = 0.001, where the"):
+    with refused("calls=1 with spacing=the pipeline's own: the run would begin at t = 0.001, where the"):
         TimeTunerScheduler.from_config(config(), calls=1)
     with refused("sampler 'ddim' has no option 'order'"):
         TimeTunerScheduler.from_config(config(), sampler="ddim", calls=4, order=2)
@@ -493,27 +501,40 @@ def test_lists_name_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.Wa
 # --- the command line ---
 
 
-def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditionalPipeline, tmp_path: Path) -> None:
-    folder, plan, out = tmp_path / "pipeline", tmp_path / "plan.json", tmp_path / "drawn.npz"
-    digits.save_pretrained(folder)
-    runner = CliRunner()
-    shown = runner.invoke(app, ["show", "--model", str(folder)])
-    assert shown.exit_code == 0, shown.output
+def command(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(digits: ClassConditionalPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "pipeline"
+    digits.save_pretrained(path)
+    return path
+
+
+def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
+    shown = command("show", "--model", folder)
     for what in (
-        "pipeline: ClassConditionalPipeline",
-        "prediction type: epsilon",
-        "scheduler: DDPMScheduler",
+        "pipeline +ClassConditionalPipeline",
+        "prediction type +epsilon",
+        "scheduler +DDPMScheduler",
         "N=1000",
     ):
-        assert what in shown.output
-    how = ["--label", "1,2", "--calls", "2", "--samples", "2", "--out", str(plan)]
-    made = runner.invoke(app, ["tune", "--model", str(folder), *how])
-    assert made.exit_code == 0, made.output
-    assert Plan.load(plan).provenance["model"] == str(folder)
-    how = ["--plan", str(plan), "--label", "1,2", "-n", "3", "--seed", "5", "--out", str(out)]
-    drawn = runner.invoke(app, ["sample", "--model", str(folder), *how])
-    assert drawn.exit_code == 0, drawn.output
-    pictures = np.load(out)["samples"]
+        assert re.search(what, shown), what
+
+
+def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
+    digits: ClassConditionalPipeline, folder: Path, tmp_path: Path
+) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "drawn.npz"
+    saved = ("--model", folder, "--label", "1,2")
+    command("tune", *saved, "--calls", 2, "--samples", 2, "--budget", "60calls", "--out", plan)
+    made = Plan.load(plan).provenance
+    assert made["model"] == str(folder) and made["pipeline"] == "ClassConditionalPipeline" and made["label"] == [1, 2]
+    command("sample", *saved, "--plan", plan, "-n", 3, "--seed", 5, "--out", out)
+    pictures = np.load(out)["pictures"]
     digits.scheduler, own = TimeTunerScheduler.from_plan(Plan.load(plan)), digits.scheduler
     try:
         generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
@@ -523,23 +544,103 @@ def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditional
     np.testing.assert_allclose(pictures, 2 * expected.numpy() - 1, atol=1e-5)
 
 
+def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> None:
+    """Untuned samples, a comparison, several numbers of calls, a dry run, data, and a run that is continued."""
+    saved = ("--model", folder, "--label", "1,2")
+    command("sample", *saved, "--calls", 2, "-n", 2, "--out", tmp_path / "x.png")
+    command("sample", *saved, "--calls", 2, "-n", 4, "--out", tmp_path / "x.npz")
+    how = ("--samples", 4, "--method", "sequential", "--calls", "2,3")
+    assert "3 calls" in command("tune", *saved, *how, "--dry-run")
+    data = ("--data", tmp_path / "x.npz")
+    command("tune", "--model", folder, "--label", 1, *how, *data, "--budget", "40calls", "--out", tmp_path / "p.json")
+    assert [len(plan) for plan in Plan.load_several(tmp_path / "p.json")] == [2, 3]
+    compared = command("compare", *saved, "ddim:2", f"{tmp_path / 'p.json'}:3", "-n", 2, "--out", tmp_path / "c.png")
+    assert "ddim:2" in compared and "p.json:3" in compared
+    assert (tmp_path / "c.png").exists()
+
+
+def test_an_interrupted_run_on_a_saved_pipeline_continues(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ("tune", "--model", folder, "--label", 3, "--calls", 3, "--samples", 2, "--method", "sequential", "--out")
+    tuning = output.Bar.tuning
+
+    def interrupt(self: output.Bar, progress: Any) -> None:
+        tuning(self, progress)
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output.Bar, "tuning", interrupt)
+        stopped = CliRunner().invoke(app, [str(argument) for argument in (*how, tmp_path / "a.json")])
+    assert stopped.exit_code == 130 and "the same command continues" in stopped.stderr
+    command(*how, tmp_path / "a.json")
+    command(*how, tmp_path / "b.json")
+    torch.testing.assert_close(Plan.load(tmp_path / "a.json").tau, Plan.load(tmp_path / "b.json").tau)
+
+
+def test_a_guidance_scale_of_one_is_honoured(folder: Path, tmp_path: Path) -> None:
+    def drawn(*guidance: Any) -> np.ndarray:
+        command(
+            "sample", "--model", folder, "--label", 3, "--calls", 2, "-n", 1, *guidance, "--out", tmp_path / "x.npz"
+        )
+        with np.load(tmp_path / "x.npz") as arrays:
+            return arrays["samples"]
+
+    with PipelineModel(digits_pipeline(), class_labels=[3], guidance_scale=5.0) as model:
+        assert model.facts()["guidance_scale"] == 5.0
+    assert np.array_equal(drawn("--guidance-scale", 1), drawn())  # the default of this pipeline
+    assert np.abs(drawn("--guidance-scale", 5) - drawn()).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--model", "digits", "--prompt", "a cat"], "for pipelines, got --model digits: use --label"),
         (["show"], "give either PLAN, a plan file, or --model"),
         (["show", "--model", "{empty}"], "is a folder without model_index.json"),
-        (
-            ["tune", "--model", "{empty}", "--data", "x.npz"],
-            "--data, --dry-run and several numbers of calls are not for pipelines",
-        ),
-        (["sample", "--model", "{empty}"], "a pipeline needs --plan"),
+        (["sample", "--model", "{empty}"], "is a folder without model_index.json"),
+        (["sample", "--model", "{saved}", "--label", "11"], "class_labels must be 0 to 10, got 11"),
+        (["sample", "--model", "{saved}", "--prompt", "a"], "takes no prompt="),
+        (["sample", "--model", "{saved}", "--height", "64"], "takes no height="),
+        (["sample", "--model", "{saved}", "--dtype", "float15"], "did you mean 'float16'"),
+        (["sample", "--model", "{saved}", "--device", "nowhere"], "device must be"),
+        (["sample", "--model", "{saved}", "--guidance-scale", "2"], "guidance_scale=2.0 needs class_labels="),
     ],
 )
-def test_bad_commands_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [argument.format(empty=tmp_path) for argument in arguments])
+def test_bad_commands_are_one_line(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [argument.format(empty=tmp_path, saved=folder) for argument in arguments])
     assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_plan_of_another_kind_of_pipeline_is_noticed(tuned: Plan, folder: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="tuned for a ClassConditionalPipeline, and is used in a DDPMPipeline"):
+        TimeTunerScheduler.from_plan(tuned, tiny())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TimeTunerScheduler.from_plan(tuned, digits_pipeline())
+    tuned.with_provenance(pipeline="FluxPipeline").save(tmp_path / "plan.json")
+    how = ["--model", str(folder), "--plan", str(tmp_path / "plan.json"), "-n", "1", "--out", str(tmp_path / "x.npz")]
+    noted = CliRunner().invoke(app, ["sample", *how])
+    assert noted.exit_code == 0 and "tuned for a FluxPipeline" in noted.stderr
+
+
+def test_a_missing_package_of_a_pipeline_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "pipeline"
+    shutil.copytree(folder, copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder": ["transformers", "CLIPTextModel"]}))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"package transformers is missing: pip install 'time-tuner\[diffusers\]'"):
+        load_model(str(copy))
+
+
+def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
+    code = f"import time_tuner; print(time_tuner.load_model({str(folder)!r}).shape)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "(1, 28, 28)\n" and made.stderr == ""
 
 
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:

@@ -81,7 +81,15 @@ def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Cal
     return runs
 
 
-def compare(model: Model, plans: Mapping[str, Plan], count: int, seed: int, batch: int, bar: output.Bar) -> Comparison:
+def compare(
+    model: Model,
+    plans: Mapping[str, Plan],
+    count: int,
+    seed: int,
+    batch: int,
+    bar: output.Bar,
+    reference_calls: int = REFERENCE_CALLS,
+) -> Comparison:
     """Draw samples by several plans from the same noise, and by the reference runs to where these end.
 
     Args:
@@ -91,6 +99,7 @@ def compare(model: Model, plans: Mapping[str, Plan], count: int, seed: int, batc
         seed: of the first sample.
         batch: the most samples in one network call.
         bar: advances by `work(...)` in all.
+        reference_calls: of the reference runs.
     """
 
     def run(name: str, plan: Plan) -> Run:
@@ -98,7 +107,7 @@ def compare(model: Model, plans: Mapping[str, Plan], count: int, seed: int, batc
         samples = draw(CountedModel(model, log), plan, count, seed, batch, bar)
         return Run(name, plan, samples, log.of(log.current))
 
-    references = {end: run("reference", plan) for end, plan in _references(model, plans).items()}
+    references = {end: run("reference", plan) for end, plan in _references(model, plans, reference_calls).items()}
     runs = []
     for name, plan in plans.items():
         drawn, many = run(name, plan), references[float(plan.t[-1])]
@@ -185,10 +194,10 @@ def usual_count(model: Model) -> int:
     return 10_000 if math.prod(model.shape) <= 2 else 100
 
 
-def _references(model: Model, plans: Mapping[str, Plan]) -> dict[float, Plan]:
+def _references(model: Model, plans: Mapping[str, Plan], calls: int = REFERENCE_CALLS) -> dict[float, Plan]:
     """The reference runs, by where they end."""
     ends = dict.fromkeys(float(plan.t[-1]) for plan in plans.values())
-    return {end: reference_plan(model.schedule, end, REFERENCE_CALLS) for end in ends}
+    return {end: reference_plan(model.schedule, end, calls) for end in ends}
 
 
 def _untuned(sampler: str, calls: int, spacing: str | None, model: Model) -> Plan:

@@ -17,7 +17,7 @@ from ..plans.plan import Plan
 from ..tuners import Budget, Calibration, ReferenceDistance, tune
 from ..tuners.budget import Speed, measure_speed
 from . import output
-from .compare import REFERENCE_CALLS, compare, picture, table
+from .compare import compare, picture, table
 from .tune import checkpoint_of
 
 CALLS = 5
@@ -30,8 +30,11 @@ TUNERS = {"TimeTuner": ("sequential(objective=published)", 25.0), "joint": ("joi
 DATA, GUARD, COMPARISON = 20.0, 30.0, 30.0
 """The seconds of the other phases."""
 
-OWN_CALLS, GUARD_CALLS = 50, 50  # of the runs that draw samples to tune on, and of the guard's reference run
-FEWEST, MOST = 10, 100  # samples of a phase
+LONGEST = 180.0
+"""The seconds in all, for which the budgets are cut where the other phases take longer."""
+
+OWN_CALLS, REFERENCE_CALLS = 50, 50  # of the runs that draw samples to tune on, and of the reference runs
+FEWEST, MOST = 6, 100  # samples of a phase
 SLOWER = 1.5  # as many times must the default number of threads be slower before one thread is used
 
 
@@ -63,14 +66,15 @@ def run(out: Path, seed: int = 0) -> None:
     plan = make_plan("ddim", model.schedule, CALLS, SPACING)
     speed = _choose_threads(model, plan)
     sizes = _sizes(speed)
-    seconds = _seconds(speed, sizes) + sum(budget for _, budget in TUNERS.values())
+    budgets = _budgets(_seconds(speed, sizes))
+    seconds = _seconds(speed, sizes) + sum(budgets.values())
     output.result(
         f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all parts of a "
         f"plan (joint). This takes about {seconds:.0f} s."
     )
     try:
         with Clock("", seconds) as clock:
-            tuned = _tune(model, plan, sizes, seed, out, clock)
+            tuned = _tune(model, plan, sizes, budgets, seed, out, clock)
             _compare(model, plan, tuned, sizes["comparison"], seed, out, clock)
     except KeyboardInterrupt:
         print(f"interrupted: the plans found so far are kept in {out}, the same command continues", file=sys.stderr)
@@ -104,7 +108,7 @@ def _work() -> dict[str, tuple[float, int]]:
     """The seconds of each phase, and the network calls that it makes for a sample."""
     guards = len(TUNERS) * CALLS * (2 + CALLS)  # untuned, tuned, and each call set back
     runs = CALLS * (2 + len(TUNERS)) + sum(MORE_CALLS) + REFERENCE_CALLS
-    return {"data": (DATA, OWN_CALLS), "guard": (GUARD, GUARD_CALLS + guards), "comparison": (COMPARISON, runs)}
+    return {"data": (DATA, OWN_CALLS), "guard": (GUARD, REFERENCE_CALLS + guards), "comparison": (COMPARISON, runs)}
 
 
 def _sizes(speed: Speed) -> dict[str, int]:
@@ -121,20 +125,35 @@ def _seconds(speed: Speed, sizes: dict[str, int]) -> float:
     return sum(calls * _of_call(speed, sizes[phase]) for phase, (_, calls) in _work().items())
 
 
-def _tune(model: Model, plan: Plan, sizes: dict[str, int], seed: int, out: Path, clock: Clock) -> dict[str, Plan]:
+def _budgets(others: float) -> dict[str, float]:
+    """The budget of each tuner, in whole seconds, where the other phases take so many."""
+    whole = sum(budget for _, budget in TUNERS.values())
+    share = min(1.0, max(0.1, (LONGEST - others) / whole))
+    return {name: max(1.0, budget * share // 1) for name, (_, budget) in TUNERS.items()}
+
+
+def _tune(
+    model: Model,
+    plan: Plan,
+    sizes: dict[str, int],
+    budgets: dict[str, float],
+    seed: int,
+    out: Path,
+    clock: Clock,
+) -> dict[str, Plan]:
     """The plan tuned by each tuner; those that an interrupted run has finished are read from their files."""
     watched = HookedModel(model, lambda *_: clock.advance())
     calibration = Calibration(watched, model.schedule, None, sizes["data"], seed, model.shape)
     clock.phase = "reference run"
     noise = calibration.held_out()[: sizes["guard"]]
-    guard = ReferenceDistance(watched, model.schedule, float(plan.t[-1]), noise, GUARD_CALLS, seed)
+    guard = ReferenceDistance(watched, model.schedule, float(plan.t[-1]), noise, REFERENCE_CALLS, seed)
     tuned = {}
-    for name, (text, budget) in TUNERS.items():
+    for name, (text, _) in TUNERS.items():
         clock.phase = f"tuning, {name}"
         path = plan_file(out, name)
         if not (path.exists() and checkpoint_of(path).exists()):
             start = plan.with_provenance(model="digits", spacing=SPACING)
-            limit, kept = Budget(seconds=budget), checkpoint_of(path)
+            limit, kept = Budget(seconds=budgets[name]), checkpoint_of(path)
             tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
         tuned[name] = Plan.load(path)
     return tuned
@@ -152,7 +171,7 @@ def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed:
     plans |= {f"ddim, {name}": one for name, one in changed.items()}
     plans |= {f"ddim in {calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
     clock.phase = "comparison"
-    compared = compare(model, plans, count, seed, count, clock)
+    compared = compare(model, plans, count, seed, count, clock, REFERENCE_CALLS)
     output.result(table(compared, seed))
     for name, one in tuned.items():
         output.result(f"{name}: {output.verdict(one)}.")

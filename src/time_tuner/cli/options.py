@@ -182,7 +182,7 @@ def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:
             raise ValueError(f"one plan of a file is written path.json:calls, got {text!r}")
         text, calls = path, int(number)
     if calls is not None:
-        return {text: Plan.load(text, calls)}
+        return {f"{text}:{calls}": Plan.load(text, calls)}
     plans = Plan.load_several(text)
     return {text: plans[0]} if len(plans) == 1 else {f"{text}:{len(plan)}": plan for plan in plans}
 

@@ -96,7 +96,7 @@ def waiting(what: str) -> AbstractContextManager[Any]:
 def table(*columns: str, title: str = "", left: int = 1, caption: str = "") -> Table:
     """An empty table in the house style; the first `left` columns have words, the others numbers."""
     made = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    made.title_justify = made.caption_justify = "left"
+    made.title_justify, made.caption_justify = "left", "left"
     made.title_style = "bold"
     for i, column in enumerate(columns):
         words = i < left
@@ -173,12 +173,12 @@ def with_error(values: Tensor) -> str:
     return "{1:.{0}f}±{2:.{0}f}".format(min(max(digits, 0), 8), float(values.double().mean()), error)
 
 
-def measure_table(plan: Plan, title: str = "") -> Table:
+def measure_table(plan: Plan) -> Table:
     """The distances of a tuned plan under the guard, from its provenance."""
     note = plan.provenance
     kind = "energy distance" if plan.stochastic else "mean distance"
-    caption = f"distance: {kind} to the end of a {note['reference_calls']}-call run, on held-out noise"
-    made = table("plan", "distance", "change", title=title, caption=caption)
+    what = f"{kind} to the end of a {note['reference_calls']}-call run, on held-out noise"
+    made = table("plan", "distance", "change", title=f"{len(plan)} calls, {what}")
     for name, key in (("untuned", "untuned"), ("tuned, before the guard", "unguarded"), ("tuned", "tuned")):
         untuned, distance = note["distance"]["untuned"], note["distance"][key]
         change = "" if key == "untuned" or not untuned else f"{distance / untuned - 1:+.1%}"

@@ -76,7 +76,7 @@ def tune_plans(
     for path in kept_files(out):
         path.unlink()
     for plan in found:
-        output.result(output.measure_table(plan, f"{len(plan)} calls"))
+        output.result(output.measure_table(plan))
     if len(found) == 1:
         output.result(f"{output.verdict(found[0])}.")
     output.result(f"wrote {out}")

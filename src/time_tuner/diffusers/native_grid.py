@@ -75,7 +75,7 @@ class OwnGrid:
         return own_times(self.config, schedule, steps)
 
     def __repr__(self) -> str:
-        return "that of the pipeline's own scheduler"
+        return "the pipeline's own"
 
 
 def own_spacing(config: Mapping[str, Any]) -> OwnGrid | None:
