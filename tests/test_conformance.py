@@ -146,6 +146,15 @@ class Noisy(Wrong):
         return x
 
 
+class Rescaled(Wrong):
+    """A sampler of distilled models with too little noise."""
+
+    convergence = 0
+
+    def spoil(self, x: Tensor, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
+        return q.alpha * past[-1].x0 + 0.9 * q.sigma * noise(x)
+
+
 class Overrated(DDIM):
     @property
     def convergence(self) -> int:
@@ -154,7 +163,12 @@ class Overrated(DDIM):
 
 @pytest.mark.parametrize(
     ("kind", "property_"),
-    [(Biased, "order of convergence"), (Overrated, "order of convergence"), (Noisy, "noise")],
+    [
+        (Biased, "order of convergence"),
+        (Overrated, "order of convergence"),
+        (Noisy, "noise"),
+        (Rescaled, "keeps the distribution of exact data"),
+    ],
 )
 def test_a_wrong_sampler_is_noticed(kind: type[Sampler], property_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "wrong", kind)

@@ -117,8 +117,8 @@ class NoiseSchedule(ABC):
 
     def default_spacing(self, order: int) -> str:
         """The name in `SPACINGS` of the grid that a sampler of this order runs on unless another is named: the one that
-        measures best, see `docs/results.md`."""
-        return "quadratic"
+        measures best, see `docs/results.md`; for order 0, of distilled models, that of their training, down to 0."""
+        return "trailing" if order == 0 and self.levels else "quadratic"
 
     def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The grid of many-step runs, see `even_grid`: even in sqrt(t)."""
