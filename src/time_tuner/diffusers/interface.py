@@ -21,7 +21,8 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
     Attributes:
         schedule: the noise schedule.
         timesteps: the network time of each call, (K,), float32.
-        sigmas: the noise of each call and of the end, (K + 1,), float32: sigma in a flow, sigma / alpha else.
+        sigmas: the noise at the conditioning time of each call, and that of the end, (K + 1,), float32: sigma in a
+            flow, sigma / alpha else.
         num_inference_steps: the number of calls.
     """
 

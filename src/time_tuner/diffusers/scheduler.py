@@ -225,7 +225,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         self._start_at(begin or 0)
         if begin is None:
             self.timesteps = plan.schedule.network_time(plan.tau).to(device=device, dtype=torch.float32)
-            self.sigmas = plan.schedule.sigma_ratio(plan.t).clamp(max=MOST_SIGMA).float()
+            received = torch.cat([plan.tau, plan.t[-1:]])  # networks of some pipelines receive sigma
+            self.sigmas = plan.schedule.sigma_ratio(received).clamp(max=MOST_SIGMA).float()
             self._times: list[float] = self.timesteps.tolist()
             self._near = NEAR * max(1.0, *self._times)
             self.num_inference_steps = len(plan)
