@@ -308,7 +308,7 @@ def test_noise_is_added_at_the_solvers_time_and_not_at_the_conditioning_time() -
     p = plan.schedule.at(0.124)
     torch.testing.assert_close(between, p.alpha * x + p.sigma * noise, rtol=1e-5, atol=1e-6)
     ours.set_begin_index(1)
-    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[3:4]), at(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[3:4]), at(3), rtol=1e-5, atol=1e-6)
     ours.step(x, ours.timesteps[1], x)
     torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
 
@@ -316,9 +316,9 @@ def test_noise_is_added_at_the_solvers_time_and_not_at_the_conditioning_time() -
 def test_half_precision_goes_in_and_comes_out_and_is_rounded_only_there() -> None:
     ours = TimeTunerScheduler.from_config(config(prediction_type="v_prediction"), sampler="ddim", calls=2)
     x, output = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
-    half = ours.step(output, 0, x)
+    half = ours.step(output, ours.timesteps[0], x)
     ours.set_timesteps(2)
-    full = ours.step(output.float(), 0, x.float())
+    full = ours.step(output.float(), ours.timesteps[0], x.float())
     assert torch.equal(half.prev_sample, full.prev_sample.bfloat16())
     assert torch.equal(half.pred_original_sample, full.pred_original_sample.bfloat16())
 
@@ -328,16 +328,16 @@ def test_the_predicted_data_is_the_end_of_a_step_to_the_end() -> None:
         own = config(prediction_type=kind, timestep_spacing="trailing")
         ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=1)
         x, output = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
-        previous, data = ours.step(output, 0, x, return_dict=False)
+        previous, data = ours.step(output, ours.timesteps[0], x, return_dict=False)
         torch.testing.assert_close(data, previous)
 
 
 def test_the_second_half_of_a_learned_variance_is_left_out() -> None:
     ours = TimeTunerScheduler.from_config(config(), calls=2)
     x, output = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
-    first = ours.step(output, 0, x).prev_sample
+    first = ours.step(output, ours.timesteps[0], x).prev_sample
     ours.set_timesteps(2)
-    assert torch.equal(ours.step(output[:, :3], 0, x).prev_sample, first)
+    assert torch.equal(ours.step(output[:, :3], ours.timesteps[0], x).prev_sample, first)
 
 
 def test_diffusers_own_schedulers_take_its_configuration_back() -> None:
@@ -416,8 +416,9 @@ def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> Non
 
 
 def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
-    with refused("thresholding=True is not supported"):
-        TimeTunerScheduler.from_config(config(thresholding=True), calls=4)
+    for option in ("invert_sigmas", "stochastic_sampling"):
+        with refused(f"pipelines with {option}=True cannot be driven"):
+            TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(**{option: True}), calls=4)
     with refused("of an EDM pipeline"):
         TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
     with refused("calls= is needed"):
@@ -430,7 +431,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(config(prediction_type="noise"), calls=4)
     with refused("use_dynamic_shifting needs tokens="):
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
-    with refused("does not determine the grid of the pipeline's own scheduler"):
+    with refused("config has no _class_name, and the entries of no class"):
         TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 

@@ -17,6 +17,7 @@ from pipelines import FAMILIES, Family, inpaint, random
 from time_tuner import make_plan, sample
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler
 from time_tuner.diffusers.scheduler import rest
+from time_tuner.samplers import sampler_of
 
 CALLS = 5
 
@@ -112,10 +113,9 @@ def test_untuned_it_draws_what_the_stock_scheduler_draws(name: str) -> None:
     family.pipe.set_progress_bar_config(disable=True)
     sampler, options = STOCK[name]
     first, last, received = run(family)
-    tokens = {"tokens": family.shape[0]} if name == "flux" else {}
-    family.pipe.scheduler = TimeTunerScheduler.from_config(
-        family.pipe.scheduler, sampler=sampler, calls=CALLS, **tokens, **options
-    )
+    with model(family) as eps:  # which has the grid that the pipeline passes
+        plan = make_plan(sampler_of(sampler, **options), eps.schedule, CALLS, eps.spacing)
+    family.pipe.scheduler = TimeTunerScheduler.from_plan(plan, family.pipe)
     again, ours, received_ours = run(family)
     if name == "sdxl":  # its state is of variance 1 + sigma^2 there
         first, last = again, last
@@ -188,8 +188,9 @@ def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_way_out(
 def test_guidance_that_depends_on_the_number_of_the_call_is_refused() -> None:
     family = FAMILIES["controlnet"]()
     family.pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="depend on how many calls"):
-        model(family, control_guidance_end=0.6)
+    for start, end in ((0.0, 0.6), (0.0, 0.4), (0.0, 0.95), (0.6, 1.0), (0.05, 1.0), (0.4, 0.6)):
+        with pytest.raises(ValueError, match="depend on how many calls"):
+            model(family, control_guidance_start=start, control_guidance_end=end)
 
 
 def test_sample_i_has_condition_i_modulo_their_number_whatever_the_batch() -> None:

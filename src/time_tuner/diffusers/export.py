@@ -1,19 +1,28 @@
 """A plan's grid as the lists that other schedulers and programs take; a warning names what they leave out."""
 
 import warnings
+from typing import Any
 
 import torch
 
 from ..plans.plan import Plan
 
 
-def to_sigmas(plan: Plan) -> list[float]:
+def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
     """The noise levels of the step ends, S + 1 falling numbers: for `sigmas=` of a scheduler or pipeline, for ComfyUI.
 
     sigma / alpha on a variance-preserving schedule, sigma in a rectified flow.
 
+    Args:
+        plan: the plan.
+        scheduler: the scheduler that receives them, or a pipeline with it. FlowMatchEulerDiscreteScheduler appends the
+            0 at the end itself: for it the last number is left out.
+
     Warns:
-        UserWarning: names the parts of the plan that the list leaves out.
+        UserWarning: names the parts of the plan that the list leaves out, and what the scheduler does to it.
+
+    Raises:
+        ValueError: the plan starts at alpha = 0, where they are infinite.
     """
     _warn(plan, "sigmas")
     if plan.schedule.shift is not None:
@@ -21,6 +30,17 @@ def to_sigmas(plan: Plan) -> list[float]:
     sigmas = plan.schedule.sigma_ratio(plan.step_times)
     if torch.isinf(sigmas).any():
         raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    names = {kind.__name__ for kind in type(scheduler).__mro__}
+    if "FlowMatchEulerDiscreteScheduler" in names:
+        if sigmas[-1] > 0:
+            _notify(f"FlowMatchEulerDiscreteScheduler ends at sigma = 0, the plan at {float(sigmas[-1]):.3g}")
+        return sigmas.tolist()[:-1]
+    if "EulerDiscreteScheduler" in names and scheduler.config.timestep_spacing != "leading":
+        _notify(
+            "EulerDiscreteScheduler begins with noise of deviation sigma, and not sqrt(1 + sigma^2), unless its "
+            "timestep_spacing is 'leading'"
+        )
     return sigmas.tolist()
 
 

@@ -82,7 +82,7 @@ def pipeline_facts(name: str) -> dict[str, str]:
     """
     pipe = read_pipeline(name)
     config, network = config_of(pipe), network_of(pipe)
-    prediction = prediction_of(config)
+    prediction = prediction_of(pipe)
     clip = f", predicted data kept in [-{prediction.clip:g}, {prediction.clip:g}]" if prediction.clip else ""
     dynamic = "rectified flow, with a shift that depends on the size of the picture"
     weights = sum(weight.numel() for weight in network.parameters())
@@ -90,7 +90,7 @@ def pipeline_facts(name: str) -> dict[str, str]:
         "pipeline": type(pipe).__name__,
         "scheduler": type(pipe.scheduler).__name__,
         "prediction type": f"{prediction.kind}{clip}",
-        "schedule": dynamic if config.get("use_dynamic_shifting") else repr(schedule_of(config)),
+        "schedule": dynamic if config.get("use_dynamic_shifting") else repr(schedule_of(pipe)),
         "network": f"{type(network).__name__}, {weights:,} weights, {str(network.dtype).removeprefix('torch.')}",
     }
     plans = ", ".join(str(plan["calls"]) for plan in config.get("plans") or ())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import cache
 from inspect import Parameter, signature
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor
 from .._checks import check_int
 from ..models.base import Model
 from ..schedules import as_float64
-from .config import config_of, prediction_of, schedule_of
-from .native_grid import own_spacing
-from .paused import PausedPipeline, PausingScheduler, run_to_end
+from .config import prediction_of
+from .native_grid import GridArguments, own_spacing
+from .paused import PausedPipeline, PausingScheduler, grid_arguments, run_to_end
+from .refusals import check_pipeline
 
 PER_CONDITION = ("prompt", "label", "image")
 """Words in the names of arguments that hold one entry for each condition."""
@@ -24,6 +26,10 @@ MOST_PAUSED = 64
 
 BATCH = 4
 """States in one network call, by default."""
+
+PROBED = 11
+"""The calls of the run that shows whether predictions depend on the number of the call: a tenth of a run, such as a
+ControlNet may be limited to, has one of them."""
 
 
 class PipelineModel(Model):
@@ -67,8 +73,9 @@ class PipelineModel(Model):
         self._inputs = inputs | {name: value for name, value in conditions.items() if value is not None}
         self._count = self._count_conditions()
         self.num_conditions = self._count if self._count > 1 else None
-        config = config_of(pipe.scheduler)
-        self.prediction, self.spacing = prediction_of(config), own_spacing(config)
+        check_pipeline(pipe)
+        self.prediction = prediction_of(pipe)
+        self.spacing = own_spacing(pipe.scheduler, cache(self._grid_arguments))
         self._rows: list[int] | None = None  # of a selected part: its rows in the whole batch
         self._paused: dict[tuple[int, ...], PausedPipeline] = {}
         self._own, self._bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
@@ -76,7 +83,7 @@ class PipelineModel(Model):
         pipe.scheduler = self._scheduler
         pipe.set_progress_bar_config(**{**self._bar, "disable": True})
         try:
-            self._probe(config)
+            self._probe()
         except BaseException:
             self.close()
             raise
@@ -176,24 +183,29 @@ class PipelineModel(Model):
             self._paused[conditions] = PausedPipeline(self._scheduler, self._inputs_of(conditions))
         return self._paused[conditions]
 
-    def _probe(self, config: Mapping[str, Any]) -> None:
-        """Find out shape, dtype and device of the states, from two predictions for one state at one network time."""
+    def _grid_arguments(self, steps: int) -> GridArguments:
+        """What the pipeline passes to its scheduler in a run of this number of steps."""
+        return grid_arguments(self._scheduler, self._inputs_of((0,)), steps)
+
+    def _probe(self) -> None:
+        """Find out shape, dtype and device of the states, from predictions for one state at one network time: in the
+        first, the middle and the last call of a long run."""
         dtypes: list[torch.dtype | None] = []
         hook = network_of(self.pipe).register_forward_pre_hook(
             lambda _, args, kwargs: dtypes.append(_time_dtype(args, kwargs)), with_kwargs=True
         )
-        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=2)
+        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=PROBED)
         try:
             hook.remove()
-            self.schedule = schedule_of(config, mu=self._scheduler.mu)
+            self.schedule = self._scheduler.schedule
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
             self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
-                again = paused.predict(paused.first, paused.network_time)
+                others = [paused.predict(paused.first, paused.network_time) for _ in range(PROBED - 1)]
         finally:
             hook.remove()
             paused.close()
-        if not torch.allclose(again, paused.first_output, rtol=1e-3, atol=1e-5):
+        if not all(torch.allclose(other, paused.first_output, rtol=1e-3, atol=1e-5) for other in others):
             raise ValueError(
                 f"the predictions of {type(self.pipe).__name__} depend on how many calls it has made, not on state and "
                 "time alone (control_guidance_start and _end do that): leave that out to tune it"

@@ -6,17 +6,21 @@ predictions. Gradients pass through.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
 import torch
-from diffusers import SchedulerMixin
-from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from ..schedules import NoiseSchedule, as_float64
+from .config import schedule_of
+from .interface import MOST_SIGMA, PipelineScheduler
+from .native_grid import GridArguments
 
 ITERATIONS = 1000
 """The predictions of one run of a pipeline's loop; after them the pipeline is started again."""
@@ -159,6 +163,24 @@ def run_to_end(scheduler: "PausingScheduler", inputs: Mapping[str, Any], x: Tens
         return scheduler.pipe(**inputs, num_inference_steps=1)
 
 
+class _Stop:
+    """A loop that ends the pipeline's call at its first step."""
+
+    def __init__(self) -> None:
+        self.network_time, self.left = torch.zeros(()), 0
+
+    def pause(self, output: Tensor, state: Tensor) -> Tensor:
+        raise _Abort
+
+
+def grid_arguments(scheduler: "PausingScheduler", inputs: Mapping[str, Any], steps: int) -> GridArguments:
+    """What the pipeline passes to `set_timesteps` in a run of this number of steps; costs one network call."""
+    scheduler.loop = _Stop()
+    with suppress(_Abort), torch.no_grad():
+        scheduler.pipe(**inputs, num_inference_steps=steps)
+    return scheduler.passed
+
+
 def _default_hooks() -> Any:
     """The hooks by which this thread saves tensors for its backward pass; None if there are none.
 
@@ -169,41 +191,56 @@ def _default_hooks() -> Any:
     return None if hooks is None else hooks(False)
 
 
-class PausingScheduler(SchedulerMixin, ConfigMixin):
+class PausingScheduler(PipelineScheduler):
     """Replaces a pipeline's scheduler while the pipeline is paused, with that scheduler's configuration.
 
     Attributes:
         loop: what the pipeline runs for: one at a time, while all others wait.
-        mu: the shift that the pipeline computed from the size of its images, if any.
+        passed: what the pipeline passed to `set_timesteps` the last time.
     """
 
-    order = 1
     init_noise_sigma = 1.0
+    begin_index: int | None = None
+    step_index: int | None = None
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+        self.pipe, self.own = pipe, pipe.scheduler
         self.loop: Loop
-        self.mu: float | None = None
+        self.passed = GridArguments()
         self.device = torch.device("cpu")
         self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return schedule_of(self.own, mu=self.passed.mu)
+
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
     ) -> None:
-        self.mu = mu
+        self.passed = GridArguments(_numbers(sigmas), _numbers(timesteps), None if mu is None else float(mu))
         self.device = torch.device(device or "cpu")
-        count = len(sigmas) if num_inference_steps is None else num_inference_steps
-        last = float(self.config.get("num_train_timesteps", 1000)) - 1
-        self.loop.network_time = torch.tensor(last, device=self.device)
-        self.timesteps = _network_times(self.loop, count, self.device)
+        given = sigmas if timesteps is None else timesteps
+        self.num_inference_steps = len(given) if num_inference_steps is None else num_inference_steps
+        self.loop.network_time = torch.tensor(float(len(self)) - 1, device=self.device)
+        self.timesteps = _network_times(self.loop, self.num_inference_steps, self.device)
+
+    @property
+    def sigmas(self) -> Tensor:  # type: ignore[override]
+        """The noise at the loop's network time, for all calls alike, and 0 at the end."""
+        schedule = self.schedule
+        sigma = schedule.sigma_ratio(schedule.from_network_time(self.loop.network_time)).clamp(max=MOST_SIGMA)
+        calls = self.num_inference_steps or 0
+        return torch.cat([sigma.float().expand(calls), torch.zeros(1, device=sigma.device)])
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where an image-to-image run would begin; predictions are made at all times."""
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        return sample
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         return noise
 
     def step(
@@ -213,11 +250,16 @@ class PausingScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
+        prev_timestep: Any = None,
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
         x = self.loop.pause(model_output, sample)
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(as_float64(values).tolist())
 
 
 def _network_times(loop: Loop, count: int, device: torch.device) -> Tensor:
