@@ -98,11 +98,15 @@ def test_refused_pipelines_are_refused_by_name_with_the_reason() -> None:
     known = {name for path in PIPELINES.rglob("pipeline_*.py") for name in classes(path)}
     assert REFUSED_PIPELINES.keys() <= known
     pipe = type("LTXConditionPipeline", (), {"scheduler": FLOW})()
-    with pytest.raises(ValueError, match="LTXConditionPipeline cannot be driven by a plan: parts of its state have noise"):
+    with pytest.raises(
+        ValueError, match="LTXConditionPipeline cannot be driven by a plan: parts of its state have noise"
+    ):
         TimeTunerScheduler.from_config(pipe, calls=4)
 
 
-@pytest.mark.parametrize("own", [ddim(), EulerDiscreteScheduler(**{k: v for k, v in BETAS.items() if k != "clip_sample"})])
+@pytest.mark.parametrize(
+    "own", [ddim(), EulerDiscreteScheduler(**{k: v for k, v in BETAS.items() if k != "clip_sample"})]
+)
 def test_numbers_of_the_schedule_are_those_of_the_stock_scheduler(own: Any) -> None:
     made = ours(own, calls=6)
     torch.testing.assert_close(made.alphas_cumprod, own.alphas_cumprod, rtol=1e-5, atol=1e-6)

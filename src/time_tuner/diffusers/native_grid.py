@@ -54,7 +54,9 @@ class OwnGrid:
         return schedule.from_sigma_ratio(facts.schedule.sigma_ratio(times))  # another shift
 
     def _facts(self, schedule: NoiseSchedule, mu: float | None = None) -> SchedulerFacts:
-        return facts_of(self.scheduler, mu=mu) if mu is not None else replace(facts_of(self.scheduler), schedule=schedule)
+        return (
+            facts_of(self.scheduler, mu=mu) if mu is not None else replace(facts_of(self.scheduler), schedule=schedule)
+        )
 
     def __repr__(self) -> str:
         return "the pipeline's own"

@@ -187,7 +187,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         schedule, prediction = schedule_of(config, tokens), prediction_of(config)
         if reason := None if config_of(config).get("plans") else facts_of(config).distilled:
             warnings.warn(
-                f"{reason}: solvers of an ODE, which plans are, do not converge with its network", UserWarning, stacklevel=2
+                f"{reason}: solvers of an ODE, which plans are, do not converge with its network",
+                UserWarning,
+                stacklevel=2,
             )
         counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
         grid = spacing or own_spacing(config)
@@ -197,7 +199,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
     @classmethod
     def _made(
-        cls, plans: list[Plan], prediction: Prediction, config: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+        cls,
+        plans: list[Plan],
+        prediction: Prediction,
+        config: Mapping[str, Any],
+        changes: Mapping[str, Any] | None = None,
     ) -> "TimeTunerScheduler":
         """The scheduler of these plans, which keeps the entries of the one that it replaces."""
         ours: dict[str, Any] = {
