@@ -1,19 +1,19 @@
 """The two strategies of TimeTuner by the published optimiser and by the search, in one run.
 
     python benchmarks/conditioning.py                                    # exact digits, three seeds, about two hours
-    python benchmarks/conditioning.py --calls 5 --seeds 1                # a taste of it, a few minutes
+    python benchmarks/conditioning.py --calls 5 --seeds 1                # a part of it, a few minutes
     python benchmarks/conditioning.py --linear                           # how the search's cost grows with K
     python benchmarks/conditioning.py --problem bundled --calls 5 10     # the bundled network: hours on a CPU
     python benchmarks/conditioning.py --problem bundled --device cuda --bfloat16
 
 For each grid, number of calls and strategy, with the published objective for both: the loss summed over steps on
 held-out data and noise (mean over calibration seeds), sample evaluations (batch x forward, a backward as two forwards)
-and seconds of the tuning alone; what the calibration data and the guard (its reference included) cost besides; the
-distance to a many-call run, on noise that nothing was tuned or guarded on, of the untuned plan, of each optimum, of
-what the guard hands over, and of what it hands over by the default objective; and the Frechet distance to fresh data
-where there are some. The published optimiser is Adam, lr 2e-3, betas (0.9, 0.999), 500 batches of 64 for each ratio.
-Under the table it says which of the bars hold: loss at most 1.005 times, evaluations a fiftieth, time a twentieth, and
-nothing worse than untuned.
+and seconds of the tuning alone; the evaluations of the calibration data and of the guard with its reference run; the
+distance to a reference run, on noise of its own, of the untuned plan, of each optimum, of the guarded plan, and of the
+guarded plan with the default objective; and the Frechet distance to fresh data where there are some. The published
+optimiser is Adam, lr 2e-3, betas (0.9, 0.999), 500 batches of 64 for each ratio. The lines under the table name the
+criteria that are met: a loss of at most 1.005 times Adam's, a fiftieth of the evaluations, a twentieth of the time, and
+no plan worse than untuned.
 """
 
 import argparse
@@ -28,12 +28,14 @@ from problems import Problem, bundled_problem, exact_problem
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import Plan, make_plan, sample, tune
+from time_tuner import TUNERS, Plan, make_plan, sample, tune
 from time_tuner.metrics import frechet_between
 from time_tuner.tuners import OBJECTIVES, ReferenceDistance, Step
 from time_tuner.tuners.calibration import CalibrationBatch
-from time_tuner.tuners.timesteps.objectives import loss
-from time_tuner.tuners.timesteps.runs import PlanRun, direct, start
+from time_tuner.tuners.timesteps.objectives import step_loss
+from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
+
+UNLIMITED = "100h"
 
 COLUMNS = (
     *("grid", "K", "strategy", "loss untuned", "Adam", "search", "ratio", "evaluations Adam", "search", "ratio"),
@@ -46,12 +48,12 @@ COLUMNS = (
 def summed_loss(plan: Plan, draws: CalibrationBatch, strategy: str) -> float:
     """The loss of every ratio but the last, summed, in the states of the strategy."""
     run, total = PlanRun(plan), 0.0
-    state = start(run, draws)
+    state = first_state(run, draws)
     for k in range(len(plan) - 1):
         if strategy == "parallel":
-            state = direct(run, k, draws)
+            state = direct_state(run, k, draws)
         target = OBJECTIVES["published"].target(Step(run, k, state, draws))
-        total += float(loss(run, k, state, plan.tau[k], draws, target))
+        total += float(step_loss(run, k, state, plan.tau[k], draws, target))
         state = run.step(k, state, plan.tau[k], draws)
     return total
 
@@ -75,21 +77,22 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, 
             return None
         return frechet_between(sample(problem.eps, plan, problem.starts).double(), problem.fresh)
 
-    def worth(name: str, plans: Sequence[Plan]) -> dict[str, Any]:
+    def quality(name: str, plans: Sequence[Plan]) -> dict[str, Any]:
         distances, frechets = [judge(plan) for plan in plans], [frechet(plan) for plan in plans]
         known = [value for value in frechets if value is not None]
         fd = sum(known) / len(known) if known else None
         return {f"distance_{name}": sum(distances) / len(plans), f"fd_{name}": fd}
 
     row: dict[str, Any] = {"grid": grid, "calls": calls, "strategy": strategy}
-    row |= {"loss_untuned": summed_loss(untuned, problem.held_out, strategy), **worth("untuned", [untuned])}
+    row |= {"loss_untuned": summed_loss(untuned, problem.held_out, strategy), **quality("untuned", [untuned])}
     for optimizer in ("adam", "search"):
-        options: dict[str, Any] = {"iterations": iterations, "batch": 64} if optimizer == "adam" else {}
+        options: dict[str, Any] = {"iterations": iterations} if optimizer == "adam" else {}
+        tuner = TUNERS[strategy](optimizer=optimizer, objective="published", **options)
         made = [
             timed(
-                lambda seed=seed, how=options, name=optimizer: tune(
-                    problem.eps, untuned, strategy, problem.data(seed), seed, False, samples=problem.samples,
-                    device=problem.device, optimizer=name, objective="published", **how,
+                lambda seed=seed, tuner=tuner: tune(
+                    problem.eps, untuned, tuner, problem.data(seed), seed, False, samples=problem.samples,
+                    device=problem.device, budget=UNLIMITED,
                 ),
                 problem.device,
             )
@@ -101,15 +104,15 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, 
             f"evaluations_{optimizer}": sum(p.provenance["cost"]["tuning"]["evaluations"] for p in plans) / seeds,
             f"seconds_{optimizer}": sum(seconds for _, seconds in made) / seeds,
             f"ratios_{optimizer}": [(plan.tau / plan.t[:-1]).tolist() for plan in plans],
-            **worth(optimizer, plans),
+            **quality(optimizer, plans),
         }
         row[f"loss_{optimizer}"] = sum(row[f"losses_{optimizer}"]) / seeds
     for name, objective in (("guarded", "published"), ("default", None)):
         plan = tune(
-            problem.eps, untuned, strategy, problem.data(0), samples=problem.samples, device=problem.device,
-            objective=objective,
+            problem.eps, untuned, TUNERS[strategy](objective=objective), problem.data(0), samples=problem.samples,
+            device=problem.device, budget=UNLIMITED,
         )  # fmt: skip
-        row |= worth(name, [plan]) | {f"{name}_provenance": dict(plan.provenance)}
+        row |= quality(name, [plan]) | {f"{name}_provenance": dict(plan.provenance)}
     spent = row["guarded_provenance"]["cost"]
     row["evaluations_guard"] = sum(spent[name]["evaluations"] for name in ("reference", "guard"))
     row["evaluations_data"] = problem.data_evaluations
@@ -131,24 +134,24 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def verdicts(row: dict[str, Any]) -> list[str]:
-    """The bars that a row does not reach, and what is to be said of its guard."""
+    """The criteria that a row does not meet, and a note on its guard."""
     name = f"{row['grid']}, K = {row['calls']}, {row['strategy']}"
-    bars = {
+    criteria = {
         "the held-out loss is more than 1.005 times Adam's": row["loss_search"] > 1.005 * row["loss_adam"],
         "it takes more than a fiftieth of the evaluations": 50 * row["evaluations_search"] > row["evaluations_adam"],
         "it takes more than a twentieth of the time": 20 * row["seconds_search"] > row["seconds_adam"],
     }
-    said = [f"{name}: {what}" for what, missed in bars.items() if missed]
+    notes = [f"{name}: {what}" for what, missed in criteria.items() if missed]
     note = row["guarded_provenance"]
     if (
         note["distance"]["tuned"] > note["distance"]["untuned"]
         or row["default_provenance"]["distance"]["tuned"] > row["default_provenance"]["distance"]["untuned"]
     ):
-        said.append(f"{name}: what the guard hands over is worse than untuned")
+        notes.append(f"{name}: the guarded plan is worse than untuned")
     if note["distance"]["unguarded"] > note["distance"]["untuned"]:
         reverted = ", ".join(map(str, note["reverted_calls"]))
-        said.append(f"{name}: the published objective alone is worse than untuned; put back: rows {reverted}")
-    return said
+        notes.append(f"{name}: the published objective alone is worse than untuned; reverted calls: {reverted}")
+    return notes
 
 
 def compare(problem: Problem, args: argparse.Namespace) -> None:
@@ -167,7 +170,9 @@ def compare(problem: Problem, args: argparse.Namespace) -> None:
                     args.out.write_text(json.dumps(rows, indent=1))
     Console(width=260).print(table)
     for row in rows:
-        print("\n".join(verdicts(row) or [f"{row['grid']}, K = {row['calls']}, {row['strategy']}: all bars hold"]))
+        print(
+            "\n".join(verdicts(row) or [f"{row['grid']}, K = {row['calls']}, {row['strategy']}: all criteria are met"])
+        )
 
 
 def linear(problem: Problem, grids: Sequence[str]) -> None:
@@ -178,8 +183,8 @@ def linear(problem: Problem, grids: Sequence[str]) -> None:
             untuned = make_plan("ddim", problem.schedule, calls, grid)
             plan, seconds = timed(
                 lambda untuned=untuned: tune(
-                    problem.eps, untuned, data=problem.data(0), guard=False, samples=problem.samples,
-                    device=problem.device, objective="published",
+                    problem.eps, untuned, "sequential(objective=published)", problem.data(0), guard=False,
+                    samples=problem.samples, device=problem.device, budget=UNLIMITED,
                 ),
                 problem.device,
             )  # fmt: skip

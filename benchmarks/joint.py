@@ -1,4 +1,4 @@
-"""Joint tuning on exact digits: quality against calls, what it costs, its parts, its starts, how plans carry over.
+"""Joint tuning on exact digits: quality against calls, cost, parts, samplers, transfer to other numbers of calls.
 
     python benchmarks/joint.py [calls cost parts samplers transfer teachers memory] [--seeds 3] [--json out.json]
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner import SAMPLERS, Joint, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.metrics import distance, frechet_between
 from time_tuner.models.base import Model
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
@@ -49,10 +49,13 @@ def frechet(plan: Plan) -> float:
     return statistics.mean(map(frechet_between, ends, FRESH))
 
 
-def tuned(plan: Plan, seed: int = 0, iterations: int = ITERATIONS, **options: Any) -> tuple[Plan, float, int]:
-    """The plan tuned, the seconds that took, and its sample evaluations."""
+def tuned(
+    plan: Plan, seed: int = 0, iterations: int = ITERATIONS, budget: str | None = None, **options: Any
+) -> tuple[Plan, float, int]:
+    """The tuned plan, the seconds of tuning, and its sample evaluations."""
     began = time.perf_counter()
-    made = tune(EPS, plan, "joint", seed=seed, iterations=iterations, pairs=PAIRS, **TUNING, **options)
+    tuner = Joint(pairs=PAIRS, iterations=iterations, **options)
+    made = tune(EPS, plan, tuner, seed=seed, budget=budget, **TUNING)
     return made, time.perf_counter() - began, made.provenance["cost"]["tuning"]["evaluations"]
 
 
@@ -81,7 +84,7 @@ def calls(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def cost(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """Quality against what tuning may spend, in 5 calls."""
+    """Quality against the number of iterations, in 5 calls."""
     rows = []
     for name in ("iterations", "evaluations", "seconds", "FD"):
         table.add_column(name, justify="right")
@@ -107,17 +110,17 @@ def parts(table: Table, seeds: int) -> list[dict[str, Any]]:
         table.add_row(name, *map(spread, distances))
 
     row("nothing", lambda plan, seed: plan)
-    for method in ("sequential", "parallel"):
-        row(method, lambda plan, seed, method=method: tune(EPS, plan, method, seed=seed, shape=(64,)))  # type: ignore[misc]
+    for tuner in ("sequential", "parallel"):
+        row(tuner, lambda plan, seed, tuner=tuner: tune(EPS, plan, tuner, seed=seed, shape=(64,)))  # type: ignore[misc]
     for names in SUBSETS:
-        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 200, tune=names, starts=1)[0])  # type: ignore[misc]
+        row(" + ".join(names), lambda plan, seed, names=names: tuned(plan, seed, 200, parts=names, candidates=1)[0])  # type: ignore[misc]
     return rows
 
 
 def samplers(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """From every deterministic sampler, without other starts; and which start is best."""
+    """From every deterministic sampler, without further candidates."""
     rows = []
-    for name in ("start", "calls", "untuned", "joint", "validation loss"):
+    for name in ("sampler", "calls", "untuned", "joint", "validation loss"):
         table.add_column(name, justify="right")
     for name in SAMPLERS:
         for k in (5, 6):
@@ -128,10 +131,10 @@ def samplers(table: Table, seeds: int) -> list[dict[str, Any]]:
             break
         if plan.stochastic:
             continue
-        found = [tuned(plan, seed, starts=1)[0] for seed in range(seeds)]
-        distances, losses = map(frechet, found), [each.provenance["loss_after"] for each in found]
-        values = list(distances)
-        rows.append({"start": name, "calls": len(plan), "joint": values, "loss": losses})
+        found = [tuned(plan, seed, candidates=1)[0] for seed in range(seeds)]
+        values = list(map(frechet, found))
+        losses = [each.provenance["validation_loss"]["tuned"] for each in found]
+        rows.append({"sampler": name, "calls": len(plan), "joint": values, "loss": losses})
         table.add_row(name, str(len(plan)), f"{frechet(plan):.3f}", spread(values), spread(losses))
     return rows
 
@@ -143,20 +146,20 @@ def transfer(table: Table, seeds: int) -> list[dict[str, Any]]:
     for name in ("calls", "untuned", *(f"{kind}, {how}" for kind in kinds for how in ("from 8", "tuned"))):
         table.add_column(name, justify="right")
     eight = make_plan("dpmpp", SCHEDULE, 8, "quadratic")
-    sources = {kind: tuned(eight, tune=parts)[0] for kind, parts in kinds.items()}
+    sources = {kind: tuned(eight, parts=parts)[0] for kind, parts in kinds.items()}
     for k in (4, 5, 6, 10, 12, 16):
         plan = make_plan("dpmpp", SCHEDULE, k, "quadratic")
         row = {"untuned": frechet(plan)}
         for kind, parts in kinds.items():
             row[f"{kind}, from 8"] = frechet(resample(sources[kind], k))
-            row[f"{kind}, tuned"] = frechet(tuned(plan, tune=parts)[0])
+            row[f"{kind}, tuned"] = frechet(tuned(plan, parts=parts)[0])
         rows.append({"calls": k, **row})
         table.add_row(str(k), *(f"{value:.4f}" for value in row.values()))
     return rows
 
 
 def teachers(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """How far many calls end from 300: exact digits; 40 samples of the bundled network, also under guidance of 2."""
+    """The distance of many calls to 300 calls: exact digits; 40 samples of the network, also with guidance 2."""
     rows = []
     for name in ("calls", "sampler", "exact digits", "network", "guidance 2"):
         table.add_column(name, justify="right")
@@ -176,7 +179,7 @@ def teachers(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
-    """What a run of the bundled network keeps for its backward pass, in MB, 16 samples; and computed again."""
+    """The activations that 16 runs of the network keep for the backward pass, in MB, all or one call at a time."""
     rows = []
     for name in ("calls", "kept", "one call at a time"):
         table.add_column(name, justify="right")
@@ -191,9 +194,9 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
 
 
 def kept(eps: Model, parameters: Parameters, x: Tensor) -> int:
-    """The bytes that a run keeps until its backward pass."""
+    """The bytes that a run keeps for its backward pass."""
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients(by_gradient=True))[0])
+    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients(exact=True))[0])
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {
@@ -202,13 +205,13 @@ SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {
 
 
 def main(sections: list[str], seeds: int, out: Path | None) -> None:
-    held = {}
+    results = {}
     for name in sections or SECTIONS:
         table = Table(title=f"{name}: {SECTIONS[name].__doc__}", title_justify="left")
-        held[name] = SECTIONS[name](table, seeds)
+        results[name] = SECTIONS[name](table, seeds)
         Console(width=130).print(table)
     if out is not None:
-        out.write_text(json.dumps(held, indent=1))
+        out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python benchmarks/joint_digits.py [--guidance-scale 1 2] [--seeds 3] [--budget 180s] [--json out.json]
     python benchmarks/joint_digits.py --starts ddim@leading 'unipc(order=3)@quadratic' --known  # one a number of calls
-    python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # what each part is worth
+    python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # each part alone and together
 
 For tuned plans of 5 and 10 calls, over seeds: the mean distance of a sample to the end of a 100-call run from the same
 noise, and the Frechet distance of the samples to the MNIST test digits, labels balanced; beside them the plans that
 come with the network, the best untuned plans of 5, 10 and 20 calls by that distance (ranked on ten samples of other
-noise, the best three measured), and DDIM in 100. Behind a distance stands its standard error.
+noise, the best three measured), and DDIM in 100. The standard error of a distance is in parentheses.
 The network runs in float32: the rounding of bfloat16 alone takes the ends of 100 calls 0.15 apart, and small steps of
 tuning may be lost in it. Noise and seeds of the measurement are not those of the tuning.
 """
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner import SAMPLERS, Joint, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.digits.metrics import digit_frechet
 from time_tuner.metrics import distance
 from time_tuner.models.batching import BatchedModel
@@ -41,7 +41,7 @@ SHIPPED = ("digits/joint-5", "digits/joint-10")
 
 
 def labelled(count: int, guidance_scale: float) -> Any:
-    """The network under every label in turn."""
+    """The network with the labels 0 to 9 in a cycle."""
     return load_model("digits", [i % 10 for i in range(count)], guidance_scale)
 
 
@@ -80,10 +80,10 @@ class Bench:
         return torch.cat(parts)[: self.samples]
 
     def reference(self, end: float) -> Tensor:
-        """Where a many-step run takes that noise."""
+        """The end of a run of many calls from that noise."""
         if end not in self.ends:
-            self.step_times[end] = self.drawn(reference_plan(self.schedule, end, REFERENCE_CALLS))
-        return self.step_times[end]
+            self.ends[end] = self.drawn(reference_plan(self.schedule, end, REFERENCE_CALLS))
+        return self.ends[end]
 
     def measured(self, plan: Plan) -> tuple[float, float, float]:
         """Distance, its standard error, and Frechet distance."""
@@ -92,7 +92,7 @@ class Bench:
         return float(apart.mean()), float(apart.std()) / len(apart) ** 0.5, digit_frechet(drawn)
 
     def ranked(self, calls: int, most: int) -> list[tuple[str, Plan]]:
-        """The untuned plans that end nearest, on a little other noise."""
+        """The untuned plans of the least distance, on a little other noise."""
         x = SeededNoise(2 * MEASURED)(torch.empty(RANKED, *self.shape))
         ends: dict[float, Tensor] = {}
         scores = []
@@ -104,13 +104,13 @@ class Bench:
         return [(name, plan) for _, name, plan in sorted(scores, key=lambda score: score[0])[:most]]
 
     def calibration(self, seed: int) -> Calibration:
-        """The teacher's noise of a seed, under all labels; its runs serve all plans that learn from as many pairs."""
+        """The noise of a seed, with all labels; plans that are tuned on as many pairs share the runs of the teacher."""
         return Calibration(BatchedModel(labelled(40, self.guidance_scale)), self.schedule, None, 40, seed, self.shape)
 
-    def tuned(self, plan: Plan, calibration: Calibration, **options: Any) -> tuple[Plan, float]:
-        """A plan tuned on all labels, and the seconds that took, the teacher's runs of the first one included."""
+    def tuned(self, plan: Plan, calibration: Calibration, tuner: Joint, budget: str) -> tuple[Plan, float]:
+        """A plan tuned with all labels, and the seconds of tuning; the first one includes the runs of the teacher."""
         began = time.perf_counter()
-        made = tune(calibration.model, plan, "joint", calibration, guard=False, verbose=True, **options)
+        made = tune(calibration.model, plan, tuner, calibration, guard=False, budget=budget, progress=True)
         return made, time.perf_counter() - began
 
 
@@ -128,7 +128,6 @@ def main(
     out: Path | None,
 ) -> None:
     rows: list[dict[str, Any]] = []
-    limits = {"budget": budget, "pairs": pairs}
     on = "" if pairs is None else f" on {pairs} pairs"
     how = f"within {budget}{on} from {(', ' if known else ' or ').join(starts)}"
     table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
@@ -160,14 +159,15 @@ def main(
             for names in SUBSETS if parts else [PARTS]:
                 name = "joint" if names == PARTS else " + ".join(names)
                 for calibration in calibrations:
-                    which: dict[str, Any] = {"starts": 1} if parts or known else {"others": others}
-                    tuned, seconds = bench.tuned(plan, calibration, **limits, tune=names, **which)
+                    which: dict[str, Any] = {"candidates": 1} if parts or known else {"warm_starts": others}
+                    tuner = Joint(parts=names, pairs=pairs, **which)
+                    tuned, seconds = bench.tuned(plan, calibration, tuner, budget)
                     add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
                 summed_up(scale, k, name)
             if parts:
                 add(scale, "untuned", plan, bench)
-                for method in ("sequential", "parallel"):
-                    add(scale, method, tune(calibrations[0].model, plan, method, calibrations[0]), bench)
+                for strategy in ("sequential", "parallel"):
+                    add(scale, strategy, tune(calibrations[0].model, plan, strategy, calibrations[0]), bench)
         if tuned_only or parts:
             continue
         for name in SHIPPED:
@@ -191,9 +191,9 @@ if __name__ == "__main__":
     parser.add_argument("--budget", default="180s")
     parser.add_argument("--pairs", type=int, default=None, help="of the teacher, a quarter of them to validate on")
     parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
-    parser.add_argument("--known", action="store_true", help="no tournament: one of --starts for each of --calls")
-    parser.add_argument("--parts", action="store_true", help="each part alone and together, without a tournament")
-    parser.add_argument("--tuned-only", action="store_true", help="leave out what it is compared with")
+    parser.add_argument("--known", action="store_true", help="one of --starts for each of --calls, no other candidates")
+    parser.add_argument("--parts", action="store_true", help="each part alone and together, without further candidates")
+    parser.add_argument("--tuned-only", action="store_true", help="leave out the untuned plans")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     args = parser.parse_args()
     if args.known and len(args.starts) != len(args.calls):

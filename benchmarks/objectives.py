@@ -1,11 +1,11 @@
-"""The objectives that what the network is told can be tuned for, side by side on exact digits.
+"""The objectives of the sequential and the parallel tuner, side by side on exact digits.
 
     python benchmarks/objectives.py [--calls 5 10 20] [--grids leading quadratic] [--json out.json]
 
 For each grid, number of calls and strategy, DDIM tuned on 256 samples: the mean distance to the end of a 100-call run
-from the same noise, of the untuned plan, of the bare optimum of each objective and, behind the arrow, of what the guard
-makes of it; and the Frechet distance of 4000 samples of the latter to fresh data. Nothing was tuned or guarded on
-the noise of the measurement. Under the table it counts the bare optima that are better than untuned.
+from the same noise, of the untuned plan, of the plan without the guard and, behind the arrow, with the
+guard; and the Frechet distance of 4000 samples of the latter to fresh data. Nothing was tuned or guarded on
+the noise of the measurement. Under the table it counts the unguarded plans that are better than untuned.
 """
 
 import argparse
@@ -35,10 +35,10 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str) -> dict[str,
     row: dict[str, Any] = {"grid": grid, "calls": calls, "strategy": strategy}
     row |= {"untuned": judge(untuned), "fd_untuned": frechet(untuned)}
     for objective in OBJECTIVES:
-        for name, guard in (("bare", False), ("guarded", True)):
+        for name, guard in (("unguarded", False), ("guarded", True)):
             plan = tune(
-                problem.eps, untuned, strategy, problem.data(0), guard=guard, samples=problem.samples,
-                objective=objective,
+                problem.eps, untuned, f"{strategy}(objective={objective})", problem.data(0), guard=guard,
+                samples=problem.samples,
             )  # fmt: skip
             row[f"{name}_{objective}"] = judge(plan)
         row[f"fd_{objective}"] = frechet(plan)
@@ -47,14 +47,14 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str) -> dict[str,
 
 def main(grids: list[str], calls: list[int], samples: int, out: Path | None) -> None:
     problem = exact_problem(samples, 256)
-    table, rows = Table("grid, K", "strategy", "untuned", *OBJECTIVES, title="distance: bare -> guarded, FD"), []
+    table, rows = Table("grid, K", "strategy", "untuned", *OBJECTIVES, title="distance: unguarded -> guarded, FD"), []
     for grid in grids:
         for k in calls:
             for strategy in STRATEGIES:
                 row = measure(problem, grid, k, strategy)
                 rows.append(row)
                 shown = [
-                    f"{row[f'bare_{name}']:.3f} -> {row[f'guarded_{name}']:.3f}, FD {row[f'fd_{name}']:.3f}"
+                    f"{row[f'unguarded_{name}']:.3f} -> {row[f'guarded_{name}']:.3f}, FD {row[f'fd_{name}']:.3f}"
                     for name in OBJECTIVES
                 ]
                 untuned = f"{row['untuned']:.3f}, FD {row['fd_untuned']:.3f}"
@@ -62,8 +62,8 @@ def main(grids: list[str], calls: list[int], samples: int, out: Path | None) -> 
                 print(row, flush=True)
     Console(width=180).print(table)
     for name in OBJECTIVES:
-        better = sum(row[f"bare_{name}"] < row["untuned"] for row in rows)
-        print(f"{name}: the bare optimum is better than untuned in {better} of {len(rows)}")
+        better = sum(row[f"unguarded_{name}"] < row["untuned"] for row in rows)
+        print(f"{name}: the unguarded plan is better than untuned in {better} of {len(rows)}")
     if out is not None:
         out.write_text(json.dumps(rows, indent=1))
 

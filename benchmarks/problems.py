@@ -81,8 +81,8 @@ def bundled_problem(samples: int, held_out: int, device: str = "cpu", bfloat16: 
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            said: Tensor = network(x, t, class_labels=nothing.expand(len(x))).sample
-        return said.to(x.dtype)
+            noise: Tensor = network(x, t, class_labels=nothing.expand(len(x))).sample
+        return noise.to(x.dtype)
 
     eps = model_wrapper(predict, schedule).bind()
 

@@ -1,8 +1,8 @@
-"""Latent diffusion, tuned on images and drawn: few calls untuned and tuned, and many calls from the same noise.
+"""Latent diffusion: TimeTuner tunes 4 calls on images; untuned, tuned and 100-call samples from the same noise.
 
     python examples/latent.py latent.png
 
-The images are scikit-learn's handwritten digits; the model has never seen them.
+The calibration data are scikit-learn's handwritten digits, on which the model was not trained.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from time_tuner.metrics import distance
 
 
 def scans(count: int) -> list[dict[str, Any]]:
-    """8 x 8 scans of grey values 0 to 16 as the model's own digits: 20 x 20, framed to 28 x 28, sharp, in [-1, 1]."""
+    """Scans of 8 x 8 pixels with values 0 to 16, as the model's digits: 20 x 20, padded to 28 x 28, in [-1, 1]."""
     data = load_digits()
     images = torch.from_numpy(data.images[:count]).float()[:, None] / 8 - 1
     images = (2 * torch.nn.functional.interpolate(images, size=20, mode="bicubic", antialias=True)).clamp(-1, 1)
@@ -41,9 +41,9 @@ def main(path: Path, calls: int, samples: int, shown: int) -> None:
         DataLoader(scans(samples), batch_size=64), encode_fn=model.encode, timesteps=levels, samples=samples,
         uncond_condition=NULL_LABEL, verbose=True,
     )  # fmt: skip
-    print("told / time:", " ".join(f"{ratio:.3f}" for ratio in ratios.tolist()))
+    print("ratios tau / t:", " ".join(f"{ratio:.3f}" for ratio in ratios.tolist()))
 
-    noise = SeededNoise(1000)(torch.empty(samples, *model.shape))  # not the noise that was tuned on
+    noise = SeededNoise(1000)(torch.empty(samples, *model.shape))  # nothing was tuned on this noise
     conditions = {"condition": torch.arange(samples) % 10, "uncond_condition": NULL_LABEL}
     latents = {
         f"{calls} calls": tuner.ddim_sample(noise, timesteps=levels, **conditions),
@@ -53,12 +53,12 @@ def main(path: Path, calls: int, samples: int, shown: int) -> None:
     images = {name: model.decode(x) for name, x in latents.items()}
     for name in list(latents)[:2]:
         apart = [distance(x[name], x["100 calls"]).mean() for x in (latents, images)]
-        print(f"{name}: {apart[0]:.3f} from the end of 100 calls in latents, {apart[1]:.3f} in pixels")
+        print(f"{name}: distance to the end of 100 calls {apart[0]:.3f} in latents, {apart[1]:.3f} in pixels")
     draw({name: x[:shown] for name, x in images.items()}, path)
 
 
 def draw(rows: dict[str, Tensor], path: Path) -> None:
-    """A picture of rows of images (n, 1, 28, 28), each under its name."""
+    """Draws a picture: one row of images (n, 1, 28, 28) for each name."""
     columns = max(map(len, rows.values()))
     figure = Figure(figsize=(0.5 * columns, 0.75 * len(rows)), layout="compressed")
     for axes, (name, images) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
@@ -70,8 +70,8 @@ def draw(rows: dict[str, Tensor], path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="where the picture goes")
-    parser.add_argument("--calls", type=int, default=4, help="of the tuned run (default %(default)s)")
+    parser.add_argument("path", type=Path, help="the picture to write")
+    parser.add_argument("--calls", type=int, default=4, help="network calls of the tuned run (default %(default)s)")
     parser.add_argument("--samples", type=int, default=256, help="to tune on, and to draw (default %(default)s)")
-    parser.add_argument("--shown", type=int, default=20, help="in the picture (default %(default)s)")
+    parser.add_argument("--shown", type=int, default=20, help="samples in the picture (default %(default)s)")
     main(**vars(parser.parse_args()))

@@ -1,9 +1,9 @@
-"""A model of your own, end to end: wrap it, make a plan, tune it, sample, save, load.
+"""A network of your own: wrap it, make a plan, tune the plan, save, load, sample.
 
     python examples/own_model.py [spiral-plan.json]
 
-The model is a plain torch function that predicts the data, as a trained network would: from a noisy point it returns
-the mean of all points of a spiral that it may come from.
+The network is a torch function in place of a trained network. It predicts the data: for a noisy point, the mean of the
+points of a spiral, weighted by their likelihood.
 """
 
 import math
@@ -16,17 +16,17 @@ from torch import Tensor
 from time_tuner import NoiseScheduleVP, Plan, SeededNoise, make_plan, model_wrapper, sample, tune
 
 LEVELS = 400
-turns = torch.linspace(0.5, 3, 600) * math.pi
-spiral = torch.stack([turns.cos(), turns.sin()], 1) * turns[:, None] / 9
+angles = torch.linspace(0.5, 3, 600) * math.pi
+spiral = torch.stack([angles.cos(), angles.sin()], 1) * angles[:, None] / 9
 
 
 def alpha_bar(n: Tensor) -> Tensor:
-    """What is left of the data's variance at level n, 0 .. 399; also between two levels."""
+    """alpha^2 at level n, 0 .. 399, which may lie between two levels."""
     return torch.cos((n + 1) / LEVELS * 0.99 * math.pi / 2) ** 2
 
 
 def network(x: Tensor, n: Tensor) -> Tensor:
-    """The data in x (B, 2), told levels n (B,)."""
+    """The data in x (B, 2) at levels n (B,)."""
     a = alpha_bar(n)[:, None]
     likely = torch.softmax(-torch.cdist(x / a.sqrt(), spiral).square() * a / (2 * (1 - a)), 1)
     return likely @ spiral
@@ -35,34 +35,32 @@ def network(x: Tensor, n: Tensor) -> Tensor:
 def main() -> None:
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "spiral-plan.json")
 
-    # 1. Wrap: the schedule it was trained with, and what it predicts.
+    # 1. Wrap the network: its noise schedule and its prediction type.
     schedule = NoiseScheduleVP("discrete", alphas_cumprod=alpha_bar(torch.arange(LEVELS, dtype=torch.float64)))
     eps = model_wrapper(network, schedule, model_type="x_start").bind()
 
-    # 2. Make a plan: which sampler, how many calls, where.
+    # 2. Make an untuned plan: the sampler, the number of calls, the default spacing.
     plan = make_plan("ddim", schedule, calls=6)
 
-    # 3. Tune it: what the network is told at each call. What does harm on noise of its own is put back.
+    # 3. Tune the conditioning time of each call. The guard sets harmful ratios back to 1.
     tuned = tune(eps, plan, data=spiral)
-    print("call   t       told    ratio")
+    print("call   t       tau     ratio")
     for k in range(len(tuned)):
         print(f"{k:4}   {tuned.t[k]:.4f}  {tuned.tau[k]:.4f}  {tuned.tau[k] / tuned.t[k]:.3f}")
     before, bare, after = (tuned.provenance["distance"][name] for name in ("untuned", "unguarded", "tuned"))
-    print(
-        f"\nhow far it ends from a run of many calls: {before:.4f} untuned, {bare:.4f} at the optimum of the published"
-    )
-    print(f"loss, {after:.4f} with calls {tuned.provenance['reverted_calls']} put back\n")
+    print(f"\ndistance to the end of a reference run: {before:.4f} untuned, {bare:.4f} tuned without the guard,")
+    print(f"{after:.4f} tuned; the guard reverted the calls {tuned.provenance['reverted_calls']}\n")
 
-    # 4. Save and load: a file of plain numbers.
+    # 4. Save and load: the file holds plain numbers.
     tuned.save(path)
     again = Plan.load(path)
     print(f"{path} holds the same plan in {path.stat().st_size} bytes: {again == tuned}\n")
 
-    # 5. Sample.
+    # 5. Draw samples.
     noise = SeededNoise(7)(torch.empty(1000, 2))
     for name, which in (("untuned", plan), ("tuned", again)):
         off = torch.cdist(sample(eps, which, noise), spiral).min(1).values
-        print(f"{name:8} samples are {off.mean():.4f} off the spiral on average")
+        print(f"{name:8} mean distance of samples to the spiral: {off.mean():.4f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Tuning samplers of your own: write one step as a function, and `optimize_timesteps` tunes it as it stands.
+"""Tuning a sampler of your own: write one step as a function, and `optimize_timesteps` tunes its ratios.
 
     python examples/step_functions.py
 
-The data are eight blurred points on a circle, a model that is exact at every time, so that a run of many steps is
-right, and what few steps lack is their own error.
+The data are eight blurred points on a circle. The model is exact at every time: a run of many steps has no error, and
+the error of few steps is that of the sampler.
 """
 
 import math
@@ -23,7 +23,7 @@ tuner = TimeTuner(model_fn, schedule)
 
 
 def euler(x: Tensor, t: Tensor, s: Tensor, t_ratio: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """Euler's step from t to s: along u = x / alpha against v = sigma / alpha, the flow is du = eps dv."""
+    """Euler's step from t to s for du/dv = eps, with u = x / alpha and v = sigma / alpha."""
     p, q = schedule.at(t), schedule.at(s)
     eps = model_fn(x, t, t_ratio * t)
     u = x / p.alpha + (q.sigma / q.alpha - p.sigma / p.alpha) * eps
@@ -32,7 +32,7 @@ def euler(x: Tensor, t: Tensor, s: Tensor, t_ratio: Tensor | float = 1.0) -> tup
 
 def dpm_solver_2(x: Tensor, t: Tensor, s: Tensor, t_ratio: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """DPM-Solver-2 (Lu et al., 2022, https://arxiv.org/abs/2206.00927, alg. 1): a step to the middle in lam, then the
-    whole step with the noise seen there. One ratio serves both calls."""
+    whole step with the noise predicted there. Both calls use one ratio."""
     p, q = schedule.at(t), schedule.at(s)
     h = q.lam - p.lam
     m = schedule.at(schedule.inverse_lambda(p.lam + h / 2))
@@ -43,7 +43,7 @@ def dpm_solver_2(x: Tensor, t: Tensor, s: Tensor, t_ratio: Tensor | float = 1.0)
 
 
 def run(step_fn, times: Tensor, ratios: Tensor, x: Tensor) -> Tensor:
-    """The end of the run from x, one step after the other."""
+    """The state (B, 2) at the end of the run from x."""
     for (t, s), ratio in zip(pairwise(times), ratios, strict=True):
         x, _ = step_fn(x, t, s, t_ratio=ratio)
     return x
@@ -54,18 +54,18 @@ def main() -> None:
     times = make_plan("ddim", schedule, calls=STEPS, spacing="logsnr").t
     labels = schedule.network_time(times[:-1])
 
-    noise = SeededNoise(10**6)(torch.empty(500, 2, dtype=torch.float64))  # not tuned on
+    noise = SeededNoise(10**6)(torch.empty(500, 2, dtype=torch.float64))  # nothing was tuned on this noise
     truth = run(dpm_solver_2, make_plan("ddim", schedule, calls=250).t, torch.ones(250), noise)
 
-    print(f"{STEPS} steps, even in lam; how far they end from the exact flow, on average\n")
+    print(f"{STEPS} steps, even in lam; mean distance of their ends to the exact flow\n")
     print(f"{'step_fn':14} {'untuned':>8} {'tuned':>8}   ratios")
     for name, step_fn in (("ddim_step_fn", tuner.ddim_step_fn), ("euler", euler), ("dpm_solver_2", dpm_solver_2)):
         ratios = tuner.optimize_timesteps(loader, step_fn, timesteps=labels)
-        ends = [run(step_fn, times, told, noise) for told in (torch.ones(STEPS), ratios)]
+        ends = [run(step_fn, times, used, noise) for used in (torch.ones(STEPS), ratios)]
         before, after = ((end - truth).norm(dim=1).mean() for end in ends)
         print(f"{name:14} {before:8.4f} {after:8.4f}   {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
     print(
-        "\nEuler's step in these variables is DDIM, hence the same ratios. DPM-Solver-2 calls the network twice a step."
+        "\nEuler's step in these variables is DDIM and has the same ratios. DPM-Solver-2 makes two calls in each step."
     )
 
 

@@ -1,10 +1,10 @@
-"""Sampling in fewer steps, from the start: respacing, DDPM, DDIM, and what TimeTuner adds.
+"""Sampling in fewer steps, from the start: respacing, DDPM, DDIM and TimeTuner.
 
     python examples/tutorial.py [--samples 10000] [--picture histograms.png]
 
-The data are scalars from N(5, 2^2), a model that knows its noise prediction exactly. All that a sampler gets wrong is
-then its own error, and can be computed: every step is affine in the state, so that mean and standard deviation go
-through a run in closed form. They stand beside what a sample of finite size says.
+The data are scalars from N(5, 2^2), and the model predicts their noise exactly. Only the sampler makes an error. The
+error is computed exactly: every step is affine in the state, so that mean and standard deviation of a run have a
+closed form. The table shows them beside the mean and the standard deviation of samples.
 """
 
 import argparse
@@ -21,40 +21,40 @@ from time_tuner.samplers import DDIM, DDPM
 from time_tuner.sampling import coefficients
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
-TEN = np.linspace(0, 999, 10, dtype=int)  # the levels that are kept in a run of ten steps
+TEN = np.linspace(0, 999, 10, dtype=int)  # the levels of a run of ten steps
 
 DATA = Gaussian(5.0, 2.0)
 SCHEDULE = NoiseScheduleVP("discrete", betas=BETAS)
 EPS = DATA.eps(SCHEDULE)
 
 RESPACING = """\
-Keep ten of the 1000 levels. What is left of the data's variance at a level, alpha_bar, is the product of 1 - beta up
-to there; so the beta of a longer step is 1 - alpha_bar here / alpha_bar at the kept level before:
+Keep ten of the 1000 levels. alpha_bar of a level is the product of 1 - beta up to that level. The beta of a longer step
+is therefore 1 - alpha_bar of the level / alpha_bar of the kept level before:
   levels  {levels}
   beta~   {betas}
-Multiplied up again they give the kept alpha_bar back, to {back:.0e}. All steps of a schedule with these betas, or the
-ten kept steps of the long one: that is the same run, to {same:.0e}.
+The product of 1 - beta~ is the kept alpha_bar again, equal to {back:.0e}. A run over all ten levels of the schedule
+with these betas equals a run over the ten kept levels of the long schedule, to {same:.0e}.
 """
 HEADING = f"""\
 {"":27} {"calls":>5}   {"sampled":^14}   {"exact":^18}
 {"":27} {"":>5}   {"mean":>7} {"std":>6}   {"mean":>9} {"std":>8}
 {"the data":27} {"":>5}   {"":>7} {"":>6}   {5:9.5f} {2:8.5f}"""
 ETA = """
-With eta = 1 the noise that DDIM adds has the smaller of DDPM's two variances, that of its posterior, and what is kept
-of the old noise makes up the posterior's mean: the two rows are one run, to {gap:.0e}. With eta = 0 nothing is drawn.
+DDIM with eta = 1 adds noise with the smaller of DDPM's two variances, the variance of the posterior. The two rows are
+the same run, equal to {gap:.0e}. DDIM with eta = 0 adds no noise.
 """
 TIME_TUNER = """\
-TimeTuner leaves the steps where they are and tells the network, at each of them, another time than the solver's, so
-that the noise it sees after the step is the noise it saw before. The ratios of the two times:
+TimeTuner keeps the steps and gives the network another time at each of them, the conditioning time tau. The published
+loss compares the noise predicted before and after the step. The ratios tau / t:
   as published  {bare}
   by default    {judged}
-At the optimum of that criterion the last steps go too far on data as simple as these. By default every step is tuned
-to end where four smaller ones would, and what came of it is judged on noise of its own: {before:.4f} away from a run
-of many steps untuned, {after:.4f} tuned."""
+On these data, the optimum of the published loss is worse than the untuned run. The default loss compares each step with
+four smaller steps, and the guard measures the result on other noise. The distance to a run of many steps is
+{before:.4f} untuned and {after:.4f} tuned."""
 
 
 def row(name: str, plan: Plan, samples: int) -> Tensor:
-    """Print what a plan gives, sampled and exactly; returns the samples."""
+    """Prints the sampled and the exact moments of a plan; returns the samples."""
     noise = SeededNoise([0])
     x = sample(EPS, plan, noise(torch.empty(1, samples, dtype=torch.float64)), noise)
     mean, std = exact_moments(DATA, plan)
@@ -67,7 +67,7 @@ def numbers(values: Tensor | np.ndarray, form: str) -> str:
 
 
 def respacing() -> None:
-    """A DDPM on some of its levels is a DDPM again, with betas of its own."""
+    """Prints the betas of a DDPM on some of its levels."""
     tilde = respaced_betas(BETAS, TEN)
     back = np.abs(np.cumprod(1 - tilde.numpy()) - np.cumprod(1 - BETAS)[TEN]).max()
     short = make_plan("ddpm", NoiseScheduleVP("discrete", betas=tilde), calls=10, spacing="linspace")
@@ -79,7 +79,7 @@ def respacing() -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Sampling in fewer steps, from the start.")
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--picture", type=Path, help="where to draw the histograms")
+    parser.add_argument("--picture", type=Path, help="the picture of histograms to write")
     options = parser.parse_args(arguments)
     drawn = {}
 
@@ -91,19 +91,22 @@ def main(arguments: list[str] | None = None) -> None:
         ddpm = make_plan("ddpm", SCHEDULE, calls=calls, spacing="linspace")
         drawn[f"DDPM, {calls} calls"] = row("DDPM", ddpm, options.samples)
 
-    # DDIM goes to the predicted data and back up to the next level, with any share eta of fresh noise.
+    # DDIM computes the predicted data and adds noise of the next level, of which eta decides the fresh part.
     for eta in (0, 0.25, 0.5, 0.75, 1):
         ddim = make_plan(DDIM(eta), SCHEDULE, calls=10, spacing="linspace")
         drawn[f"DDIM, eta = {eta}, 10 calls"] = row(f"DDIM, eta = {eta}", ddim, options.samples)
     small = make_plan(DDPM("small"), SCHEDULE, calls=10, spacing="linspace")
     row("DDPM, smaller variance", small, options.samples)
 
-    # TimeTuner: the optimum of the published criterion; and that of the default one, judged on noise not tuned on.
+    # TimeTuner: the optimum of the published loss, and the default loss with the guard.
     untuned = make_plan("ddim", SCHEDULE, calls=10, spacing="linspace")
     how = {"data": DATA.sample(2000), "samples": 1000}
-    bare, judged = tune(EPS, untuned, objective="published", guard=False, **how), tune(EPS, untuned, **how)
+    bare, judged = (
+        tune(EPS, untuned, "sequential(objective=published)", guard=False, **how),
+        tune(EPS, untuned, "sequential", **how),
+    )
     row("DDIM, tuned as published", bare, options.samples)
-    row("DDIM, tuned and judged", judged, options.samples)
+    row("DDIM, tuned with the guard", judged, options.samples)
 
     print(ETA.format(gap=(coefficients(ddim) - coefficients(small)).abs().max()))
     ratios = {name: numbers(plan.tau / plan.t[:-1], ".3f") for name, plan in (("bare", bare), ("judged", judged))}
@@ -120,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def draw(samples: dict[str, Tensor], path: Path) -> None:
-    """A histogram of each, with the density of the data."""
+    """Draws a histogram of each, with the density of the data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(samples), 3), layout="constrained")

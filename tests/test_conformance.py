@@ -1,5 +1,5 @@
-"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also with
-the options that `OPTIONS` names."""
+"""Every entry of every table does what its kind has to do. A new entry is covered with nothing edited; samplers also
+with the options that `OPTIONS` names."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 EVERY = [kind(**options) for name, kind in SAMPLERS.items() for options in ({}, *OPTIONS.get(name, []))]
 
-GUIDE = next((Path(__file__).parents[1] / "docs").rglob("adding-a-sampler.md"))
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 EXAMPLE = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
 exec(compile(EXAMPLE, GUIDE, "exec"), {"__name__": "guide"})  # which enters its sampler into the table
 DOCUMENTED = SAMPLERS.pop("ab2")
@@ -146,6 +146,15 @@ class Noisy(Wrong):
         return x
 
 
+class Rescaled(Wrong):
+    """A sampler of distilled models with too little noise."""
+
+    convergence = 0
+
+    def spoil(self, x: Tensor, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
+        return q.alpha * past[-1].x0 + 0.9 * q.sigma * noise(x)
+
+
 class Overrated(DDIM):
     @property
     def convergence(self) -> int:
@@ -154,7 +163,12 @@ class Overrated(DDIM):
 
 @pytest.mark.parametrize(
     ("kind", "property_"),
-    [(Biased, "order of convergence"), (Overrated, "order of convergence"), (Noisy, "noise")],
+    [
+        (Biased, "order of convergence"),
+        (Overrated, "order of convergence"),
+        (Noisy, "noise"),
+        (Rescaled, "keeps the distribution of exact data"),
+    ],
 )
 def test_a_wrong_sampler_is_noticed(kind: type[Sampler], property_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "wrong", kind)

@@ -1,8 +1,12 @@
 """The scheduler and the tuning of pipelines: what goes in and out, what is refused; and the bundled digits, where a
-tuned plan in a pipeline is the tuned plan itself."""
+plan tuned in a pipeline is the plan tuned by itself."""
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from time_tuner import NoiseScheduleVP, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner.cli import output
 from time_tuner.cli.app import app
 from time_tuner.diffusers import (
     ClassConditionalPipeline,
@@ -40,6 +45,7 @@ from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
+from time_tuner.tuners.joint.tuner import Joint
 
 LABELS = [3, 8]
 
@@ -69,7 +75,7 @@ def digits() -> ClassConditionalPipeline:
 @pytest.fixture(scope="module")
 def tuned(digits: ClassConditionalPipeline) -> Plan:
     data = seeded(2, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
-    options: dict[str, Any] = {"data": data, "samples": 2, "guard": False, "method": "sequential"}
+    options: dict[str, Any] = {"data": data, "samples": 2, "guard": False, "tuner": "sequential"}
     return tune_pipeline(digits, 3, class_labels=LABELS, sampler="ddim", guidance_scale=2.0, **options)
 
 
@@ -97,14 +103,14 @@ def test_the_picture_from_the_pipeline_is_that_of_sample(digits: ClassConditiona
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-5)
 
 
-def test_a_plan_says_what_it_was_made_for(tuned: Plan) -> None:
+def test_a_plan_knows_what_it_was_made_for(tuned: Plan) -> None:
     made = tuned.provenance
     assert made["prediction_type"] == "epsilon" and made["guidance_scale"] == 2.0 and made["dtype"] == "float32"
     assert made["pipeline"] == "ClassConditionalPipeline" and made["conditions"] == 2
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
 
 
-def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> None:
+def test_without_prompts_a_pipeline_is_tuned_on_samples_of_its_own() -> None:
     pipe = tiny()
     plan = tune_pipeline(pipe, 3, "sequential", samples=3, batch=2, sampler="ddim")
     assert plan.provenance["distance"]["tuned"] <= plan.provenance["distance"]["untuned"]
@@ -113,21 +119,39 @@ def test_without_prompts_a_pipeline_is_tuned_on_what_it_draws_by_itself() -> Non
 
 
 def test_no_condition_is_left_out(digits: ClassConditionalPipeline) -> None:
-    with pytest.raises(ValueError, match="samples must be at least as many as there are conditions, 4, got 2"):
+    with pytest.raises(ValueError, match="samples must be at least as many as the model has conditions, 4, got 2"):
         tune_pipeline(digits, 3, class_labels=[1, 2, 3, 4], samples=2)
 
 
-def test_options_of_the_method_have_a_place_of_their_own() -> None:
-    with pytest.raises(
-        ValueError, match=r"pairs is an option of method='joint': give it in options=\{'pairs': \.\.\.\}"
-    ):
-        tune_pipeline(tiny(), 3, pairs=16)
-    with pytest.raises(ValueError, match="options must be a dict of options of the method, got 'pairs=16'"):
-        tune_pipeline(tiny(), 3, options="pairs=16")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pairs": 16}, r"pairs is an option of the tuner: give tuner=Joint\(pairs=\.\.\.\)"),
+        ({"prompt": "a cat"}, "prompt= of a pipeline is prompts= of tune_pipeline"),
+        ({"num_inference_steps": 4}, "num_inference_steps= of a pipeline is calls= of tune_pipeline"),
+        ({"tuner": "jiont"}, "tuner must be one of .*did you mean 'joint'"),
+    ],
+    ids=str,
+)
+def test_names_of_other_places_are_answered_with_the_right_one(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune_pipeline(tiny(), **given)
+
+
+def test_a_pipeline_is_tuned_again_after_its_scheduler_was_replaced_by_a_plan() -> None:
+    pipe = tiny()
+    for made in (TimeTunerScheduler.from_plan, TimeTunerScheduler.from_plan):
+        plan = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, sampler="ddim", guard=False)
+        assert plan.provenance["spacing"]
+        pipe.scheduler = made(plan)  # whose own grid is not known any more
+    pipe = tiny()
+    pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe)
+    again = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, sampler="ddim", guard=False)
+    assert "own" in again.provenance["spacing"]
 
 
 class Live(TorchDispatchMode):
-    """The most bytes that tensors made meanwhile held at once."""
+    """The most bytes that tensors made meanwhile had at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +193,7 @@ def test_tuning_needs_little_more_memory_than_drawing(digits: ClassConditionalPi
     labels, data = [3, 8, 1, 2], torch.zeros(4, 1, 28, 28)
     drawing = peak(digits.unet, lambda: digits(labels, num_inference_steps=2, output_type="latent"))
     more = peak(digits.unet, lambda: digits(labels * 2, num_inference_steps=2, output_type="latent"))
-    options: dict[str, Any] = {"data": data, "samples": 4, "batch": 4, "guard": False, "method": "sequential"}
+    options: dict[str, Any] = {"data": data, "samples": 4, "batch": 4, "guard": False, "tuner": "sequential"}
     tuning = peak(digits.unet, lambda: tune_pipeline(digits, 2, class_labels=labels, sampler="ddim", **options))
     assert more > 1.8 * drawing  # it is what is measured
     assert tuning <= 1.1 * drawing
@@ -182,7 +206,7 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
         plan = make_plan("ddim", model.schedule, calls, "quadratic")
         parameters, x = Parameters(plan), SeededNoise(3)(torch.empty(2, *model.shape))
         _, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-        times = TimeGradients(by_asking=("tau",))
+        times = TimeGradients(differences=("tau",))
         return kept_bytes(lambda: run_each(through(model), plan, plan.initial_state(x), numbers, times)[0])
 
     with PipelineModel(tiny()) as model:
@@ -192,9 +216,9 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
 
 
 def test_checkpoints_change_nothing_in_a_pipeline() -> None:
-    how: dict[str, Any] = {"pairs": 8, "iterations": 1, "starts": 1}
+    how: dict[str, Any] = {"pairs": 8, "iterations": 1, "candidates": 1}
     plans = [
-        tune_pipeline(tiny(), 3, "joint", samples=2, guard=False, options=how | {"checkpoint_steps": again})
+        tune_pipeline(tiny(), 3, Joint(**how, checkpoint_steps=again), samples=2, guard=False)
         for again in (False, True)
     ]
     assert plans[0].corrections is not None and plans[1].corrections is not None
@@ -212,11 +236,11 @@ def config(**changes: Any) -> Any:
 
 
 def run(scheduler: Any, x: torch.Tensor, calls: int, **options: Any) -> torch.Tensor:
-    """The loop of any pipeline, on a network that says half of what it sees and a little of what it is told."""
+    """The loop of any pipeline, on a network that predicts half of its input and a little of its time."""
     scheduler.set_timesteps(calls)
     for t in scheduler.timesteps:
-        said = 0.5 * x.tanh() + 1e-4 * t
-        x = scheduler.step(said.to(x.dtype), t, x, **options).prev_sample
+        output = 0.5 * x.tanh() + 1e-4 * t
+        x = scheduler.step(output.to(x.dtype), t, x, **options).prev_sample
     return x
 
 
@@ -269,7 +293,7 @@ def test_generators_of_each_sample_do_not_mind_the_batch() -> None:
     assert not torch.allclose(run(ours, x[1:2], 6, generator=generators(4)), together[1:2])
 
 
-def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> None:
+def test_noise_is_added_at_the_solvers_time_and_not_at_the_conditioning_time() -> None:
     made = TimeTunerScheduler.from_config(config(), sampler="ddim", calls=5).plan
     plan = made.with_ratios([0.8] * 5)
     ours = TimeTunerScheduler.from_plan(plan)
@@ -280,40 +304,40 @@ def test_noise_is_added_at_the_grid_and_not_at_what_the_network_is_told() -> Non
 
     ours.set_timesteps(5)
     torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
-    between = ours.add_noise(x, noise, torch.tensor([123.0]))  # told to no call
+    between = ours.add_noise(x, noise, torch.tensor([123.0]))  # of no call
     p = plan.schedule.at(0.124)
     torch.testing.assert_close(between, p.alpha * x + p.sigma * noise, rtol=1e-5, atol=1e-6)
     ours.set_begin_index(1)
-    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[3:4]), at(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[3:4]), at(3), rtol=1e-5, atol=1e-6)
     ours.step(x, ours.timesteps[1], x)
     torch.testing.assert_close(ours.add_noise(x, noise, ours.timesteps[2:3]), at(2), rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_goes_in_and_comes_out_and_is_rounded_only_there() -> None:
     ours = TimeTunerScheduler.from_config(config(prediction_type="v_prediction"), sampler="ddim", calls=2)
-    x, said = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
-    half = ours.step(said, 0, x)
+    x, output = (seeded(2, 3, 4, 4, seed=i, dtype=torch.bfloat16) for i in (0, 1))
+    half = ours.step(output, ours.timesteps[0], x)
     ours.set_timesteps(2)
-    full = ours.step(said.float(), 0, x.float())
+    full = ours.step(output.float(), ours.timesteps[0], x.float())
     assert torch.equal(half.prev_sample, full.prev_sample.bfloat16())
     assert torch.equal(half.pred_original_sample, full.pred_original_sample.bfloat16())
 
 
-def test_the_data_that_a_call_predicts_is_where_a_step_to_the_end_leads() -> None:
+def test_the_predicted_data_is_the_end_of_a_step_to_the_end() -> None:
     for kind in ("epsilon", "v_prediction"):
         own = config(prediction_type=kind, timestep_spacing="trailing")
         ours = TimeTunerScheduler.from_config(own, sampler="ddim", calls=1)
-        x, said = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
-        previous, data = ours.step(said, 0, x, return_dict=False)
+        x, output = seeded(2, 3, 4, 4), seeded(2, 3, 4, 4, seed=1)
+        previous, data = ours.step(output, ours.timesteps[0], x, return_dict=False)
         torch.testing.assert_close(data, previous)
 
 
 def test_the_second_half_of_a_learned_variance_is_left_out() -> None:
     ours = TimeTunerScheduler.from_config(config(), calls=2)
-    x, said = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
-    first = ours.step(said, 0, x).prev_sample
+    x, output = seeded(2, 3, 4, 4), seeded(2, 6, 4, 4, seed=1)
+    first = ours.step(output, ours.timesteps[0], x).prev_sample
     ours.set_timesteps(2)
-    assert torch.equal(ours.step(said[:, :3], 0, x).prev_sample, first)
+    assert torch.equal(ours.step(output[:, :3], ours.timesteps[0], x).prev_sample, first)
 
 
 def test_diffusers_own_schedulers_take_its_configuration_back() -> None:
@@ -336,7 +360,7 @@ def test_a_configuration_is_the_plan_as_it_is_in_a_plan_file(tmp_path: Path, tun
     assert TimeTunerScheduler.from_pretrained(tmp_path).plan == tuned
 
 
-def test_the_sigmas_that_pipelines_of_flows_hand_over_choose_a_plan() -> None:
+def test_the_default_sigmas_of_pipelines_of_flows_choose_a_plan() -> None:
     ours = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), calls=[4, 6])
     ours.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6), mu=0.7)
     assert len(ours.timesteps) == 6
@@ -392,13 +416,14 @@ def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> Non
 
 
 def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
-    with refused("thresholding=True is not supported"):
-        TimeTunerScheduler.from_config(config(thresholding=True), calls=4)
+    for option in ("invert_sigmas", "stochastic_sampling"):
+        with refused(f"pipelines with {option}=True cannot be driven"):
+            TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(**{option: True}), calls=4)
     with refused("of an EDM pipeline"):
         TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
-    with refused("calls=1 on the grid of the pipeline's own scheduler: the run would begin at t = 0.001, where the"):
+    with refused("calls=1 with spacing=the pipeline's own: the run would begin at t = 0.001, where the"):
         TimeTunerScheduler.from_config(config(), calls=1)
     with refused("sampler 'ddim' has no option 'order'"):
         TimeTunerScheduler.from_config(config(), sampler="ddim", calls=4, order=2)
@@ -406,8 +431,8 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(config(prediction_type="noise"), calls=4)
     with refused("use_dynamic_shifting needs tokens="):
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), calls=4)
-    with refused("does not tell the grid of the pipeline's own scheduler"):
-        TimeTunerScheduler.from_config({"beta_start": 1e-4}, calls=4)
+    with refused("config has no _class_name, and the entries of no class"):
+        TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 
 def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
@@ -449,7 +474,7 @@ def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out
 def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete: NoiseScheduleVP) -> None:
     x = seeded(2, 3, 4, 4, dtype=torch.float32)
     plan = make_plan("ddim", discrete, 6, spacing="trailing")
-    with pytest.warns(UserWarning, match=r"sigmas do not say by which sampler: choose DDIM"):
+    with pytest.warns(UserWarning, match=r"the sampler is lost; choose DDIM"):
         sigmas = to_sigmas(plan)
     euler = EulerDiscreteScheduler()
     euler.set_timesteps(sigmas=sigmas)
@@ -463,13 +488,13 @@ def test_a_list_of_sigmas_gives_the_same_run_where_schedulers_take_one(discrete:
     torch.testing.assert_close(theirs, state, rtol=1e-3, atol=1e-3)
 
 
-def test_lists_say_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
+def test_lists_name_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.WarningsRecorder) -> None:
     plan = make_plan("ddim", discrete, 4, spacing="quadratic")
     tuned = plan.with_tau(0.9 * plan.tau).with_corrections(torch.zeros(4, 4))
     levels = to_timesteps(tuned)
-    told = " ".join(str(warning.message) for warning in recwarn.list)
-    for what in (r"\(tau\) is lost", "corrections are lost", "were rounded, by up to 0", "by which sampler"):
-        assert re.search(what, told), what
+    messages = " ".join(str(warning.message) for warning in recwarn.list)
+    for what in (r"\(tau\) are lost", "corrections are lost", "were rounded, by up to 0", "sampler is lost"):
+        assert re.search(what, messages), what
     assert levels == [round(level) for level in levels]
     assert to_timesteps(tuned, rounded=False) == pytest.approx((1000 * plan.t[:-1] - 1).tolist())
 
@@ -477,27 +502,40 @@ def test_lists_say_what_they_lose(discrete: NoiseScheduleVP, recwarn: pytest.War
 # --- the command line ---
 
 
-def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditionalPipeline, tmp_path: Path) -> None:
-    folder, plan, out = tmp_path / "pipeline", tmp_path / "plan.json", tmp_path / "drawn.npz"
-    digits.save_pretrained(folder)
-    runner = CliRunner()
-    shown = runner.invoke(app, ["show", "--model", str(folder)])
-    assert shown.exit_code == 0, shown.output
+def command(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(digits: ClassConditionalPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "pipeline"
+    digits.save_pretrained(path)
+    return path
+
+
+def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
+    shown = command("show", "--model", folder)
     for what in (
-        "pipeline: ClassConditionalPipeline",
-        "prediction type: epsilon",
-        "scheduler: DDPMScheduler",
+        "pipeline +ClassConditionalPipeline",
+        "prediction type +epsilon",
+        "scheduler +DDPMScheduler",
         "N=1000",
     ):
-        assert what in shown.output
-    how = ["--label", "1,2", "--calls", "2", "--samples", "2", "--out", str(plan)]
-    made = runner.invoke(app, ["tune", "--model", str(folder), *how])
-    assert made.exit_code == 0, made.output
-    assert Plan.load(plan).provenance["model"] == str(folder)
-    how = ["--plan", str(plan), "--label", "1,2", "-n", "3", "--seed", "5", "--out", str(out)]
-    drawn = runner.invoke(app, ["sample", "--model", str(folder), *how])
-    assert drawn.exit_code == 0, drawn.output
-    pictures = np.load(out)["samples"]
+        assert re.search(what, shown), what
+
+
+def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
+    digits: ClassConditionalPipeline, folder: Path, tmp_path: Path
+) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "drawn.npz"
+    saved = ("--model", folder, "--label", "1,2")
+    command("tune", *saved, "--calls", 2, "--samples", 2, "--budget", "60calls", "--out", plan)
+    made = Plan.load(plan).provenance
+    assert made["model"] == str(folder) and made["pipeline"] == "ClassConditionalPipeline" and made["label"] == [1, 2]
+    command("sample", *saved, "--plan", plan, "-n", 3, "--seed", 5, "--out", out)
+    pictures = np.load(out)["pictures"]
     digits.scheduler, own = TimeTunerScheduler.from_plan(Plan.load(plan)), digits.scheduler
     try:
         generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
@@ -507,30 +545,110 @@ def test_a_saved_pipeline_is_shown_tuned_and_drawn_with(digits: ClassConditional
     np.testing.assert_allclose(pictures, 2 * expected.numpy() - 1, atol=1e-5)
 
 
+def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> None:
+    """Untuned samples, a comparison, several numbers of calls, a dry run, data, and a run that is continued."""
+    saved = ("--model", folder, "--label", "1,2")
+    command("sample", *saved, "--calls", 2, "-n", 2, "--out", tmp_path / "x.png")
+    command("sample", *saved, "--calls", 2, "-n", 4, "--out", tmp_path / "x.npz")
+    how = ("--samples", 4, "--method", "sequential", "--calls", "2,3")
+    assert "3 calls" in command("tune", *saved, *how, "--dry-run")
+    data = ("--data", tmp_path / "x.npz")
+    command("tune", "--model", folder, "--label", 1, *how, *data, "--budget", "40calls", "--out", tmp_path / "p.json")
+    assert [len(plan) for plan in Plan.load_several(tmp_path / "p.json")] == [2, 3]
+    compared = command("compare", *saved, "ddim:2", f"{tmp_path / 'p.json'}:3", "-n", 2, "--out", tmp_path / "c.png")
+    assert "ddim:2" in compared and "p.json:3" in compared
+    assert (tmp_path / "c.png").exists()
+
+
+def test_an_interrupted_run_on_a_saved_pipeline_continues(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ("tune", "--model", folder, "--label", 3, "--calls", 3, "--samples", 2, "--method", "sequential", "--out")
+    tuning = output.Bar.tuning
+
+    def interrupt(self: output.Bar, progress: Any) -> None:
+        tuning(self, progress)
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output.Bar, "tuning", interrupt)
+        stopped = CliRunner().invoke(app, [str(argument) for argument in (*how, tmp_path / "a.json")])
+    assert stopped.exit_code == 130 and "the same command continues" in stopped.stderr
+    command(*how, tmp_path / "a.json")
+    command(*how, tmp_path / "b.json")
+    torch.testing.assert_close(Plan.load(tmp_path / "a.json").tau, Plan.load(tmp_path / "b.json").tau)
+
+
+def test_a_guidance_scale_of_one_is_honoured(folder: Path, tmp_path: Path) -> None:
+    def drawn(*guidance: Any) -> np.ndarray:
+        command(
+            "sample", "--model", folder, "--label", 3, "--calls", 2, "-n", 1, *guidance, "--out", tmp_path / "x.npz"
+        )
+        with np.load(tmp_path / "x.npz") as arrays:
+            return arrays["samples"]
+
+    with PipelineModel(digits_pipeline(), class_labels=[3], guidance_scale=5.0) as model:
+        assert model.facts()["guidance_scale"] == 5.0
+    assert np.array_equal(drawn("--guidance-scale", 1), drawn())  # the default of this pipeline
+    assert np.abs(drawn("--guidance-scale", 5) - drawn()).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--model", "digits", "--prompt", "a cat"], "for pipelines, got --model digits: use --label"),
         (["show"], "give either PLAN, a plan file, or --model"),
         (["show", "--model", "{empty}"], "is a folder without model_index.json"),
-        (
-            ["tune", "--model", "{empty}", "--data", "x.npz"],
-            "--data, --dry-run and several numbers of calls are not for pipelines",
-        ),
-        (["sample", "--model", "{empty}"], "a pipeline needs --plan"),
+        (["sample", "--model", "{empty}"], "is a folder without model_index.json"),
+        (["sample", "--model", "{saved}", "--label", "11"], "class_labels must be 0 to 10, got 11"),
+        (["sample", "--model", "{saved}", "--prompt", "a"], "takes no prompt="),
+        (["sample", "--model", "{saved}", "--height", "64"], "takes no height="),
+        (["sample", "--model", "{saved}", "--dtype", "float15"], "did you mean 'float16'"),
+        (["sample", "--model", "{saved}", "--device", "nowhere"], "device must be"),
+        (["sample", "--model", "{saved}", "--guidance-scale", "2"], "guidance_scale=2.0 needs class_labels="),
     ],
 )
-def test_bad_commands_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [argument.format(empty=tmp_path) for argument in arguments])
+def test_bad_commands_are_one_line(arguments: list[str], message: str, folder: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [argument.format(empty=tmp_path, saved=folder) for argument in arguments])
     assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_plan_of_another_kind_of_pipeline_is_noticed(tuned: Plan, folder: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="tuned for a ClassConditionalPipeline, and is used in a DDPMPipeline"):
+        TimeTunerScheduler.from_plan(tuned, tiny())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TimeTunerScheduler.from_plan(tuned, digits_pipeline())
+    tuned.with_provenance(pipeline="FluxPipeline").save(tmp_path / "plan.json")
+    how = ["--model", str(folder), "--plan", str(tmp_path / "plan.json"), "-n", "1", "--out", str(tmp_path / "x.npz")]
+    noted = CliRunner().invoke(app, ["sample", *how])
+    assert noted.exit_code == 0 and "tuned for a FluxPipeline" in noted.stderr
+
+
+def test_a_missing_package_of_a_pipeline_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "pipeline"
+    shutil.copytree(folder, copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"text_encoder": ["transformers", "CLIPTextModel"]}))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"package transformers is missing: pip install 'time-tuner\[diffusers\]'"):
+        load_model(str(copy))
+
+
+def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
+    code = f"import time_tuner; print(time_tuner.load_model({str(folder)!r}).shape)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "(1, 28, 28)\n" and made.stderr == ""
 
 
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "diffusers.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export.md").read_text()
     block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
     names: dict[str, Any] = {}
-    exec(block[: block.index("plan.save")], names)
+    exec(block, names)
     flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
     x = seeded(2, 4)
     for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
@@ -545,5 +663,5 @@ def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseSched
                 return 0.3 * x - float(tau)
 
         network = Network()
-        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), network.x0)
+        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), x0=network.x0)
         np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)

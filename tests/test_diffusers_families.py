@@ -17,6 +17,7 @@ from pipelines import FAMILIES, Family, inpaint, random
 from time_tuner import make_plan, sample
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler
 from time_tuner.diffusers.scheduler import rest
+from time_tuner.samplers import sampler_of
 
 CALLS = 5
 
@@ -40,13 +41,13 @@ def seeded() -> torch.Generator:
 
 
 def run(family: Family, calls: int = CALLS, **inputs: Any) -> tuple[Tensor, Tensor, list[float]]:
-    """The states in which a run of the pipeline begins and ends, two of each, and what it was told."""
-    scheduler, states, told = family.pipe.scheduler, [], []
+    """The states in which a run of the pipeline begins and ends, two of each, and the network times."""
+    scheduler, states, received = family.pipe.scheduler, [], []
     step = scheduler.step
 
     def watched(model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
         states.append(sample[:2])
-        told.append(float(timestep))
+        received.append(float(timestep))
         result = step(model_output, timestep, sample, **options)
         states.append(result[0][:2])
         return result
@@ -61,7 +62,7 @@ def run(family: Family, calls: int = CALLS, **inputs: Any) -> tuple[Tensor, Tens
         family.run(calls, x, **inputs)
     finally:
         del scheduler.step
-    return states[0], states[-1], told
+    return states[0], states[-1], received
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -73,16 +74,16 @@ def test_a_pipeline_runs_a_plan_as_our_own_loop_does(family: Family, sampler: st
     calls = 5
     with model(family) as eps:
         plan = make_plan(sampler, eps.schedule, calls=calls, spacing="trailing")
-        # Told other times than those of the grid, as a tuned plan has it.
+        # Other conditioning times than those of the grid, as a tuned plan has them.
         plan = plan.with_tau(plan.t[:-1] * torch.linspace(0.99, 0.9, calls))
     own = family.pipe.scheduler
     family.pipe.scheduler = TimeTunerScheduler.from_plan(plan, own)
     strength = {"strength": 0.6} if "strength" in family.inputs and family.latents is None else {}
-    first, last, told = run(family, **strength)
+    first, last, received = run(family, **strength)
     expected = plan
     if strength:  # image to image: what is left of the plan; 3 of 5 calls, a whole number of Heun's steps
         expected = rest(plan, 2)
-    torch.testing.assert_close(torch.tensor(told), expected.schedule.network_time(expected.tau).float())
+    torch.testing.assert_close(torch.tensor(received), expected.schedule.network_time(expected.tau).float())
     family.pipe.scheduler = own
     with model(family) as eps, torch.no_grad():
         close(last, sample(eps, expected, first))
@@ -111,16 +112,15 @@ def test_untuned_it_draws_what_the_stock_scheduler_draws(name: str) -> None:
     family = FAMILIES[name]()
     family.pipe.set_progress_bar_config(disable=True)
     sampler, options = STOCK[name]
-    first, last, told = run(family)
-    tokens = {"tokens": family.shape[0]} if name == "flux" else {}
-    family.pipe.scheduler = TimeTunerScheduler.from_config(
-        family.pipe.scheduler, sampler=sampler, calls=CALLS, **tokens, **options
-    )
-    again, ours, told_ours = run(family)
+    first, last, received = run(family)
+    with model(family) as eps:  # which has the grid that the pipeline passes
+        plan = make_plan(sampler_of(sampler, **options), eps.schedule, CALLS, eps.spacing)
+    family.pipe.scheduler = TimeTunerScheduler.from_plan(plan, family.pipe)
+    again, ours, received_ours = run(family)
     if name == "sdxl":  # its state is of variance 1 + sigma^2 there
         first, last = again, last
     close(again, first)
-    assert told_ours == pytest.approx(told, abs=1e-3)
+    assert received_ours == pytest.approx(received, abs=1e-3)
     close(ours, last)
 
 
@@ -134,7 +134,7 @@ def test_a_saved_pipeline_runs_its_plans_again(family: Family, tmp_path: Path) -
     ]
     family.pipe.scheduler = TimeTunerScheduler.from_plan(tuned, made)
     family.pipe.save_pretrained(tmp_path)
-    first, last, told = run(family)
+    first, last, received = run(family)
     nothing = {name: None for name, part in family.pipe.components.items() if part is None}
     family.pipe = DiffusionPipeline.from_pretrained(tmp_path, **nothing)
     family.pipe.set_progress_bar_config(disable=True)
@@ -145,17 +145,17 @@ def test_a_saved_pipeline_runs_its_plans_again(family: Family, tmp_path: Path) -
     again = run(family)
     assert torch.equal(again[0], first)
     assert torch.equal(again[1], last)
-    assert again[2] == told
+    assert again[2] == received
 
 
-def test_gradients_reach_what_the_network_is_told_through_the_pipeline(family: Family) -> None:
+def test_gradients_reach_the_conditioning_time_through_the_pipeline(family: Family) -> None:
     with model(family) as eps:
         plan = make_plan("ddim", eps.schedule, calls=3, spacing="trailing")
         x = random(2, *family.shape)
         ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
         p = plan.point(1)
-        said = eps(x, p.t, ratio * p.t)
-        slope = torch.autograd.grad((said.double() ** 2).sum(), ratio)[0]
+        noise = eps(x, p.t, ratio * p.t)
+        slope = torch.autograd.grad((noise.double() ** 2).sum(), ratio)[0]
         with torch.no_grad():
             h = 4e-4
             up, down = ((eps(x, p.t, (1 + s) * p.t).double() ** 2).sum() for s in (h, -h))
@@ -164,7 +164,7 @@ def test_gradients_reach_what_the_network_is_told_through_the_pipeline(family: F
     assert slope != 0
 
 
-def test_what_a_pipeline_was_is_what_it_is_again(family: Family) -> None:
+def test_a_closed_model_restores_the_pipeline(family: Family) -> None:
     own, bar = family.pipe.scheduler, dict(family.pipe._progress_bar_config)
     with model(family) as eps:
         assert family.pipe.scheduler is not own
@@ -188,34 +188,35 @@ def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_way_out(
 def test_guidance_that_depends_on_the_number_of_the_call_is_refused() -> None:
     family = FAMILIES["controlnet"]()
     family.pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(ValueError, match="depends on how many calls"):
-        model(family, control_guidance_end=0.6)
+    for start, end in ((0.0, 0.6), (0.0, 0.4), (0.0, 0.95), (0.6, 1.0), (0.05, 1.0), (0.4, 0.6)):
+        with pytest.raises(ValueError, match="depend on how many calls"):
+            model(family, control_guidance_start=start, control_guidance_end=end)
 
 
-def test_conditions_are_dealt_out_in_turn_whatever_the_batch() -> None:
+def test_sample_i_has_condition_i_modulo_their_number_whatever_the_batch() -> None:
     family = FAMILIES["sd"]()
     prompts = ["a", "bcd", "efg"]
     x = random(7, *family.shape)
-    said = []
+    predictions = []
     for batch in (1, 2, 7):
         with (
             PipelineModel(family.pipe, prompts, batch=batch, guidance_scale=3.0, height=16, width=16) as eps,
             torch.no_grad(),
         ):
-            said.append(eps(x, 0.5, 0.4))
-    for other in said[1:]:
-        torch.testing.assert_close(other, said[0], rtol=1e-4, atol=1e-4)
+            predictions.append(eps(x, 0.5, 0.4))
+    for other in predictions[1:]:
+        torch.testing.assert_close(other, predictions[0], rtol=1e-4, atol=1e-4)
     with PipelineModel(family.pipe, prompts[1:2], guidance_scale=3.0, height=16, width=16) as eps, torch.no_grad():
-        torch.testing.assert_close(eps(x[[1, 4]], 0.5, 0.4), said[0][[1, 4]], rtol=1e-4, atol=1e-4)
-        assert (eps(x[[0]], 0.5, 0.4) - said[0][[0]]).abs().max() > 1e-3  # another prompt
+        torch.testing.assert_close(eps(x[[1, 4]], 0.5, 0.4), predictions[0][[1, 4]], rtol=1e-4, atol=1e-4)
+        assert (eps(x[[0]], 0.5, 0.4) - predictions[0][[0]]).abs().max() > 1e-3  # another prompt
 
 
-def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_paused(monkeypatch: pytest.MonkeyPatch) -> None:
     from time_tuner.diffusers import model as module
 
     family = FAMILIES["sd"]()
     family.pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr(module, "MOST_HELD", 2)
+    monkeypatch.setattr(module, "MOST_PAUSED", 2)
     x, given = random(6, *family.shape), {"guidance_scale": 3.0, "height": 16, "width": 16}
     with PipelineModel(family.pipe, ["a", "bcd", "efg"], batch=2, **given) as eps, torch.no_grad():
         whole = eps(x, 0.5, 0.4)
@@ -227,7 +228,7 @@ def test_a_part_of_a_batch_keeps_its_conditions_however_many_are_held(monkeypatc
         assert len(eps._paused) == 2
 
 
-def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_continue_after_one_run_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     from time_tuner.diffusers import paused as paused
 
     family = FAMILIES["sd"]()
@@ -236,22 +237,22 @@ def test_more_questions_than_one_run_of_the_loop_answers(monkeypatch: pytest.Mon
         expected = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
     monkeypatch.setattr(paused.PausedPipeline.__init__, "__defaults__", (3,))
     with model(family) as eps, torch.no_grad():
-        said = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
-    torch.testing.assert_close(said, expected)
+        predictions = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    torch.testing.assert_close(predictions, expected)
 
 
-def test_where_a_pipeline_rounds_what_it_tells_the_plan_holds_what_is_heard() -> None:
+def test_rounded_times_are_those_that_a_network_in_half_precision_receives() -> None:
     family = FAMILIES["flux"]()
     family.pipe.set_progress_bar_config(disable=True)
-    family.pipe.transformer.to(torch.bfloat16)  # the decoder is shared, and not asked
+    family.pipe.transformer.to(torch.bfloat16)  # the decoder is shared, and not used
     halves = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in family.inputs.items()}
     family.inputs = halves
     with model(family) as eps:
         assert eps.dtype == torch.bfloat16
         label = eps.schedule.network_time(eps.rounded_times(eps.schedule.from_network_time([937.5, 833.3])))
         torch.testing.assert_close(label, torch.tensor([936.0, 832.0], dtype=torch.float64))  # steps of 4 there
-        heard = eps.rounded_times(eps.schedule.from_network_time([937.5, 833.3]))
-        torch.testing.assert_close(eps.rounded_times(heard), heard)
+        rounded = eps.rounded_times(eps.schedule.from_network_time([937.5, 833.3]))
+        torch.testing.assert_close(eps.rounded_times(rounded), rounded)
         with torch.no_grad():
             x = random(2, *family.shape)
             tau = float(eps.schedule.from_network_time(937.5))

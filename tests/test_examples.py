@@ -1,21 +1,40 @@
-"""The examples print what is true, and the code and the references of the documentation hold."""
+"""The examples print true numbers; the code, the commands, the names and the links of the documentation hold."""
 
+import argparse
 import ast
 import re
 import runpy
+import shlex
 import sys
+from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import typer
 
-from time_tuner import SAMPLERS, SCHEDULES, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan
+import time_tuner
+from time_tuner import (
+    SAMPLERS,
+    SCHEDULES,
+    SPACINGS,
+    TUNERS,
+    NoiseScheduleFlow,
+    NoiseScheduleVP,
+    Plan,
+    make_plan,
+)
+from time_tuner.cli.app import app
+from time_tuner.models.predictions import PREDICTIONS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+TABLES = (SAMPLERS, SPACINGS, TUNERS, SCHEDULES, PREDICTIONS)
 
 
 @pytest.fixture
@@ -50,7 +69,7 @@ def moments(kind: str, calls: int, eta: float = 0.0) -> tuple[float, float]:
     return float(mean), float(np.sqrt(variance))
 
 
-def test_the_tutorial_prints_what_is_true(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorial_prints_true_moments(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     example("tutorial.py", "--samples", "4000")
     printed = capsys.readouterr().out
     rows = re.findall(r"^(D.{26})\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", printed, re.M)
@@ -64,13 +83,15 @@ def test_the_tutorial_prints_what_is_true(example: Any, capsys: pytest.CaptureFi
             assert (mean, std) == pytest.approx(expected[name], abs=6e-6)
         assert abs(sampled_mean - mean) < 4 * std / 4000**0.5 + 5e-4
         assert abs(sampled_std - std) < 4 * std / 8000**0.5 + 5e-4
-    judged, untuned = found["DDIM, tuned and judged", 10], found["DDIM, eta = 0", 10]
+    judged, untuned = found["DDIM, tuned with the guard", 10], found["DDIM, eta = 0", 10]
     assert abs(judged[3] - 2) < abs(untuned[3] - 2) < abs(found["DDIM, tuned as published", 10][3] - 2)
     assert not [gap for gap in re.findall(r"to (\d+e[+-]\d+)", printed) if float(gap) > 1e-12]
     assert len(re.findall(r"to \d+e-\d+", printed)) == 3
 
 
-def test_the_tutorial_draws_when_asked_to(example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_draws_a_picture_if_one_is_named(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     example("tutorial.py", "--samples", "500")
     assert not list(tmp_path.iterdir())
@@ -82,7 +103,7 @@ def test_the_tutorial_draws_when_asked_to(example: Any, tmp_path: Path, monkeypa
 # --- the others ---
 
 
-def test_steps_of_ones_own_are_tuned(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_functions_are_tuned(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     example("step_functions.py")
     printed = capsys.readouterr().out
     rows = dict(re.findall(r"^(ddim_step_fn|euler|dpm_solver_2)\s+([\d. ]+)$", printed, re.M))
@@ -92,16 +113,18 @@ def test_steps_of_ones_own_are_tuned(example: Any, capsys: pytest.CaptureFixture
         assert after < before and len(ratios) == 4 and ratios[-1] == 1
 
 
-def test_a_model_of_ones_own_goes_all_the_way(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_of_ones_own_is_tuned_saved_and_sampled(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "plan.json"
     names = example("own_model.py", str(path))
     printed = capsys.readouterr().out
     plan = Plan.load(path)
     assert plan.tuned and plan.provenance["distance"]["tuned"] < plan.provenance["distance"]["untuned"]
     assert f"{path} holds the same plan in {path.stat().st_size} bytes: True" in printed
-    off = [float(number) for number in re.findall(r"samples are ([\d.]+) off the spiral", printed)]
+    off = [float(number) for number in re.findall(r"distance of samples to the spiral: ([\d.]+)", printed)]
     assert len(off) == 2 and off[1] < off[0] < 0.05
-    # The network is what it says: where there is next to no noise, the data it sees is the point itself.
+    # The network predicts the data: at the least noise its prediction is the point itself.
     points = names["spiral"][::50]
     torch.testing.assert_close(names["network"](points, torch.zeros(len(points))), points, rtol=0, atol=0.02)
 
@@ -151,44 +174,149 @@ def test_what_is_no_plan_for_numpy_is_one_line(example: Any, tmp_path: Path, mon
 # --- documentation ---
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
-)
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands_of(program: str) -> list[str]:
+    """The lines of all pages that call a program."""
+    lines = [line for page in PAGES for block in blocks_of(page, "") for line in block.splitlines()]
+    return sorted({line.partition("  #")[0].strip() for line in lines if line.startswith(f"{program} ")})
+
+
+@pytest.fixture
+def tables() -> Any:
+    """The tables of the library, from which the entries of a page are removed after it."""
+    with ExitStack() as stack:
+        for table in TABLES:
+            stack.enter_context(patch.dict(table))
+        yield
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")], ids=name_of)
 @pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
-def test_the_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tables")
+def test_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for table, name in ((SAMPLERS, "ab2"), (SCHEDULES, "power")):  # what a page enters into a table leaves it again
-        monkeypatch.setitem(table, name, None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
-        exec(compile("\n".join(blocks), page.name, "exec"), {"__name__": "page"})
+        exec(compile("\n".join(blocks_of(page, "python")), page.name, "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("line", commands_of("time-tuner"))
+def test_commands_of_the_documentation_are_understood(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command: Any = typer.main.get_command(app)
+    command.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.parametrize("line", commands_of("python"))
+@pytest.mark.usefixtures("tables")
+def test_programs_of_the_documentation_take_their_arguments(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ParsedError(Exception):
+        pass
+
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        parse(parser)
+        raise ParsedError
+
+    _, script, *arguments = shlex.split(line)
+    parse, path = argparse.ArgumentParser.parse_args, ROOT / script
+    assert path.exists()
+    if "ArgumentParser" in path.read_text():
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.syspath_prepend(str(path.parent))
+        with pytest.raises(ParsedError):
+            runpy.run_path(str(path), run_name="__main__")
+    else:
+        assert not arguments
+
+
+@pytest.mark.parametrize("line", commands_of("make"))
+def test_targets_of_the_documentation_exist(line: str) -> None:
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    named = set()
+    for section in re.split(r"^## ", page, flags=re.M):
+        module, _, rows = section.partition("\n")
+        if module.startswith("time_tuner"):
+            cells = " ".join(re.findall(r"^\| (`.*?) \|", rows, re.M))
+            names = re.findall(r"`(\w+)[(`]", cells)
+            assert names
+            for name in names:
+                assert hasattr(import_module(module), name), f"{module} has no {name}"
+            named |= set(names) if module == "time_tuner" else set()
+    assert set(time_tuner.__all__) <= named
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("samplers", SAMPLERS), ("spacings", SPACINGS), ("command-line", TUNERS), ("schedules", PREDICTIONS)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_entry_of_a_table_is_in_the_reference(page: str, table: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text()
+    assert not [name for name in table if f"`{name}`" not in text and f'`"{name}"`' not in text]
+
+
+def test_the_runner_of_the_documentation_is_the_example() -> None:
+    runner = (ROOT / "examples" / "run_plan.py").read_text().partition("def run(")[2].partition("\n\n\n")[0]
+    assert runner and runner in (ROOT / "docs" / "how-to" / "export.md").read_text()
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_of_the_documentation_leads_somewhere(page: Path) -> None:
+    prose = re.sub(r"<!--.*?-->|```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose):
+        if not target.startswith("http"):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{target} does not exist"
+            assert not anchor or anchor in anchors_of(file), f"{target} has no heading {anchor}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "examples").glob("*.py"))], ids=name_of)
+def test_pages_use_the_terms_of_the_glossary(page: Path) -> None:
+    others = r"\b(told|said|heard|asked|taught|lesson|valley|handed over|hands over|is worth|was worth|goes on)\b"
+    assert not re.findall(others, page.read_text(), re.I)
+
+
+# --- the features of the tutorial and of the paper's README ---
 
 
 @cache
-def named_in(path: Path) -> set[str]:
+def functions_of(path: Path) -> set[str]:
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
+FEATURES = ROOT / "tests" / "features.md"
+
+
 def test_every_feature_names_tests_that_exist() -> None:
-    lines = (ROOT / "docs" / "features.md").read_text().splitlines()
+    lines = FEATURES.read_text().splitlines()
     rows = [line for line in lines if line.startswith("| ") and not line.endswith("| test |")]
     assert len(rows) > 40
     for row in rows:
         named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
         assert named, f"no test is named in {row!r}"
         for path, test in named:
-            assert test.startswith("test_") and test in named_in(ROOT / path), f"{path}::{test} does not exist"
+            assert test.startswith("test_") and test in functions_of(ROOT / path), f"{path}::{test} does not exist"
 
 
 def test_every_program_and_every_defect_is_a_feature() -> None:
-    page = (ROOT / "docs" / "features.md").read_text()
+    page = FEATURES.read_text()
     for name in ("test_tuner_programs.py", "test_tuner_defects.py"):
-        for test in named_in(ROOT / "tests" / name):
+        for test in functions_of(ROOT / "tests" / name):
             assert not test.startswith("test_") or test in page or "cuda" in test, f"{test} is in no row"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_the_documentation_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), f"{target} does not exist"

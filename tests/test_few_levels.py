@@ -24,20 +24,20 @@ from time_tuner.tuners.joint.teacher import usual_teacher
 LEVELS = 20
 SCHEDULE = NoiseScheduleVP(betas=torch.linspace(0.005, 0.5, LEVELS, dtype=torch.float64))
 EPS = exact.Mixture([[-1.0, 0.5], [1.0, 0.0], [0.2, -0.7]], 0.2).eps(SCHEDULE)
-OPTIONS = {"joint": {"pairs": 32, "iterations": 3, "starts": 1}}
+OPTIONS = {"joint": {"pairs": 32, "iterations": 3, "candidates": 1}}
 
 
 @pytest.mark.parametrize("method", TUNERS)
 @pytest.mark.parametrize("calls", [4, LEVELS])
 def test_every_method_tunes_a_network_of_few_levels(method: str, calls: int) -> None:
     plan = make_plan("ddim", SCHEDULE, calls)
-    options = OPTIONS.get(method, {})
-    tuned = tune(EPS, plan, method, samples=32, shape=(2,), **options)
+    tuner = TUNERS[method](**OPTIONS.get(method, {}))
+    tuned = tune(EPS, plan, tuner, samples=32, shape=(2,))
     assert tuned.provenance["reference_calls"] == LEVELS
     assert tuned.provenance["distance"]["tuned"] <= tuned.provenance["distance"]["untuned"]
     if method == "joint":
         assert f"calls={LEVELS}" in tuned.provenance["teacher"]
-    cost, foretold = tuned.provenance["cost"], estimate(plan, method, samples=32, **options)
+    cost, foretold = tuned.provenance["cost"], estimate(EPS, plan, tuner, samples=32, shape=(2,)).costs
     assert cost["reference"]["calls"] == foretold["reference"][0].calls == LEVELS
     if "data" in foretold:
         assert cost["data"]["calls"] == foretold["data"][0].calls == LEVELS
@@ -68,6 +68,7 @@ def test_the_published_interface_tunes_a_network_of_few_levels() -> None:
 def test_every_last_step_has_substeps(schedule: NoiseSchedule, spacing: str) -> None:
     """Also the step from the least trained time to 0, which no trained time divides."""
     plan = make_plan("ddim", schedule, 4, spacing)
-    tuned = tune(exact.Mixture([-1.0, 1.0], 0.3).eps(schedule), plan, samples=16, shape=(1,), last=True, guard=False)
-    losses = tuned.provenance["loss_before"], tuned.provenance["loss_after"]
+    model = exact.Mixture([-1.0, 1.0], 0.3).eps(schedule)
+    tuned = tune(model, plan, "sequential(last=true)", samples=16, shape=(1,), guard=False)
+    losses = tuned.provenance["loss"]["untuned"], tuned.provenance["loss"]["tuned"]
     assert len(losses[0]) == 4 and all(after <= before for before, after in zip(*losses, strict=True))

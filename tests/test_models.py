@@ -2,6 +2,8 @@
 unconditional one and the classifier are known in closed form at every time."""
 
 import re
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from time_tuner import NoiseScheduleVP, make_plan, model_wrapper, sample, tune
+from time_tuner.models.batching import BatchedModel
 from time_tuner.models.exact import Gaussian, Mixture
 from time_tuner.models.wrapper import GUIDANCE_TYPES
 
@@ -365,7 +368,7 @@ def test_guidance_needs_conditions(guidance: str, discrete: NoiseScheduleVP) -> 
             wrapped(torch.zeros(4, 2), 0.5, None, torch.zeros(4), torch.zeros(2))
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2)])
+@pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3, 2, 2)])
 @pytest.mark.parametrize("model_type", ["noise", "v"])
 def test_of_a_network_with_learned_variance_the_mean_is_used(shape, model_type, discrete: NoiseScheduleVP) -> None:
     x, variance = seeded(*shape), seeded(*shape, seed=1)
@@ -391,8 +394,12 @@ def test_answers_of_another_shape_are_refused(discrete: NoiseScheduleVP) -> None
         got = rf"\(2, 3\), got shape {re.escape(str(tuple(answer(x, 0).shape)))}"
         with pytest.raises(ValueError, match=rf"model must return a tensor of the shape of x, {got}"):
             model_wrapper(answer, discrete)(x, 0.5)
-    with pytest.raises(ValueError, match=r"model must return a tensor .* got dict"):
-        model_wrapper(lambda x, n: {"sample": x}, discrete)(x, 0.5)
+    for answer, got in (({"sample": x}, "dict"), (("x", x), "tuple"), ((), "tuple"), ([x], "list")):
+        with pytest.raises(ValueError, match=rf"model must return a tensor .* got {got}"):
+            model_wrapper(lambda x, n, answer=answer: answer, discrete)(x, 0.5)
+    # Vectors have no channels: a head twice too wide is not taken for a learned variance.
+    with pytest.raises(ValueError, match=r"got shape \(2, 6\): of a learned variance, wrap .* output\[:, :3\]"):
+        model_wrapper(lambda x, n: torch.cat([x, x], 1), discrete)(x, 0.5)
     wrapped = model_wrapper(
         Recorder(), discrete, guidance_type="classifier", classifier_fn=lambda x, n, c: x.log_softmax(1)
     )
@@ -400,3 +407,80 @@ def test_answers_of_another_shape_are_refused(discrete: NoiseScheduleVP) -> None
         ValueError, match=r"classifier_fn must return log p\(c \| x\) of shape \(2,\), got shape \(2, 3\)"
     ):
         wrapped(x, 0.5, condition=torch.zeros(1))
+
+
+def test_outputs_of_diffusers_networks_are_taken(discrete: NoiseScheduleVP) -> None:
+    x = seeded(2, 3, 4, 4)
+    expected = model_wrapper(lambda x, n: torch.tanh(x), discrete)(x, 0.5)
+    for output in (lambda y: SimpleNamespace(sample=y), lambda y: (y,), lambda y: (y, "state")):
+        got = model_wrapper(lambda x, n, output=output: output(torch.tanh(x)), discrete)(x, 0.5)
+        assert torch.equal(got, expected)
+
+
+TABLE = torch.linspace(0.5, 1, 1000, dtype=torch.float64)
+LOOK_UPS = {
+    "a table": lambda n: TABLE[n],
+    "an embedding": lambda n: torch.nn.functional.embedding(n, TABLE[:, None])[:, 0],
+    "a one-hot code": lambda n: torch.nn.functional.one_hot(n, 1000) @ TABLE.long(),
+    "gather": lambda n: TABLE.gather(0, n),
+    "index_select": lambda n: TABLE.index_select(0, n),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_a_network_that_looks_its_time_up_is_given_whole_levels(name: str, discrete: NoiseScheduleVP) -> None:
+    def network(x: Tensor, n: Tensor) -> Tensor:
+        return x * LOOK_UPS[name](n)[:, None]
+
+    x = seeded(2, 3)
+    with pytest.raises(ValueError, match=r"the network uses its time as an index \(.*\): give time_dtype='int'"):
+        model_wrapper(network, discrete)(x, 0.5)
+    assert model_wrapper(network, discrete, time_dtype="int")(x, 0.5).shape == x.shape
+
+
+def test_errors_of_the_network_are_its_own(discrete: NoiseScheduleVP) -> None:
+    for network, error in (
+        (lambda x, n: TABLE[n.long() + 5000] * x, IndexError),
+        (lambda x, n: x @ x, RuntimeError),
+        (lambda x, n: x / {}, TypeError),
+    ):
+        for time_dtype in ("float32", "int"):
+            with pytest.raises(error):
+                model_wrapper(network, discrete, time_dtype=time_dtype)(seeded(2, 3), 0.5)
+
+
+@pytest.mark.parametrize("guidance", ["uncond", "classifier-free"])
+def test_arguments_with_a_row_for_each_sample_are_refused_in_parts_of_the_batch(
+    guidance: str, discrete: NoiseScheduleVP
+) -> None:
+    """The second batch would be called with the rows of the first."""
+
+    def network(x: Tensor, n: Tensor, *condition: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(x + y[:, None])
+
+    x, y = seeded(4, 3), torch.arange(4.0)
+    made = model_wrapper(network, discrete, model_kwargs={"y": y}, guidance_type=guidance)
+    model = made.bind(*(() if guidance == "uncond" else (torch.zeros(1),)))
+    assert model(x, 0.5).shape == x.shape
+    for run in (
+        lambda: model(x[:3], 0.5),
+        lambda: BatchedModel(model, 2)(x, 0.5),
+        lambda: model.select(torch.tensor([2, 0])),
+        lambda: tune(model, make_plan("ddim", discrete, 3), shape=(3,), samples=4, batch=2),
+    ):
+        with pytest.raises(
+            ValueError, match=r"model_kwargs\['y'\] has 4 rows, and a batch may hold other samples: give"
+        ):
+            run()
+
+
+def test_arguments_that_all_samples_share_fit_every_batch(discrete: NoiseScheduleVP) -> None:
+    def network(x: Tensor, n: Tensor, one: Tensor, number: Tensor, table: Tensor) -> Tensor:
+        return torch.tanh(x + one + number) * table.sum()
+
+    shared = {"one": torch.ones(1, 3), "number": torch.tensor(2.0)}
+    x = seeded(4, 3)
+    model = model_wrapper(partial(network, table=torch.ones(7)), discrete, model_kwargs=shared).bind()
+    torch.testing.assert_close(BatchedModel(model, 3)(x, 0.5), model(x, 0.5))
+    tabled = model_wrapper(network, discrete, model_kwargs=shared | {"table": torch.ones(7)}).bind()
+    assert torch.equal(tabled(x, 0.5), model(x, 0.5))  # in one batch it may be anything

@@ -125,12 +125,22 @@ def test_changes_of_a_tuned_plan_stay_in_the_range(sampler: str, schedule: Noise
         assert len(resample(plan, calls)) == calls
 
 
+@pytest.mark.parametrize("calls", [1, 2, 4, 12])
+@pytest.mark.parametrize("known", [1, 3])
+def test_a_step_to_zero_stays_one_step_when_a_plan_is_resampled(known: int, calls: int) -> None:
+    plan = make_plan("ddim", DISCRETE, known, "linspace")
+    assert plan.t[-1] == 0
+    other = resample(plan.with_times([1.0, 0.4, 0.001, 0.0]) if known == 3 else plan, calls)
+    assert other.t[-1] == 0 and (other.t[:-1] >= DISCRETE.t_min).all() and other.t[0] == 1
+    assert calls == 1 or other.t[-2] == DISCRETE.t_min
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_candidates_of_a_tuned_plan_stay_in_the_range(part: str) -> None:
     plan = make_plan("ddim", DISCRETE, calls=5, spacing="linspace")
     low = plan.with_tau(torch.maximum(0.5 * plan.t[:-1], torch.tensor(0.001).double()))
     for one in (low, tuned(DISCRETE)):
-        assert len(candidate_plans(one, 2, parts=(part,))) >= 1
+        assert len(candidate_plans(one, parts=(part,))) >= 1
 
 
 @pytest.mark.parametrize("spacing", [name for name in SPACINGS if name != "ays"])

@@ -39,31 +39,37 @@ def test_values_out_of_range_are_clipped() -> None:
 
 
 def test_too_many_pictures_for_a_sheet_are_refused() -> None:
-    plots.check_sheet(10_000, (1, 28, 28))
-    with pytest.raises(ValueError, match="ask for fewer"):
-        plots.check_sheet(10_000, (3, 512, 512))
+    plots.check_drawable(10_000, (1, 28, 28))
+    with pytest.raises(ValueError, match="draw fewer"):
+        plots.check_drawable(10_000, (3, 512, 512))
     with pytest.raises(ValueError, match=r"\.npz"):
-        plots.check_sheet(1, (4, 7, 7))
+        plots.check_drawable(1, (4, 7, 7))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2,)])
+def test_numbers_and_points_are_drawable_however_many(shape: tuple[int, ...]) -> None:
+    plots.check_drawable(10**6, shape)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_comparison_shows_every_row(channels: int) -> None:
     bright, dark = torch.ones(3, channels, 8, 8), -torch.ones(3, channels, 8, 8)
-    image = rendered(plots.image_grid({"one": [Strip("a", bright), Strip("b", dark, "remark")]}, "Title", "more"))
-    black = (image == 0).all(2).sum()
+    figure = plots.image_grid([Strip("a", bright), Strip("b", dark, "note")], "Title", "more")
+    black = (rendered(figure) < 10).all(2).sum()
     cell = (8 * round(plots.CELL / 8)) ** 2
-    assert 0.9 * 3 * cell < black < 1.2 * 3 * cell
-    taller = rendered(plots.image_grid({"one": [Strip("a", dark)], "two": [Strip("b", dark), Strip("c", dark)]}))
-    assert (taller == 0).all(2).sum() > 2.7 * black
+    assert 0.8 * 3 * cell < black < 2 * 3 * cell
+    assert [axes.get_ylabel() for axes in figure.axes] == ["a", "b\nnote"]
+    taller = rendered(plots.image_grid([Strip(name, dark) for name in "abc"]))
+    assert (taller < 10).all(2).sum() > 2.5 * black
 
 
 def test_rows_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
-        plots.image_grid({})
+        plots.image_grid([])
     with pytest.raises(ValueError, match="'b'"):
-        plots.image_grid({"": [Strip("a", pictures(3)), Strip("b", pictures(2))]})
+        plots.image_grid([Strip("a", pictures(3)), Strip("b", pictures(2))])
     with pytest.raises(ValueError, match="shape"):
-        plots.image_grid({"": [Strip("a", pictures(3, 2))]})
+        plots.image_grid([Strip("a", pictures(3, 2))])
 
 
 def test_the_density_of_an_exact_model_is_one_in_all(discrete: NoiseScheduleVP) -> None:
@@ -78,40 +84,59 @@ def test_the_density_of_an_exact_model_is_one_in_all(discrete: NoiseScheduleVP) 
 
 
 def test_a_histogram_has_the_samples_and_the_density() -> None:
-    figure = plots.histograms({"few": torch.randn(500, 1)}, lambda x: torch.exp(-(x**2) / 2) / 2.5)
+    figure = plots.distributions({"few": torch.randn(500, 1)}, lambda x: torch.exp(-(x**2) / 2) / 2.5)
     (axes,) = figure.axes
     area = sum(patch.get_width() * patch.get_height() for patch in axes.patches)
     assert area == pytest.approx(1)
     assert len(axes.lines) == 1
-    assert not plots.histograms({"one": torch.zeros(1, 1)}).axes[0].lines
+    assert not plots.distributions({"one": torch.zeros(1, 1)}).axes[0].lines
 
 
 def test_histograms_stand_side_by_side_to_one_scale() -> None:
     wide, narrow = torch.linspace(-4, 4, 200), torch.linspace(-0.1, 0.1, 200)
-    one, two = plots.histograms({"wide": wide, "narrow": narrow}).axes
+    one, two = plots.distributions({"wide": wide, "narrow": narrow}).axes
     assert (one.get_title(), two.get_title()) == ("wide", "narrow")
     assert one.get_xlim() == two.get_xlim() and one.get_ylim() == two.get_ylim()
     with pytest.raises(ValueError, match="at least one"):
-        plots.histograms({})
+        plots.distributions({})
+
+
+def test_points_are_scattered_to_one_scale() -> None:
+    wide, narrow = torch.linspace(-4, 4, 200).expand(2, -1).T, torch.zeros(3, 2)
+    one, two = plots.distributions({"wide": wide, "narrow": narrow}).axes
+    assert np.allclose(one.lines[0].get_xydata(), wide)
+    assert one.get_xlim() == two.get_xlim() and one.get_ylim() == two.get_ylim()
+
+
+def test_corrections_are_a_heat_map_beside_the_times(discrete: NoiseScheduleVP) -> None:
+    corrections = torch.arange(16.0, dtype=torch.float64).view(4, 4).tril(-1)
+    plan = make_plan("ddim", discrete, 4)
+    *_, heat, bar = plots.plot_plan({"untuned": plan, "tuned": plan.with_corrections(corrections)}).axes
+    shown = heat.images[0].get_array()
+    assert shown.mask.tolist() == (~torch.ones(4, 4, dtype=torch.bool).tril(-1)).tolist()
+    assert np.array_equal(shown.filled(0), corrections.numpy())
+    assert "tuned" in heat.get_title() and "C_{kj}" in bar.get_ylabel()
+    assert heat.get_xlim() == heat.get_ylim()[::-1] == (-0.5, 3.5)
+    assert len(plots.plot_plan(plan).axes) == 2
 
 
 def test_tau_is_drawn_against_t(discrete: NoiseScheduleVP) -> None:
     plan = make_plan("ddim", discrete, 4)
     tuned = plan.with_tau(plan.t[:-1] * torch.tensor([1, 0.9, 1.1, 1]))
-    times, ratios = plots.plot_tau({"untuned": plan, "tuned": tuned}).axes
+    times, ratios = plots.plot_plan({"untuned": plan, "tuned": tuned}).axes
     assert [label.get_text() for label in times.get_legend().get_texts()][1:] == ["untuned", "tuned"]
     assert np.allclose(times.lines[2].get_ydata(), tuned.tau)
     assert np.allclose(ratios.lines[2].get_ydata(), [1, 0.9, 1.1, 1])
-    assert rendered(plots.plot_tau(plan)).std() > 1
+    assert rendered(plots.plot_plan(plan)).std() > 1
     with pytest.raises(ValueError, match="at least one plan"):
-        plots.plot_tau({})
+        plots.plot_plan({})
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_figures_are_saved_in_the_format_of_their_name(
     tmp_path: Path, discrete: NoiseScheduleVP, name: str, start: bytes
 ) -> None:
-    plots.save(plots.plot_tau(make_plan("ddim", discrete, 4)), tmp_path / "new" / name)
+    plots.save(plots.plot_plan(make_plan("ddim", discrete, 4)), tmp_path / "new" / name)
     assert (tmp_path / "new" / name).read_bytes().startswith(start)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
 

@@ -1,6 +1,7 @@
 """The samplers against formulas written from the papers, and against one another."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,6 +51,27 @@ def test_ddpm_is_the_score_form_on_respaced_betas(end, variance, discrete) -> No
             y = y + (beta[i] if variance == "large" else small).sqrt() * noise()
     plan = make_plan(SAMPLERS["ddpm"](variance=variance), discrete, times=times)
     torch.testing.assert_close(sample(eps, plan, x, drawn(x.shape, x.dtype)), y, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.001])
+def test_lcm_is_multistep_consistency_sampling_on_any_grid(end, discrete) -> None:
+    eps, times = MIXTURE.eps(discrete), [*GRID, end]
+    x = start(torch.float64)
+    noise, y = drawn(x.shape, x.dtype), x
+    for t, next_t in pairwise(times):
+        p, q = discrete.at(t), discrete.at(next_t)
+        y = q.alpha * (y - p.sigma * eps(y, t)) / p.alpha
+        if q.sigma > 0:
+            y = y + q.sigma * noise()
+    plan = make_plan("lcm", discrete, times=times)
+    torch.testing.assert_close(sample(eps, plan, x, drawn(x.shape, x.dtype)), y, rtol=1e-11, atol=1e-12)
+
+
+def test_lcm_runs_on_the_grid_of_its_training(discrete) -> None:
+    """Down to sigma = 0, where no noise is added."""
+    plan = make_plan("lcm", discrete, 4)
+    assert torch.equal(plan.t, make_plan("ddim", discrete, 4, "trailing").t) and plan.sigma[-1] == 0
+    assert [row.uses_noise for row in plan.rows] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("end", [0.0, 0.001])

@@ -14,15 +14,17 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
     HeunDiscreteScheduler,
     IPNDMScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, make_plan, sample, trajectory
+from time_tuner import SAMPLERS, NoiseScheduleFlow, NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, trajectory
 from time_tuner.models.exact import Mixture
 from time_tuner.samplers import Sampler, sampler_of
 
@@ -97,6 +99,49 @@ def test_ddim_is_that_of_diffusers(spacing, offset, to_one, calls, dtype, eta) -
     assert_same(sample(eps, plan, x, drawn(x.shape, dtype)), y)
     if offset or spacing == "trailing":  # our spacings of these names are these grids
         assert torch.equal(make_plan("ddim", schedule, calls=calls, spacing=spacing).t, plan.t)
+
+
+@pytest.mark.parametrize("scaling", [10.0, 1e-3])
+@pytest.mark.parametrize(("calls", "dtype"), [(1, DOUBLE), (4, DOUBLE), (4, SINGLE), (8, DOUBLE)])
+def test_lcm_is_that_of_diffusers(calls, dtype, scaling, monkeypatch) -> None:
+    """With the boundary condition f(x) = c_skip x + c_out x_0, which with the usual scaling of 10 is x_0 to 1e-7."""
+    theirs = LCMScheduler(timestep_scaling=scaling)
+    schedule, x = set_up(theirs, dtype), start(dtype)
+    theirs.set_timesteps(calls)
+    y, noise = x, drawn(x.shape, dtype)
+    monkeypatch.setattr(sys.modules[LCMScheduler.__module__], "randn_tensor", lambda *_, **__: noise())
+
+    def predicted(x: Tensor, n: Tensor) -> Tensor:
+        return torch.tanh(x + n.to(x) / N)
+
+    theirs.register_to_config(prediction_type="sample")
+    for n in theirs.timesteps:
+        y = theirs.step(predicted(y, n), n, y).prev_sample
+
+    def bounded(x: Tensor, n: Tensor) -> Tensor:
+        skip = 0.25 / ((scaling * n) ** 2 + 0.25)
+        return skip[:, None].to(x) * x + (1 - skip).sqrt()[:, None].to(x) * predicted(x, n[:, None])
+
+    plan = make_plan("lcm", schedule, times=times_of(theirs.timesteps.tolist(), None))
+    model = model_wrapper(bounded, schedule, "x_start").bind()
+    torch.testing.assert_close(sample(model, plan, x, drawn(x.shape, dtype)), y, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_lcm_of_a_flow_is_that_of_diffusers(shift, monkeypatch) -> None:
+    theirs = FlowMatchLCMScheduler(shift=shift)
+    theirs.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    schedule, x = NoiseScheduleFlow(shift), start(SINGLE)
+    y, noise = x, drawn(x.shape, SINGLE)
+    monkeypatch.setattr(sys.modules[FlowMatchLCMScheduler.__module__], "randn_tensor", lambda *_, **__: noise())
+
+    def velocity(x: Tensor, n: Tensor) -> Tensor:
+        return torch.tanh(x + n.to(x).view(-1, 1) / 1000)
+
+    for n in theirs.timesteps:
+        y = theirs.step(velocity(y, n), n, y).prev_sample
+    model, plan = model_wrapper(velocity, schedule, "flow").bind(), make_plan("lcm", schedule, 4)
+    torch.testing.assert_close(sample(model, plan, x, drawn(x.shape, SINGLE)), y, rtol=0, atol=1e-5)
 
 
 EIGHT = [999, 700, 500, 301, 120, 50, 11, 0]

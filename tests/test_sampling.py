@@ -1,13 +1,28 @@
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, SeededNoise, exact, make_plan, model_wrapper, sample, trajectory
+from time_tuner import (
+    SAMPLERS,
+    NoiseScheduleVP,
+    Plan,
+    SeededNoise,
+    exact,
+    make_plan,
+    model_wrapper,
+    sample,
+    trajectory,
+)
+from time_tuner.models.base import check_state
+from time_tuner.models.thresholding import clipped
 from time_tuner.noise import DATA, HELD_OUT, NOISE, STEPS, TEACHER, first_seed
+
+LINEAR = NoiseScheduleVP("linear")
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +181,57 @@ def test_an_answer_of_another_shape_is_refused(answer, says: str, plan: Plan) ->
     for run in (sample, lambda *a: list(trajectory(*a))):
         with pytest.raises(ValueError, match=says):
             run(lambda x, t, tau: answer(x), plan, seeded(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"pos": torch.zeros(2, 3)}, r"x must be one tensor of states \(B, ...\), got dict: torch.cat the parts"),
+        ([torch.zeros(2, 3), torch.zeros(2, 4)], "x must be one tensor of states .* got list"),
+        (torch.zeros(2, 3).numpy(), "x must be one tensor of states .* got ndarray"),
+        (torch.zeros(2, 3).long(), r"x must hold real or complex numbers, got torch.int64: give x.float\(\)"),
+        (torch.zeros(()), "x must have a batch"),
+    ],
+)
+def test_a_state_of_another_kind_is_refused(x: Any, message: str, plan: Plan) -> None:
+    for run in (sample, lambda *a: next(trajectory(*a))):
+        with pytest.raises(ValueError, match=message):
+            run(shrink, plan, x)
+
+
+def test_complex_states_are_refused_where_numbers_must_be_real() -> None:
+    x = torch.zeros(2, 3, dtype=torch.complex64)
+    assert check_state("data", x) is x
+    with pytest.raises(ValueError, match=r"data must hold real numbers, got torch.complex64: give torch.view_as_real"):
+        check_state("data", x, real=True)
+    with pytest.raises(ValueError, match=r"eps must return real numbers for real states, got torch.complex64"):
+        sample(lambda x, t, tau: x.to(torch.complex64), make_plan("ddim", LINEAR, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"data are kept in a range of real numbers, got states of torch.complex64"):
+        clipped(exact.Gaussian(0.0, 0.5).eps(LINEAR))(x, 0.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_complex_states_are_sampled_as_their_parts_are(name: str) -> None:
+    """The noise of a spectrogram has variance 1 in all, as `torch.randn` draws it."""
+    eps, plan = exact.Gaussian(0.0, 0.5).eps(LINEAR), make_plan(name, LINEAR, 8)
+
+    def noise(x: Tensor) -> Tensor:
+        z = SeededNoise(3)(torch.zeros(*x.shape[:2], 2, dtype=torch.float64))
+        return torch.view_as_complex(z) if x.is_complex() else z
+
+    parts = seeded(4, 3, 2)
+    got = sample(eps, plan, torch.view_as_complex(parts), noise)
+    torch.testing.assert_close(torch.view_as_real(got), sample(eps, plan, parts, noise), rtol=1e-9, atol=1e-9)
+    single = sample(eps, plan, torch.view_as_complex(parts).to(torch.complex64), SeededNoise(5))
+    assert single.dtype == torch.complex64 and single.isfinite().all()
+    with pytest.raises(ValueError, match="eps returned NaN or infinity at call [1-9]"):
+        sample(lambda x, t, tau: x * (math.nan if t < 0.5 else 0.5), plan, torch.view_as_complex(parts), noise)
+
+
+def test_complex_noise_has_variance_one_in_two_parts() -> None:
+    z = SeededNoise()(torch.zeros(4, 20_000, dtype=torch.complex64))
+    assert z.dtype == torch.complex64 and abs(float(z.abs().square().mean()) - 1) < 0.02
+    assert abs(float(z.real.var()) - 0.5) < 0.02 and abs(float((z.real * z.imag).mean())) < 0.01
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

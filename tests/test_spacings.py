@@ -11,9 +11,12 @@ from time_tuner import (
     NoiseScheduleFlow,
     NoiseScheduleVE,
     NoiseScheduleVP,
+    Plan,
+    exact,
     make_plan,
     named_betas,
     rescale_zero_terminal_snr,
+    sample,
 )
 from time_tuner.plans.grid import check_noise
 from time_tuner.schedules import NoiseSchedule
@@ -275,11 +278,61 @@ def test_times_come_in_any_unit(schedule: NoiseSchedule) -> None:
         assert make_plan("ddim", schedule, times=[*values.tolist(), end], unit=unit).t[-1] == 0
 
 
-def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
-    sd = NoiseScheduleVP(betas=named_betas("scaled_linear", 1000, 0.00085, 0.012))
-    assert make_plan("ddim", sd, times=[14.615, 1.0, 0.0], unit="sigma").t[0] == 1
-    with pytest.raises(ValueError, match="times must lie in the trained range"):
-        make_plan("ddim", sd, times=[14.7, 1.0, 0.0], unit="sigma")
+SD = NoiseScheduleVP(betas=named_betas("scaled_linear", 1000, 0.00085, 0.012))
+PUBLISHED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]  # as published
+
+
+def test_a_published_list_is_taken_with_its_three_digits() -> None:
+    for times in (PUBLISHED, [*PUBLISHED, 0.0]):
+        plan = make_plan("ddim", SD, times=times, unit="sigma")
+        assert plan.t[0] == 1 and plan.t[10] == SD.t_min
+        torch.testing.assert_close(SD.sigma_ratio(plan.t[:11]), torch.tensor(PUBLISHED).double(), rtol=6e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "unit", "times", "got"),
+    [
+        (SD, "sigma", [29.2, 1.0, 0.0], r"\[0.0291672, 14.6146\] \(the last may be 0\), got 29.2 at index 0"),
+        (SD, "sigma", [14.0, 1.0, 0.028], "got 0.028 at index 2"),
+        (SD, "sigma", [14.0, 0.029, 0.0285, 0.0], "got 0.029 at index 1"),  # the last one alone may be rounded
+        (SD, "sigma", [math.inf, 1.0, 0.0], "got inf at index 0"),
+        (SD, "lam", [-3.0, 0.0, math.inf], r"\[-2.68202, 3.53471\] \(the last may be inf\), got -3 at index 0"),
+        (SD, "network_time", [1200.0, 1.0], r"\[0, 999\] \(the last may be -1\), got 1200 at index 0"),
+        (NoiseScheduleFlow(3.0), "sigma", [1.2, 0.5], r"\[0, 1\] \(the last may be 0\), got 1.2 at index 0"),
+        (NoiseScheduleVE(), "sigma", [90.0, 1.0], r"\[0.002, 80\] \(the last may be 0\), got 90 at index 0"),
+    ],
+)
+def test_times_out_of_range_are_named_in_their_unit(
+    schedule: NoiseSchedule, unit: str, times: list[float], got: str
+) -> None:
+    with pytest.raises(ValueError, match=f"times in {unit} must lie in the trained range .*{got}"):
+        make_plan("ddim", schedule, times=times, unit=unit)
+
+
+@pytest.mark.parametrize(
+    ("unit", "times", "message"),
+    [
+        ("sigma", [14.0, 14.0, 1.0], "fall strictly, got 14 then 14 at index 0"),
+        ("lam", [-2.0, -2.5, 1.0], "rise strictly, got -2 then -2.5 at index 0"),
+        ("network_time", [500.0, 700.0], "fall strictly, got 500 then 700 at index 0"),
+    ],
+)
+def test_times_that_do_not_fall_are_named_in_their_unit(unit: str, times: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"times in {unit} must {message}"):
+        make_plan("ddim", SD, times=times, unit=unit)
+
+
+def test_a_flow_may_end_at_any_noise() -> None:
+    flow = NoiseScheduleFlow(3.0)
+    sigmas = [1.0, 0.5, 0.01, 1e-5]
+    for times in (sigmas, [*sigmas, 0.0]):
+        plan = make_plan("ddim", flow, times=times, unit="sigma")
+        torch.testing.assert_close(plan.sigma, torch.tensor(times).double(), rtol=1e-6, atol=0)
+        assert Plan.from_dict(plan.to_dict()) == plan
+        end = sample(exact.Gaussian(1.0, 0.5).eps(flow), plan, torch.randn(4, 2))
+        assert end.isfinite().all()
+    with pytest.raises(ValueError, match="must lie in the trained range"):
+        make_plan("ddim", flow, times=[1.0, 0.5, -1e-5])
 
 
 @pytest.mark.parametrize(
@@ -295,7 +348,10 @@ def test_what_is_out_of_range_by_rounding_is_its_end() -> None:
         ({"spacing": "karras(rho=7"}, r"must be written name\(option=value, ...\)"),
         ({"spacing": "ays(model=sd3)"}, "model of ays must be one of sd15, sdxl, svd, got 'sd3'"),
         ({"times": [1.0, 0.5], "unit": "n"}, "unit must be one of t, network_time, sigma, lam, got 'n'"),
-        ({"times": [1.0, -0.5], "unit": "sigma"}, "times in sigma must not be negative, got -0.5"),
+        (
+            {"times": [1.0, -0.5], "unit": "sigma"},
+            "times in sigma must lie in the trained range .* got -0.5 at index 1",
+        ),
         ({"times": "abc", "unit": "lam"}, "times must be numbers"),
     ],
 )

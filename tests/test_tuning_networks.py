@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from time_tuner import NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, tune
+from time_tuner import TUNERS, NoiseScheduleVP, Plan, make_plan, model_wrapper, sample, tune
 from time_tuner.models.base import Model
 
 SIZE, WIDTH = 8, 1024
@@ -52,15 +52,15 @@ def tuned(network: Callable[..., Tensor], schedule: NoiseScheduleVP, **options: 
 def same(a: Plan, b: Plan, tau: float = 1e-3, loss: float = 1e-5) -> None:
     assert a.tuned
     torch.testing.assert_close(a.tau, b.tau, rtol=0, atol=tau)
-    totals = [sum(plan.provenance["loss_after"]) for plan in (a, b)]
+    totals = [sum(plan.provenance["loss"]["tuned"]) for plan in (a, b)]
     assert totals[0] == pytest.approx(totals[1], rel=loss)
 
 
 @pytest.mark.parametrize("method", ["sequential", "parallel"])
 def test_the_batch_does_not_matter(network: Network, discrete: NoiseScheduleVP, method: str) -> None:
-    whole = tuned(network, discrete, method=method)
-    same(tuned(network, discrete, method=method, batch=32), whole)
-    same(tuned(network, discrete, method=method, batch=100), whole)
+    whole = tuned(network, discrete, tuner=method)
+    same(tuned(network, discrete, tuner=method, batch=32), whole)
+    same(tuned(network, discrete, tuner=method, batch=100), whole)
 
 
 def test_threads_do_not_matter(network: Network, discrete: NoiseScheduleVP) -> None:
@@ -90,7 +90,7 @@ def test_no_gradient_is_asked_for(network: Network, discrete: NoiseScheduleVP) -
 
     for method in ("sequential", "parallel"):
         for objective in ("published", "noise", "substeps"):
-            tuned(strict, discrete, method=method, objective=objective)
+            tuned(strict, discrete, tuner=TUNERS[method](objective=objective))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -109,7 +109,7 @@ def test_quantised_networks_are_tuned(network: Network, discrete: NoiseScheduleV
     assert not torch.equal(small(x, t), network(x, t)), "it is another network"
     plan = tuned(small, discrete)
     same(plan, tuned(network, discrete), tau=0.05, loss=0.05)
-    assert sum(plan.provenance["loss_after"]) < sum(plan.provenance["loss_before"])
+    assert sum(plan.provenance["loss"]["tuned"]) < sum(plan.provenance["loss"]["untuned"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -174,4 +174,7 @@ def test_memory_is_that_of_sampling_the_same_batch(
     sampling = peak(lambda: sample(bound(network, discrete), plan, noise))
     assert sampling > batch * WIDTH * 4, "the network's own tensors are counted"
     assert states < sampling
-    assert peak(lambda: tuned(network, discrete, batch=batch, objective=objective)) <= sampling + states
+    assert (
+        peak(lambda: tuned(network, discrete, batch=batch, tuner=f"sequential(objective={objective})"))
+        <= sampling + states
+    )

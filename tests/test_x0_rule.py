@@ -159,7 +159,7 @@ def test_the_plan_says_which_calls_have_it(schedule: NoiseSchedule) -> None:
 
 
 def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
-    """The run with tensors through the sampler itself; a step from alpha = 0 is first order, and no one's past."""
+    """The run with tensors through the sampler itself; a step from alpha = 0 is `first_step`, and in no past."""
     past: list[Evaluation] = []
     said: list[Tensor] = []
     saw = k = 0
@@ -177,7 +177,7 @@ def by_hand(plan: Plan, x: Tensor, exact: Any, noise: Noise) -> Tensor:
             if q.sigma == 0:
                 x = x0
             elif p.alpha == 0:
-                x, past, saw, first = q.alpha * x0 + q.sigma * eps, [], 0, k + 1
+                x, past, saw, first = plan.sampler.first_step(past[-1], q, noise), [], 0, k + 1
             else:
                 x = plan.sampler.step(tuple(past[-saw:]), q, noise)
             if plan.corrections is not None and k:

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from inspect import signature
 from numbers import Integral
 from typing import Any, TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -43,6 +46,30 @@ def check_options(owner: str, options: Iterable[str], known: Sequence[str]) -> N
         if option not in known:
             listed = ", ".join(known) or "none"
             raise ValueError(f"{owner} has no option {option!r}; its options: {listed}{_did_you_mean(option, known)}")
+
+
+def require(package: str, extra: str) -> None:
+    """Raise a ValueError that names the command to install a package that is missing.
+
+    Args:
+        package: the package.
+        extra: the extra of this library that it belongs to.
+    """
+    if find_spec(package) is None:
+        raise ValueError(f"the package {package} is missing: pip install 'time-tuner[{extra}]'")
+
+
+def check_device(device: str | None) -> torch.device:
+    """The device of this name, the CPU by default.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(" of ")[0] if "Expected one" in str(error) else str(error).splitlines()[0]
+        raise ValueError(f"device must be one of this machine, such as cpu, got {device!r}: {reason}") from None
 
 
 def accepts(function: Any, count: int) -> bool:

@@ -1,58 +1,62 @@
-"""Data to tune on, from folders of images and from arrays, and samples as arrays."""
+"""Data to tune on, from folders of pictures and from arrays; samples as arrays."""
 
+import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import require
 from ._files import replacing
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+PICTURES = (".png", ".jpg", ".jpeg")
 
-IMAGES = (".png", ".jpg", ".jpeg")
+log = logging.getLogger(__name__)
 
 
 def load_data(path: str | os.PathLike[str], shape: tuple[int, ...], most: int | None = None) -> Tensor:
-    """Samples (n, *shape) in float32 from a folder of images or an npz file.
+    """Samples (n, *shape) in float32 from a folder of pictures or an .npz file. The log has what was taken.
 
-    Images are PNG or JPEG files, in subfolders too, made gray or RGB and resized as `shape` (1 or 3, H, W) says and
-    scaled to [-1, 1]. Of an npz the first array that holds samples of this shape is taken, channels first or last, or
-    left out where there is one: uint8 is scaled to [-1, 1], floating-point numbers are kept.
+    Pictures are PNG or JPEG files, in subfolders too, converted to gray or RGB as `shape` (1 or 3, H, W) requires and
+    scaled to [-1, 1]. All must have one size; with the model's ratio of height to width they are resized. Of an .npz
+    the
+    first array of samples of this shape is taken, with channels first, last, or left out where there is one; uint8 is
+    scaled to [-1, 1], floating-point numbers are kept.
 
     Args:
         path: the folder or the file.
         shape: of one sample.
-        most: take no more than this many, spread evenly over what there is.
+        most: the most samples to take, evenly spread over all; all by default.
 
     Raises:
-        ValueError: nothing of this shape there, or what is there cannot be read; names the file.
+        ValueError: nothing of this shape is found, pictures have other sizes, or a file cannot be read; names the file.
     """
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, shape, most)
     if not path.exists():
-        raise ValueError(f"data {str(path)!r} does not exist: name a folder of images or an .npz file")
+        raise ValueError(f"data {str(path)!r} does not exist: name a folder of pictures or an .npz file")
     if path.suffix.lower() != ".npz":
-        raise ValueError(f"data must be a folder of images or an .npz file, got {str(path)!r}")
+        raise ValueError(f"data must be a folder of pictures or an .npz file, got {str(path)!r}")
     return _load_npz(path, shape, most)
 
 
 def is_picture(shape: Sequence[int]) -> bool:
-    """Whether samples of this shape can be looked at: (1, H, W) or (3, H, W)."""
+    """Whether samples of this shape are pictures: (1, H, W) or (3, H, W)."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
-def save_samples(samples: Tensor, path: Path) -> None:
-    """Write samples as the array `samples` of an npz file; the file appears whole or not at all."""
+def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as the arrays of an .npz file; the file appears whole or not at all."""
+    values: dict[str, Any] = {name: array.numpy(force=True) for name, array in arrays.items()}
     with replacing(path) as file:
-        np.savez(file, samples=samples.numpy(force=True))
+        np.savez(file, **values)
 
 
 def check_writable(path: Path) -> None:
@@ -70,37 +74,43 @@ def check_writable(path: Path) -> None:
 
 def _load_folder(folder: Path, shape: tuple[int, ...], most: int | None) -> Tensor:
     if not is_picture(shape):
-        raise ValueError(
-            f"data {str(folder)!r} is a folder, but the model's samples, {shape}, are no pictures: use .npz"
-        )
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
-    if not paths:
-        raise ValueError(f"data {str(folder)!r} holds no images: put {', '.join(IMAGES)} files there")
-    chosen = [paths[i] for i in _spread(len(paths), most)]
-    return torch.stack([_load_image(path, shape) for path in chosen])
+        raise ValueError(f"data {str(folder)!r} is a folder, but samples of shape {shape} are no pictures: use .npz")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    if not found:
+        raise ValueError(f"data {str(folder)!r} holds no pictures: put {', '.join(PICTURES)} files there")
+    channels, height, width = shape
+    sizes: dict[tuple[int, int], Path] = {}
+    pictures = []
+    for i in _spread(len(found), most):
+        size, picture = _read_picture(found[i], channels, (width, height))
+        sizes.setdefault(size, found[i])
+        pictures.append(picture)
+        if len(sizes) > 1 or size[0] * height != size[1] * width:
+            listed = ", ".join(f"{str(path)!r} is {w} x {h}" for (w, h), path in sizes.items())
+            raise ValueError(
+                f"data {str(folder)!r} must hold pictures of one size, in the ratio of {width} x {height}: {listed}"
+            )
+    resized = "" if sizes.keys() == {(width, height)} else f", resized from {' x '.join(map(str, size))}"
+    log.info("data: %d of %d pictures in %s%s", len(pictures), len(found), folder, resized)
+    return torch.stack(pictures)
 
 
-def _load_image(path: Path, shape: tuple[int, ...]) -> Tensor:
+def _read_picture(path: Path, channels: int, target: tuple[int, int]) -> tuple[tuple[int, int], Tensor]:
+    """The size of a picture, (width, height), and its pixels in the size `target`, (channels, H, W) in [-1, 1]."""
+    require("PIL", "plots")
     from PIL import Image
 
-    channels, height, width = shape
     try:
         with Image.open(path) as opened:
-            image = _eight_bit(opened).convert("L" if channels == 1 else "RGB")
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
+            size = opened.size
+            image: Image.Image = opened
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).round().astype(np.uint8))
+            image = image.convert("L" if channels == 1 else "RGB").resize(target, Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"data: {str(path)!r} cannot be read as an image: {error}") from None
-    pixels = torch.from_numpy(np.array(image)).view(height, width, channels)
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _eight_bit(image: "Image") -> "Image":
-    """A 16-bit image in 8 bits; others as they are."""
-    from PIL import Image
-
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        raise ValueError(f"data: {str(path)!r} cannot be read as a picture: {error}") from None
+    pixels = torch.from_numpy(np.array(image)).view(*target[::-1], channels)
+    return size, pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _load_npz(path: Path, shape: tuple[int, ...], most: int | None) -> Tensor:
@@ -110,10 +120,12 @@ def _load_npz(path: Path, shape: tuple[int, ...], most: int | None) -> Tensor:
             for name in arrays.files:
                 array = _fitting(arrays[name], shape)
                 if array is not None:
-                    return _scaled(path, name, array[_spread(len(array), most)], shape)
+                    chosen = _spread(len(array), most)
+                    log.info("data: %d of %d samples in array %r of %s", len(chosen), len(array), name, path)
+                    return _scaled(name, array[chosen], shape)
                 found.append(f"{name} {arrays[name].shape}")
     except (zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ValueError(f"data: {str(path)!r} cannot be read as an npz file: {error}") from None
+        raise ValueError(f"data: {str(path)!r} cannot be read as an .npz file: {error}") from None
     except ValueError as error:
         raise ValueError(f"data: {str(path)!r}: {error}") from None
     wanted = "(" + ", ".join(["n", *map(str, shape)]) + ")"
@@ -133,15 +145,17 @@ def _fitting(array: Any, shape: tuple[int, ...]) -> Any:
     return None
 
 
-def _scaled(path: Path, name: str, array: Any, shape: tuple[int, ...]) -> Tensor:
+def _scaled(name: str, array: Any, shape: tuple[int, ...]) -> Tensor:
     if array.dtype == np.uint8:
         return torch.from_numpy(np.ascontiguousarray(array)).float() / 127.5 - 1
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"array {name!r} must be uint8 in 0 .. 255 or floating point, got {array.dtype}")
     samples = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if is_picture(shape) and float(samples.abs().max()) > 2:
-        low, high = float(samples.min()), float(samples.max())
-        raise ValueError(f"array {name!r} must be images in [-1, 1] (or uint8), got values in [{low:.4g}, {high:.4g}]")
+    low, high = float(samples.min()), float(samples.max())
+    if is_picture(shape) and low >= 0 and high > 2:  # pixels; samples that overshoot are negative somewhere
+        raise ValueError(
+            f"array {name!r} must be pictures in [-1, 1] (or uint8), got values in [{low:.4g}, {high:.4g}]"
+        )
     return samples
 
 

@@ -1,111 +1,219 @@
-"""Models by name: bundled digits as pixels or as latents, the tutorial's Gaussian, or a function of the user's own."""
+"""Models by name: bundled digits as pixels or as latents, the tutorial's Gaussian, a function, or a saved pipeline."""
 
 import importlib
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache, partial
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .digits.networks import NULL_LABEL, _pixel_network, linear_betas
-from .models.base import Model, as_model
+from ._checks import check_device, choose, require
+from .digits.networks import NULL_LABEL, PixelNetwork, linear_betas
+from .models.base import Model, ModelAround, as_model
+from .models.conditions import Conditions
 from .models.exact import Gaussian
 from .models.wrapper import model_wrapper
 from .schedules import NoiseScheduleVP
 
+if TYPE_CHECKING:
+    from .digits.latent import LatentDigits
 
-def load_model(name: str, label: int | Sequence[int] | Tensor | None = None, guidance_scale: float = 1.0) -> Model:
-    """A model by name.
+
+def load_model(name: str, label: Any = None, guidance_scale: float | None = None, **conditions: Any) -> Model:
+    """A model by name, with the shape of its samples.
 
     Args:
         name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "latent-digits": the one for their latents
-            (4, 7, 7), which `time_tuner.digits.latent` decodes; "gaussian": the tutorial's exact N(5, 2^2);
-            "package.module:function": a function of yours that takes no arguments (or `label` and `guidance_scale`,
-            if it names them) and returns a `Model` with a shape, or a function eps(x, t, tau) that carries `schedule`
-            and `shape`.
-        label: for digits, 0 to 9, or several, which samples have in turn; None draws digits of every kind.
-        guidance_scale: classifier-free guidance, w in eps_u + w (eps_c - eps_u); needs a label unless 1.
+            (4, 7, 7), which the model's `decode` turns into digits; "gaussian": the tutorial's exact N(5, 2^2);
+            "package.module:function": a function that returns a `Model` with a shape, or a function eps(x, t, tau) with
+            the attributes `schedule` and `shape`; it receives those of the conditions that are among its parameters;
+            or a diffusers pipeline: the folder that it was saved to, or its id on the Hub.
+        label: for digits and pipelines of classes: a label, or several, which samples have in turn; None for any.
+        guidance_scale: of classifier-free guidance; the model's own by default, which is 1 (none) for digits.
+        **conditions: see `Conditions`.
 
     Raises:
         ValueError: names the argument, what was got and the way out.
     """
-    if name == "digits":
-        return _digits(_pixel_network(), (1, 28, 28), label, guidance_scale)
-    if name == "latent-digits":
-        from .digits.latent import load_latent_digits
+    return loader_of(name)(Conditions(label, guidance_scale=guidance_scale, **conditions))
 
-        model = load_latent_digits()
-        return _digits(model.network, model.shape, label, guidance_scale, model.embed)
-    if name == "gaussian":
-        if label is not None or guidance_scale != 1:
-            raise ValueError("model 'gaussian' has no labels: leave out label and guidance_scale")
-        schedule = NoiseScheduleVP("discrete", betas=linear_betas())
-        return Gaussian(5.0, 2.0).eps(schedule)
+
+def loader_of(name: str) -> Callable[[Conditions], Model]:
+    """The function that loads a model by name. The name is checked here, and a module of the user's is imported, but no
+    network is loaded.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if Path(name).suffix == ".py" or ".py:" in name:
+        module, _, function = name.partition(":")
+        raise ValueError(
+            f"model must be package.module:function, got the file {name!r}: in the folder of the file give "
+            f"{Path(module).stem}:{function or 'FUNCTION'}, a function in it that returns a model"
+        )
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if _is_pipeline(name):
+        require("diffusers", "diffusers")
+        from .diffusers.loading import check_folder, load_pipeline
+
+        check_folder(name)
+        return partial(load_pipeline, name)
     if ":" in name:
-        return _from_function(name, label, guidance_scale)
-    raise ValueError(
-        f"model must be 'digits', 'latent-digits', 'gaussian' or 'package.module:function' (on the "
-        f"command line also the folder of a diffusers pipeline), got {name!r}"
-    )
+        return partial(_from_function, name, _imported(name))
+    other = ("package.module:function", "the folder or Hub id of a diffusers pipeline")
+    return BUNDLED[choose("model", name, [*BUNDLED, *other])]
 
 
-def _digits(
+def model_facts(name: str) -> dict[str, Any]:
+    """What is known of a model by name, as texts by name; of a pipeline also its parts.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be loaded.
+    """
+    if _is_pipeline(name):
+        from .diffusers.loading import pipeline_facts
+
+        return pipeline_facts(name)
+    model = load_model(name)
+    return {"schedule": model.schedule, "shape of a sample": model.shape, "conditions": model.num_conditions}
+
+
+def _is_pipeline(name: str) -> bool:
+    return name not in BUNDLED and (Path(name).is_dir() or ("/" in name and ":" not in name))
+
+
+class _DecodedModel(ModelAround):
+    """A model of latents with their decoder."""
+
+    def __init__(self, inner: Model, decoder: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inner)
+        self.decoder, self.has_decoder = decoder, True
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.inner.predict(quantity, x, t, tau)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        return self.decoder(x)
+
+
+def _gaussian(conditions: Conditions) -> Model:
+    _check("gaussian", conditions, "device")
+    model = Gaussian(5.0, 2.0).eps(NoiseScheduleVP("discrete", betas=linear_betas()))
+    model.spacing, model.device = "linspace", check_device(conditions.device)  # the tutorial's own grid
+    return model
+
+
+def _digits(conditions: Conditions) -> Model:
+    labels, device = _checked_digits("digits", conditions)
+    require("diffusers", "diffusers")
+    return _guided(_pixel_network(device), (1, 28, 28), labels, conditions)
+
+
+def _latent_digits(conditions: Conditions) -> Model:
+    labels, device = _checked_digits("latent-digits", conditions)
+    latent = _latent_network(device)
+    model = _guided(latent.network, latent.shape, labels, conditions, latent.embed)
+    return _DecodedModel(model, latent.decode)
+
+
+BUNDLED: dict[str, Callable[[Conditions], Model]] = {
+    "digits": _digits,
+    "latent-digits": _latent_digits,
+    "gaussian": _gaussian,
+}
+"""The models that come with the library."""
+
+
+@cache
+def _pixel_network(device: torch.device) -> PixelNetwork:
+    return PixelNetwork().to(device)
+
+
+@cache
+def _latent_network(device: torch.device) -> "LatentDigits":
+    from .digits.latent import load_latent_digits
+
+    return load_latent_digits().to(device)
+
+
+def _checked_digits(name: str, conditions: Conditions) -> tuple[Tensor, torch.device]:
+    """The labels (n,) and the device."""
+    _check(name, conditions, "label", "guidance_scale", "device")
+    if conditions.label is None:
+        if conditions.guidance_scale not in (None, 1):
+            raise ValueError(f"guidance_scale={conditions.guidance_scale} needs label=, the digit to guide to (0 to 9)")
+        return torch.tensor([NULL_LABEL]), check_device(conditions.device)
+    labels = torch.as_tensor(conditions.label)
+    if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
+        raise ValueError(f"label must be a digit 0 to 9, or several, got {conditions.label!r}")
+    return labels, check_device(conditions.device)
+
+
+def _guided(
     network: Callable[..., Tensor],
     shape: tuple[int, ...],
-    label: int | Sequence[int] | Tensor | None,
-    guidance_scale: float,
+    labels: Tensor,
+    conditions: Conditions,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Model:
-    """A network of digits, without guidance where no label is given."""
-    no_label = torch.tensor([NULL_LABEL])
-    if label is None:
-        if guidance_scale != 1:
-            raise ValueError(f"guidance_scale={guidance_scale} needs label=, the digit to guide to (0 to 9)")
-        labels = no_label
-    else:
-        labels = torch.as_tensor(label)
-        if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
-            raise ValueError(f"label must be a digit 0 to 9, or one for each sample, got {label!r}")
-    schedule = NoiseScheduleVP("discrete", betas=linear_betas())
+    """A network of digits under labels, with guidance."""
     wrapped = model_wrapper(
         network,
-        schedule,
+        NoiseScheduleVP("discrete", betas=linear_betas()),
         guidance_type="classifier-free",
-        guidance_scale=guidance_scale,
+        guidance_scale=1.0 if conditions.guidance_scale is None else conditions.guidance_scale,
         cond_process_fn=embed,
         shape=shape,
     )
-    return wrapped.bind(labels, no_label)
+    return wrapped.bind(labels, torch.tensor([NULL_LABEL]))
 
 
-def _from_function(name: str, label: Any, guidance_scale: float) -> Model:
+def _imported(name: str) -> Any:
+    """The function of a name package.module:function."""
     module, _, function = name.partition(":")
     try:
-        make = getattr(importlib.import_module(module), function)
+        made: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be imported: {error}") from error
-    if not callable(make):
-        raise ValueError(f"model {name!r} must be a function, got {type(make).__name__}")
-    takes = inspect.signature(make).parameters
-    given = {"label": (label, None), "guidance_scale": (guidance_scale, 1.0)}
-    for option, (value, default) in given.items():
-        if value != default and option not in takes:
-            raise ValueError(f"model {name!r} takes no {option}: leave it out, or give the function that argument")
-    left = [p.name for p in takes.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if wanted := [one for one in left if one not in given]:
+    if not callable(made):
+        raise ValueError(f"model {name!r} must be a function, got {type(made).__name__}")
+    return made
+
+
+def _from_function(name: str, function: Callable[..., Any], conditions: Conditions) -> Model:
+    """The model that a function of the user's returns, for the conditions among its parameters."""
+    parameters = signature(function).parameters
+    _check(name, conditions, *parameters, way_out="leave it out, or give the function that parameter")
+    values = {field.name: getattr(conditions, field.name) for field in fields(conditions)}
+    needed = [p.name for p in parameters.values() if p.default is p.empty]
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    if unknown := [one for one in needed if one not in values and parameters[one].kind not in kinds]:
         raise ValueError(
-            f"model {name!r} wants the argument {wanted[0]!r}: a function that returns a model is given label and "
-            "guidance_scale, where it names them, and nothing else"
+            f"model {name!r} needs the argument {unknown[0]!r}: a function that returns a model receives "
+            f"{', '.join(values)}, where these are among its parameters, and nothing else"
         )
-    made = make(**{option: value for option, (value, _) in given.items() if option in takes})
+    given = conditions.given()
+    made = function(**{one: values[one] for one in parameters if one in given or (one in needed and one in values)})
     try:
         model = as_model(made)
     except ValueError as error:
         raise ValueError(f"model {name!r} returned no model: {error}") from None
     if model.shape is None:
         raise ValueError(
-            f"model {name!r} must return a model that knows the shape of a sample, got {type(made).__name__} without "
-            "one: model_wrapper(..., shape=(3, 32, 32)), or give the function the attributes schedule and shape"
+            f"model {name!r} must return a model with the shape of a sample, got {type(made).__name__} without one: "
+            "model_wrapper(..., shape=(3, 32, 32)), or give the function the attributes schedule and shape"
         )
     return model
+
+
+def _check(name: str, conditions: Conditions, *known: str, way_out: str = "leave it out") -> None:
+    """Raise a ValueError for a condition that the model does not have."""
+    for condition in conditions.given():
+        if condition not in (*known, "batch"):
+            raise ValueError(f"model {name!r} has no {condition}: {way_out}")

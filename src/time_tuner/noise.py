@@ -66,7 +66,7 @@ class SeededNoise:
                 self._generators.append(torch.Generator().manual_seed(self._first + i))
         elif len(x) != len(self._generators):
             raise ValueError(f"SeededNoise has {len(self._generators)} seeds, but x has a batch of {len(x)}")
-        dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+        dtype = x.dtype if x.is_complex() or x.dtype == torch.float64 else torch.float32
         drawn = self._drawn
         same = (len(drawn), *drawn.shape[2:], drawn.dtype) == (*x.shape, dtype)
         if not same or self._next == drawn.shape[1]:

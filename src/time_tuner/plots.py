@@ -1,4 +1,4 @@
-"""Pictures: sample sheets, comparisons from the same noise, histograms, and what a plan tells the network."""
+"""Pictures: sample sheets, comparisons from the same noise, distributions, and the parts of a plan."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import require
 from ._files import replacing
 from .data import is_picture
 from .models.exact import ExactModel, Gaussian
@@ -23,65 +24,48 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, SOFT, GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 DPI = 200
-CELL, GAP = 140, 8  # pixels: about how wide a picture of a comparison is, and what is between two
+CELL, GAP = 140, 8  # pixels: about how wide a picture of a comparison is, and the gap between two
 LARGEST = 16_384  # pixels along the side of a sheet
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of a comparison: pictures (n, C, H, W) in [-1, 1], what they are, and a remark below that."""
+    """One row of a comparison: pictures (n, C, H, W) in [-1, 1], their caption, and a note below the caption."""
 
     caption: str
     images: Tensor
     note: str = ""
 
 
-def image_grid(blocks: Mapping[str, Sequence[Strip]], title: str = "", subtitle: str = "") -> "Figure":
+def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "") -> "Figure":
     """Rows of pictures, one below the other, to be compared column by column.
 
     Args:
-        blocks: rows under a heading each; all rows have equally many pictures of one size.
-        title, subtitle: above it all; the subtitle may have several lines.
+        strips: the rows, with equally many pictures of one size.
+        title: above the rows.
+        footnote: below them; it may have several lines.
 
     Raises:
         ValueError: no rows, or rows that do not match.
     """
-    from matplotlib.figure import Figure
-
-    strips = [strip for rows in blocks.values() for strip in rows]
     count, _, height, width = _checked_strips(strips)
     larger = max(1, round(CELL / width))
-    gap, heading, margin = 0.05, 0.44, 0.25  # inches
-    captions = max(1.45, 2 * margin + 0.082 * max(max(len(s.caption), 0.85 * len(s.note)) for s in strips))
-    tall = height * larger / DPI
-    top = margin + (0.33 if title else 0) + (0.17 * (subtitle.count("\n") + 1) if subtitle else 0)
-    wide = captions + (count * (width * larger + GAP) - GAP) / DPI + margin
-    high = top + len(blocks) * heading + len(strips) * (tall + gap) + margin
-    figure = Figure(figsize=(wide, high), dpi=DPI, facecolor="white")
-
-    def write(y: float, text: str, **style: Any) -> None:
-        kwargs: dict[str, Any] = {"color": INK, "fontsize": 10, "va": "center"} | style
-        figure.text(margin / wide, 1 - y / high, text, **kwargs)
-
-    write(margin + 0.1, title, fontsize=15, weight="bold")
-    write(top, subtitle, fontsize=9, color=SOFT, va="bottom", linespacing=1.35)
-    y = top
-    for name, rows in blocks.items():
-        write(y + heading * 0.6, name, fontsize=11.5, weight="bold")
-        y += heading
-        for strip in rows:
-            write(y + tall / 2 - (0.09 if strip.note else 0), strip.caption)
-            write(y + tall / 2 + 0.09, strip.note, fontsize=8.5, color=SOFT)
-            pixels = _displayable(_mosaic(strip.images, count, GAP, larger))
-            below = round((high - y - tall) * DPI)
-            figure.figimage(pixels, round(captions * DPI), below, cmap="gray", vmin=0, vmax=1, origin="upper")
-            y += tall + gap
+    wide, high = (count * (width * larger + GAP) - GAP) / DPI, height * larger / DPI
+    figure, panels = _figure(len(strips), 1, (wide + 2.2, len(strips) * (high + 0.08) + 0.9))
+    for axes, strip in zip(panels, strips, strict=True):
+        axes.imshow(_displayable(_mosaic(strip.images, count, GAP, larger)), cmap="gray", vmin=0, vmax=1)
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[])
+        caption = f"{strip.caption}\n{strip.note}" if strip.note else strip.caption
+        axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, color=INK)
+    figure.suptitle(title, fontsize=13, weight="bold", color=INK)
+    figure.supxlabel(footnote, fontsize=8, color=SOFT)
     return figure
 
 
-def check_sheet(count: int, shape: Sequence[int]) -> None:
-    """Raise a ValueError if so many samples of this shape cannot be drawn by `sample_sheet` or `histogram`."""
-    if math.prod(shape) == 1:
+def check_drawable(count: int, shape: Sequence[int]) -> None:
+    """Raise a ValueError unless so many samples of this shape can be drawn: numbers, points or pictures."""
+    if math.prod(shape) in (1, 2):
         return
     if not is_picture(shape):
         raise ValueError(f"samples of shape {tuple(shape)} are no pictures: write them to an .npz file")
@@ -89,7 +73,7 @@ def check_sheet(count: int, shape: Sequence[int]) -> None:
     if side > LARGEST:
         raise ValueError(
             f"{count} pictures of {shape[1]} x {shape[2]} make a sheet of {side} pixels, at most {LARGEST}: "
-            "ask for fewer, or write them to an .npz file"
+            "draw fewer, or write them to an .npz file"
         )
 
 
@@ -99,35 +83,51 @@ def sample_sheet(images: Tensor, columns: int | None = None) -> "Image":
     Raises:
         ValueError: they are no pictures, or too many for one sheet.
     """
+    require("PIL", "plots")
     from PIL import Image
 
-    check_sheet(len(images), images.shape[1:])
+    check_drawable(len(images), images.shape[1:])
     columns = columns or math.ceil(math.sqrt(len(images)))
     larger = max(1, min(3, 1600 // (columns * (images.shape[-1] + 2))))
     sheet = _displayable(_mosaic(images, columns, 2 * larger, larger))
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 
-def histograms(samples: Mapping[str, Tensor], density: Callable[[Tensor], Tensor] | None = None) -> "Figure":
-    """The distribution of scalar samples (n, ...), a panel for each by its name, with the density they should have."""
+def distributions(samples: Mapping[str, Tensor], density: Callable[[Tensor], Tensor] | None = None) -> "Figure":
+    """The distributions of numbers (n, ...) or of points in the plane (n, 2), a panel for each by its name.
+
+    Args:
+        samples: of each panel.
+        density: of the data, x (n,) -> (n,), drawn over histograms of numbers; None where it is not known.
+
+    Raises:
+        ValueError: no samples.
+    """
     if not samples:
-        raise ValueError("histograms need at least one set of samples")
-    values = {name: drawn.detach().double().flatten().cpu() for name, drawn in samples.items()}
-    figure, panels = _figure(len(values), (max(6.4, 3.6 * len(values)), 3.8))
-    low = min(float(drawn.min()) for drawn in values.values())
-    high = max(float(drawn.max()) for drawn in values.values())
+        raise ValueError("distributions needs at least one set of samples")
+    values = {name: drawn.detach().double().cpu().reshape(len(drawn), -1) for name, drawn in samples.items()}
+    figure, panels = _figure(1, len(values), (max(6.4, 3.6 * len(values)), 3.8))
+    every = torch.cat(list(values.values()))
+    (low, *_), (high, *_) = every.amin(0).tolist(), every.amax(0).tolist()
     for axes, (name, drawn) in zip(panels, values.items(), strict=True):
+        axes.set_title(name)
+        if every.shape[1] == 2:
+            axes.plot(*drawn.T.numpy(), ".", color=COLOURS[0], alpha=min(1.0, 30 / len(drawn) ** 0.5), markersize=3)
+            axes.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+            continue
         bins = max(10, min(80, round(2 * len(drawn) ** (1 / 3))))
         style: dict[str, Any] = {"color": COLOURS[5], "edgecolor": "white", "linewidth": 0.5, "label": "samples"}
-        axes.hist(drawn.numpy(), bins=bins, range=(low, high), density=True, **style)
+        axes.hist(drawn.flatten().numpy(), bins=bins, range=(low, high), density=True, **style)
         if density is not None:
             x = torch.linspace(low, high, 400, dtype=torch.float64)
-            axes.plot(x.numpy(), density(x).numpy(), color=COLOURS[1], linewidth=2, label="target density")
-        axes.set(xlabel="x", ylabel="density", title=name)
-    top = max(axes.get_ylim()[1] for axes in panels)
+            axes.plot(x.numpy(), density(x).numpy(), color=COLOURS[1], linewidth=2, label="density of the data")
+        axes.set(xlabel="x", ylabel="density")
+    limits = [axis for axes in panels for axis in (axes.get_xlim(), axes.get_ylim())]
     for axes in panels:
-        axes.set_ylim(0, top)
-    panels[0].legend(frameon=False)
+        axes.set_xlim(min(x for x, _ in limits[::2]), max(x for _, x in limits[::2]))
+        axes.set_ylim(min(y for y, _ in limits[1::2]), max(y for _, y in limits[1::2]))
+    if every.shape[1] == 1:
+        panels[0].legend(frameon=False)
     return figure
 
 
@@ -144,40 +144,55 @@ def target_density(eps: Any) -> Callable[[Tensor], Tensor] | None:
     return lambda x: torch.distributions.Normal(means, stds).log_prob(x[:, None]).exp() @ weights
 
 
-def plot_tau(plans: Plan | Mapping[str, Plan], title: str = "What the network is told") -> "Figure":
-    """What the network is told, tau, against where the solver is, t: the two times, and their ratio.
+def plot_plan(plans: Plan | Mapping[str, Plan], title: str = "") -> "Figure":
+    """What tuning changed in plans: the conditioning times tau, their ratios to the solver's times t, and corrections.
 
     Args:
-        plans: one plan, or several by the name each has in the legend.
-        title: above the two panels.
+        plans: one plan, or several by the name that each has in the legend.
+        title: above the panels.
 
     Raises:
         ValueError: no plans.
     """
-    named = {"": plans} if isinstance(plans, Plan) else dict(plans)
+    named = {f"{len(plans)} calls": plans} if isinstance(plans, Plan) else dict(plans)
     if not named:
-        raise ValueError("plot_tau needs at least one plan")
-    figure, (times, ratios) = _figure(2, (9.6, 4.0))
+        raise ValueError("plot_plan needs at least one plan")
+    corrections = {name: plan.corrections for name, plan in named.items() if plan.corrections is not None}
+    figure, (times, ratios, *heat) = _figure(1, 2 + len(corrections), (4.8 * (2 + len(corrections)), 4.0))
     times.axline((0, 0), slope=1, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), label="untuned, $\\tau = t$")
     ratios.axhline(1, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
     for i, (name, plan) in enumerate(named.items()):
         t, tau = plan.t[:-1].detach().numpy(), plan.tau.detach().numpy()
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": "os^Dv"[i % 5], "markersize": 5}
-        times.plot(t, tau, label=name or f"{len(plan)} calls", linewidth=1.5, **style)
+        times.plot(t, tau, label=name, linewidth=1.5, **style)
         ratios.plot(t, tau / t, linewidth=1.5, **style)
-    times.set(xlabel="$t$, where the solver is", ylabel="$\\tau$, what the network is told")
-    ratios.set(xlabel="$t$, where the solver is", ylabel="$\\tau / t$, 1 when untuned")
+    times.set(title="Conditioning time", xlabel="$t$, the solver's time", ylabel="$\\tau$, the conditioning time")
+    ratios.set(title="Ratio", xlabel="$t$, the solver's time", ylabel="$\\tau / t$, 1 when untuned")
     low, high = ratios.get_ylim()
     ratios.set_ylim(min(low, 0.98), max(high, 1.02))  # an untuned plan is a flat line, not rounding enlarged
     for axes in (times, ratios):
-        axes.invert_xaxis()  # a run goes from t = T to 0
+        axes.invert_xaxis()  # a run begins at t = T and ends at 0
     times.legend(frameon=False)
+    for axes, (name, matrix) in zip(heat, corrections.items(), strict=True):
+        _heat_map(figure, axes, matrix.detach(), f"Corrections, {name}")
     figure.suptitle(title, fontsize=13, weight="bold", color=INK)
     return figure
 
 
+def _heat_map(figure: "Figure", axes: "Axes", corrections: Tensor, title: str) -> None:
+    """Corrections (K, K): a row for each call, a column for each earlier call; what has no entry is left white."""
+    largest = max(float(corrections.abs().max()), 1e-9)
+    lower = np.ma.masked_where(~np.tri(len(corrections), k=-1, dtype=bool), corrections.numpy())
+    shown = axes.imshow(lower, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    ticks = range(0, len(corrections), 1 + len(corrections) // 10)
+    axes.set(title=title, xlabel="$j$, earlier call", ylabel="$k$, call", xticks=ticks, yticks=ticks)
+    axes.grid(False)
+    bar = figure.colorbar(shown, ax=axes, label="$C_{kj}$, weight of $\\epsilon_j - \\epsilon_k$", shrink=0.8)
+    bar.outline.set_visible(False)
+
+
 def save(picture: "Figure | Image", path: Path) -> None:
-    """Write a picture in the format that the name says (PNG without one); it appears whole or not at all.
+    """Write a picture in the format of its suffix (PNG without one); it appears whole or not at all.
 
     Raises:
         OSError: it cannot be written there.
@@ -221,16 +236,17 @@ def _displayable(image: Tensor) -> Any:
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
-def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure of some panels side by side, in the library's quiet style."""
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Sequence[Axes]]":
+    """A figure of panels in rows and columns, in the library's quiet style."""
+    require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
-    panes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
-    for axes in panes:
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(SOFT)
         axes.tick_params(colors=SOFT, labelcolor=INK)
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-    return figure, panes
+    return figure, panels

@@ -1,6 +1,5 @@
 """The one loop of the library: from noise to a sample by a plan."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._dtypes import HALF
-from .models.base import HookedModel, Model, as_model, check_prediction
+from .models.base import HookedModel, Model, as_model, check_prediction, check_state
 from .plans.plan import Plan
 from .plans.rows import Call
 from .samplers import Noise
@@ -41,18 +40,18 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
     Args:
         eps: a model, or a function `eps(x, t, tau)`.
         plan: the plan.
-        x: the state at `plan.t[0]`, (B, ...): `plan.initial_state(noise)`, which on a variance-preserving schedule is
-            standard normal noise itself.
+        x: the state at `plan.t[0]`, (B, ...), real or complex: `plan.initial_state(noise)`, which on a
+            variance-preserving schedule is standard normal noise itself.
         noise: called with x, draws standard normal noise of its shape for stochastic samplers; `torch.randn_like` by
             default.
 
     Raises:
-        ValueError: eps is no model, or the plan was made for another noise schedule than its own.
+        ValueError: eps is no model, x is no tensor of numbers, or the plan was made for another noise schedule than
+            that of eps.
     """
     model = as_model(eps, plan.schedule)
     check_schedule(model.schedule, plan)
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x must be a tensor (B, ...), got {type(x).__name__}")
+    check_state("x", x)
     past: tuple[Call, ...] = ()
     noise = noise or torch.randn_like
     for k in range(len(plan)):
@@ -79,7 +78,8 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
 
 def _finite(x: Tensor) -> bool:
     """Whether all of x is; its sum is enough to tell, unless it overflows."""
-    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype in HALF else None)) or bool(torch.isfinite(x).all())
+    total = x.sum(dtype=torch.float32 if x.dtype in HALF else None)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
 
 
 def _what_broke(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None) -> str:

@@ -1,52 +1,60 @@
 """The command `time-tuner`: demo, tune, sample, show, compare."""
 
+import logging
 import sys
-import time
+import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__, data, plots
-from ..plans.build import make_plan
-from ..plans.plan import Plan
-from ..samplers import SAMPLERS, sampler_of
-from ..spacings import SPACINGS
-from ..tuners import OBJECTIVES, TUNERS, Budget
-from ..tuners.joint.parameters import PARTS
-from . import options as arguments
-from . import output as report
-from . import sample as drawing
-from . import tune as tuning
-from .options import Calls_, Guidance_, Label_, Model_, Prompt_, Prompts_, Sampler_, Seed_, Spacing_
+from ..loading import model_facts
+from ..models.conditions import Conditions
+from ..tuners import TUNERS, Budget, tuner_of
+from . import options, output, sample
+from .options import CALLS, Sampler_, Seed_, Spacing_, with_model
 
-SAMPLES, PIPELINE_SAMPLES, PIPELINE_BATCH = 256, 32, 4  # to tune on
+FEW_SAMPLES, SAMPLES = 32, 256  # to tune pipelines, and other models, on
+PICTURES = (".png", ".svg", ".pdf")
 
 
 class Commands(typer.core.TyperGroup):
-    """The group of commands, in which every error is one line on stderr and an exit code."""
+    """The group of commands, in which every error is one line on standard error and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command, then exit: 0, 2 for bad input, 130 for Ctrl-C."""
+        """Run a command, then exit: 0, 2 for an error, 130 for Ctrl-C."""
         kwargs["standalone_mode"] = False
+        log, handler = logging.getLogger("time_tuner"), output.LogHandler()
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
         try:
-            code = super().main(*args, **kwargs)
-        except (typer.TyperException, ValueError, OSError) as error:
-            _complain(f"error: {' '.join(_said(error).split())}")
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: output.note(f"warning: {message}")
+                code = super().main(*args, **kwargs)
+        except Exception as error:
+            print(f"error: {' '.join(_message(error).split())}", file=sys.stderr)
             sys.exit(2)
+        finally:
+            log.removeHandler(handler)
         if code == 130:
-            _complain("interrupted: nothing was written by the step that was running")
+            print("interrupted: the command has written nothing", file=sys.stderr)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _said(error: Exception) -> str:
-    """What is wrong, without an error number."""
+def _message(error: Exception) -> str:
+    """What is wrong: without an error number, and with the place of an error that nobody has foreseen."""
     if isinstance(error, typer.TyperException):
         return str(error.format_message())
     if isinstance(error, OSError) and error.strerror:
-        file = error.filename2 or error.filename  # of a move, the one that was asked for
+        file = error.filename2 or error.filename  # of a move, the one that was meant
         return f"{file}: {error.strerror}" if file else error.strerror
-    return str(error)
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"{type(error).__name__} at {own[-1].filename}:{own[-1].lineno}: {error}"
 
 
 app = typer.Typer(
@@ -65,7 +73,7 @@ def main() -> None:
     try:
         app(prog_name="time-tuner")
     except KeyboardInterrupt:
-        _complain("interrupted")
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -85,249 +93,206 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for pictures and plans.")] = Path("time-tuner-demo"),
     seed: Seed_ = 0,
 ) -> None:
-    """See what tuning does: the bundled digits in 5 and 10 calls, untuned and tuned side by side.
+    """Tune 5 calls of the bundled digits network, and compare the plans with untuned runs from the same noise.
 
-    Takes about three minutes; pictures and plans are written into one folder.
+    Takes three minutes at most, on a slow machine with fewer samples. Pictures and plans are written into one folder.
+    Interrupted, the same command continues.
     """
     from .demo import run
 
-    arguments.check_seed(seed)
+    options.check_seed(seed)
     run(out, seed)
 
 
 @app.command(short_help="Make a plan for a number of network calls.")
+@with_model
 def tune(
+    model: str,
+    conditions: Conditions,
     out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
-    model: Model_ = "digits",
-    sampler: Sampler_ = "ddim",
-    calls: Calls_ = 10,
-    more_calls: Annotated[
-        list[int] | None,
-        typer.Argument(
-            metavar="[CALLS]...",
-            help="More numbers of calls, as in --calls 4 5 8: a plan for each.",
-            show_default=False,
-        ),
-    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan file that exists.")] = False,
+    calls: Annotated[
+        str, typer.Option("--calls", help="Network calls of a run; several, as in 4,5,8, for a plan for each.")
+    ] = str(CALLS),
+    method: Annotated[
+        str, typer.Option("--method", help=f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.")
+    ] = "joint",
+    sampler: Sampler_ = None,
     spacing: Spacing_ = None,
-    method: Annotated[str, typer.Option("--method", help=f"One of {', '.join(TUNERS)}.")] = "sequential",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="What tuning may spend, as in 20000calls, 60s or 2m.")
+    ] = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", help="How many to tune on, and to judge on.  [default: 256, of pipelines 32]"),
+        typer.Option(
+            "--samples", min=2, help="How many to tune on and to measure on.  [default: 256, of pipelines 32]"
+        ),
     ] = None,
     data_path: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Tune on these: a folder of images, or an .npz.  [default: the model's own samples]"
+            "--data", help="Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]"
         ),
     ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option("--objective", help=f"What a step is tuned for: {', '.join(OBJECTIVES)}.", show_default=False),
-    ] = None,
-    last: Annotated[bool, typer.Option("--last", help="Tune the last call too.")] = False,
-    tune_parts: Annotated[
-        str | None,
-        typer.Option("--tune", help=f"For joint: which of {','.join(PARTS)}.  [default: all]", show_default=False),
-    ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            "--teacher", help="For joint: a .safetensors file that keeps the teacher's runs.", show_default=False
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", help="The most samples in one network call.  [default: all]")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="What tuning may spend, as in 20000calls, 60s or 2m.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and do nothing.")] = False,
-    label: Label_ = None,
-    prompt: Prompt_ = None,
-    prompts: Prompts_ = None,
-    guidance_scale: Guidance_ = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost, and do nothing.")] = False,
     seed: Seed_ = 0,
 ) -> None:
-    """Tune a plan for a number of network calls, judge it on held-out noise, and save it.
+    """Tune a plan for a number of network calls, measure it on held-out noise, and save it.
 
-    Of several numbers of calls, the plans go into one file. What is found is kept beside the plan while it is being
-    found: interrupted, the same command goes on from there.
+    joint is best, and needs gradients through the network; sequential needs forward calls only. The state of tuning is
+    kept beside the plan file: interrupted, the same command continues.
     """
-    arguments.check_suffix(out, (".json",))
-    arguments.check_seed(seed)
-    labels = drawing.parse_labels(label)
-    if data_path is not None and isinstance(labels, list):
-        raise ValueError(f"--label must be one label where --data says what to tune on, got {label!r}")
-    if samples is not None and samples < 2:
-        raise ValueError(f"--samples must be at least 2, got {samples}")
-    if teacher is not None:
-        arguments.check_suffix(teacher, (".safetensors",), "--teacher")
-    limit = Budget.parse(budget)
-    made_by = sampler_of(sampler)
-    parts = None if tune_parts is None else tuple(part.strip() for part in tune_parts.split(","))
-    tuner = tuning.tuner_given(method, objective=objective, last=last or None, tune=parts, teacher=teacher)
-    counts = sorted({calls, *(more_calls or [])})
-    if arguments.is_pipeline(model, prompt, prompts):
-        if data_path is not None or dry_run or len(counts) > 1:
-            raise ValueError(
-                "--data, --dry-run and several numbers of calls are not for pipelines, which are tuned on samples of "
-                "their own, for one number at a time"
-            )
-        from . import pipelines as command
+    from .tune import check_new, show_estimate, tune_plans
 
-        given = command.conditions(prompts, prompt, labels) | arguments.guidance(guidance_scale)
-        how = {"samples": samples or PIPELINE_SAMPLES, "seed": seed, "batch": batch or PIPELINE_BATCH, "budget": limit}
-        plan = command.tune(model, calls, tuner, made_by, spacing, **how, **given)
-        plan.save(out)
-        tuning.tell([plan], out)
-        return
-    samples = samples or SAMPLES
-    loaded = drawing.load(model, labels, guidance_scale)
-    spacing = spacing or loaded.schedule.default_spacing(made_by.convergence)
-    made = {"model": model, "label": labels, "guidance_scale": guidance_scale, "spacing": spacing}
-    plans = [make_plan(made_by, loaded.schedule, count, spacing).with_provenance(**made) for count in counts]
-    x0 = None if data_path is None else data.load_data(data_path, drawing.shape_of(loaded), samples)
-    how = {"tuner": tuner, "samples": samples, "batch": batch}
+    options.check_suffix(out, (".json",))
+    options.check_seed(seed)
+    counts = sorted(set(options.read_numbers("--calls", calls, 1)))
+    if not dry_run:
+        check_new(out, overwrite)
+    if data_path is not None and isinstance(conditions.label, tuple):
+        raise ValueError(f"--label must be one label where --data is what to tune on, got {conditions.label}")
+    limit, load = Budget.parse(budget), options.loader(model)
+    options.check_names(sampler, spacing)
+    tuner = tuner_of(method)
+    with output.waiting(f"loading {model}"):
+        loaded = load(conditions)
+    assert loaded.shape is not None
+    made_for = {"model": model, **conditions.given(), **loaded.facts()}
+    plans = [options.untuned_plan(loaded, sampler, n, spacing).with_provenance(**made_for) for n in counts]
+    samples = samples or (SAMPLES if loaded.max_batch is None else FEW_SAMPLES)
+    x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
+    how = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
     if dry_run:
-        tuning.foretell(loaded, plans, x0 is None, {**how, "budget": limit})
+        show_estimate(loaded, plans, tuner, own_samples=x0 is None, **how)
     else:
-        tuning.tuned(loaded, plans, x0, how, {"seed": seed, "budget": limit}, out)
+        tune_plans(loaded, plans, tuner, x0, seed, out, **how)
 
 
 @app.command("sample", short_help="Draw samples, by a plan or untuned.")
+@with_model
 def sample_command(
-    out: Annotated[Path, typer.Option("--out", help="Where to: .png for pictures, .npz for the array.")] = Path(
+    model: str,
+    conditions: Conditions,
+    out: Annotated[Path, typer.Option("--out", help="Where to: .png for pictures, .npz for arrays.")] = Path(
         "samples.png"
     ),
-    model: Model_ = "digits",
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="A plan file; instead of sampler and spacing.")
+    plan: Annotated[
+        str | None, typer.Option("--plan", help="A plan file, or a bundled plan; instead of sampler and spacing.")
     ] = None,
     calls: Annotated[
-        int | None, typer.Option("--calls", help="Network calls; which plan, of a file of several.  [default: 10]")
+        int | None,
+        typer.Option("--calls", help=f"Network calls; which plan, of a file of several.  [default: {CALLS}]"),
     ] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}.  [default: ddim]")] = None,
+    sampler: Sampler_ = None,
     spacing: Spacing_ = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples.")] = 64,
-    label: Label_ = None,
-    prompt: Prompt_ = None,
-    prompts: Prompts_ = None,
-    guidance_scale: Guidance_ = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", min=1, help="How many samples.  [default: 64, of pipelines 4]")
+    ] = None,
+    seed: Seed_ = 0,
 ) -> None:
     """Draw samples, by a plan or untuned.
 
     A sample depends on its own seed alone, not on how many are drawn with it.
     """
-    arguments.check_suffix(out, (".png", ".npz"))
-    arguments.check_seed(seed)
-    labels = drawing.parse_labels(label)
-    if arguments.is_pipeline(model, prompt, prompts):
-        if plan_file is None:
-            raise ValueError("a pipeline needs --plan: tune one, time-tuner tune --model ...")
-        from . import pipelines as command
-
-        given = command.conditions(prompts, prompt, labels)
-        drawn = command.draw(
-            model, Plan.load(plan_file, calls), count, seed, given, **arguments.guidance(guidance_scale)
-        )
-        command.save(drawn, out)
-        report.say.print(f"{count} pictures\nwrote {out}", soft_wrap=True)
-        return
-    loaded = drawing.load(model, labels, guidance_scale)
+    options.check_suffix(out, (".png", ".npz"))
+    options.check_seed(seed)
+    if plan is not None and (sampler or spacing):
+        raise ValueError("give either --plan or --sampler and --spacing: a plan has its own")
+    load = options.loader(model)
+    options.check_names(sampler, spacing)
+    given = None if plan is None else sample.one_plan(plan, calls)
+    with output.waiting(f"loading {model}"):
+        loaded = load(conditions)
+    count = count or (64 if loaded.max_batch is None else loaded.max_batch)
     if out.suffix.lower() == ".png":
-        plots.check_sheet(count, drawing.shape_of(loaded))
-    if plan_file is not None:
-        if sampler or spacing:
-            raise ValueError("give either --plan or --sampler and --spacing: a plan has its own")
-        plan = Plan.load(plan_file, calls)
-    else:
-        calls = 10 if calls is None else calls
-        plan = make_plan(sampler or "ddim", loaded.schedule, calls, spacing)
-    made_for = plan.provenance.get("model", model)
-    if made_for != model:
-        report.aside.print(f"note: the plan was made for --model {made_for}", soft_wrap=True)
-    began = time.perf_counter()
-    drawn = drawing.draw(loaded, plan, count, seed)
-    seconds = time.perf_counter() - began
-    drawing.write(drawn, loaded, out)
-    by = "untuned" if plan_file is None else f"by {plan_file}"
-    report.say.print(f"{count} samples in {len(plan)} calls, {by}, {seconds:.1f} s\nwrote {out}", soft_wrap=True)
+        sample.check_drawable(loaded, count)
+    made = given or options.untuned_plan(loaded, sampler, CALLS if calls is None else calls, spacing)
+    if note := sample.note_of(made, model, loaded):
+        output.note(note)
+    batch = sample.batch_of(loaded, conditions)
+    with output.Bar(f"{count} samples", count * len(made)) as bar:
+        drawn = sample.draw(loaded, made, count, seed, batch, bar)
+    sample.write(drawn, loaded, batch, out)
+    by = "untuned" if plan is None else f"by {plan}"
+    output.result(f"{count} samples in {len(made)} calls, {by}\nwrote {out}")
 
 
-@app.command(short_help="Print a plan, and plot it; or say what a pipeline is.")
+@app.command(short_help="Print a plan, and plot it; or the facts of a model.")
 def show(
-    plan_file: Annotated[Path | None, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Instead of a plan: a diffusers pipeline.", show_default=False)
+    plan: Annotated[
+        str | None, typer.Argument(metavar="PLAN", help="A plan file, or a bundled plan.", show_default=False)
     ] = None,
-    calls: Annotated[int | None, typer.Option("--calls", help="Which plan, of a file of several.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Plot tau against t: .png, .svg or .pdf.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Instead of a plan: a model, or a pipeline.")] = None,
+    calls: Annotated[
+        int | None, typer.Option("--calls", help="Which plan, of a file of several.  [default: all]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Plot what was tuned: .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Print a plan: what the network is told at each call, how it was made, and what it is worth."""
+    """Print plans: where the network is called, what it receives, how the plan was made, and what tuning has gained."""
     if out is not None:
-        arguments.check_suffix(out, (".png", ".svg", ".pdf"))
-    if (plan_file is None) == (model is None):
+        options.check_suffix(out, PICTURES)
+    if (plan is None) == (model is None):
         raise ValueError("give either PLAN, a plan file, or --model")
     if model is not None:
-        from . import pipelines as command
-
-        for what, found in command.facts(model).items():
-            report.say.print(f"{what}: {found}", soft_wrap=True, markup=False, highlight=False)
+        options.loader(model)
+        output.result(output.facts_table(model_facts(model)))
         return
-    assert plan_file is not None
-    plan = Plan.load(plan_file, calls)
-    report.say.print(report.facts_table(plan))
-    report.say.print(report.plan_table(plan))
-    if {"distance", "reverted_calls"} <= plan.provenance.keys():
-        report.say.print(f"{report.verdict(plan)}.", soft_wrap=True)
+    assert plan is not None
+    plans = options.read_plans(plan, calls)
+    for one in plans.values():
+        output.result(output.facts_table(output.plan_facts(one)))
+        output.result(output.plan_table(one))
+        if {"distance", "reverted_calls"} <= one.provenance.keys():
+            output.result(f"{output.verdict(one)}.")
     if out is not None:
-        plots.save(plots.plot_tau(plan), out)
-        report.say.print(f"wrote {out}", soft_wrap=True)
+        plots.save(plots.plot_plan(plans, f"What was tuned in {plan}"), out)
+        output.result(f"wrote {out}")
 
 
-@app.command("compare", short_help="Compare runs of one model side by side.")
-def compare_command(
+@app.command(short_help="Compare runs of one model side by side.")
+@with_model
+def compare(
+    model: str,
+    conditions: Conditions,
     runs: Annotated[
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="sampler[(option=value)]:calls[@spacing], as in ddim(eta=0.5):10@quadratic; or a plan file.",
+            help="sampler(option=value):calls@spacing, as in 'ddim(eta=0.5):10@quadratic'; or a plan file or a bundled "
+            "plan, with :calls for one of several.",
             show_default=False,
         ),
     ],
-    model: Model_ = "digits",
-    spacing: Annotated[
-        str | None,
-        typer.Option(
-            "--spacing",
-            help=f"Of runs that name none: {', '.join(SPACINGS)}.  [default: linspace for gaussian, else the sampler's]",
-            show_default=False,
-        ),
-    ] = None,
+    spacing: Spacing_ = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=2, help="Samples a run.  [default: 10000 numbers, 100 pictures]")
+        int | None,
+        typer.Option("-n", "--count", min=2, help="Samples a run.  [default: 100, of pipelines 8, of numbers 10000]"),
     ] = None,
-    label: Label_ = None,
-    guidance_scale: Guidance_ = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count on.")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="The picture to write.")] = Path("comparison.png"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The picture, or .npz for arrays.  [default: comparison.png]")
+    ] = None,
+    seed: Seed_ = 0,
 ) -> None:
-    """Compare runs of one model from the same noise: what they give, how far they end from many calls, what they cost.
+    """Compare runs of one model from the same noise: their samples, their distances to a reference run, their costs.
 
     The tutorial's comparison: time-tuner compare --model gaussian ddpm:1000 ddpm:10 ddim:10
     """
-    from .compare import compare
+    from . import compare as comparing
 
-    arguments.check_suffix(out, (".png", ".svg", ".pdf"))
-    arguments.check_seed(seed)
-    labels = drawing.parse_labels(label)
-    loaded = drawing.load(model, labels, guidance_scale)
-    count = (100 if data.is_picture(drawing.shape_of(loaded)) else 10_000) if count is None else count
-    spacing = spacing or ("linspace" if model == "gaussian" else None)  # the tutorial's comparison is on its own grid
-    compare(loaded, runs, spacing, count, seed, out)
-
-
-def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
+    if out is not None:
+        options.check_suffix(out, (*PICTURES, ".npz"))
+    options.check_seed(seed)
+    load = options.loader(model)
+    options.check_names(None, spacing)
+    texts = comparing.read_runs(runs, spacing)
+    with output.waiting(f"loading {model}"):
+        loaded = load(conditions)
+    count = count or comparing.usual_count(loaded)
+    if out is not None and out.suffix.lower() in PICTURES:
+        sample.check_drawable(loaded, 1)
+    plans = {name: made(loaded) for name, made in texts.items()}
+    batch = sample.batch_of(loaded, conditions)
+    with output.Bar(f"{count} samples of each run", comparing.work(loaded, plans, count)) as bar:
+        compared = comparing.compare(loaded, plans, count, seed, batch, bar)
+    output.result(comparing.table(compared, seed))
+    comparing.write(compared, batch, out)

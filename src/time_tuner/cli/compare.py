@@ -1,123 +1,213 @@
-"""Several runs of one model side by side: what each gives, what it should give, what it costs."""
+"""Runs of one model side by side: their samples, their distances to a reference run, and their costs."""
 
-import time
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.table import Table
 from torch import Tensor
 
-from .. import plots
-from ..data import is_picture
+from .. import data, plots
+from .._checks import check_int
+from .._spec import parse_run
 from ..metrics import distance, exact_moments
 from ..models.base import Model
+from ..models.counting import Cost, CostLog, CountedModel
 from ..models.exact import ExactModel, Gaussian
-from ..noise import STEP_NOISE, SeededNoise
-from ..plans.build import parse_run
+from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import sample
-from ..tuners import reference_plan
-from ..tuners.tune import REFERENCE_CALLS
-from . import output as report
-from .sample import shape_of
+from . import output
+from .options import check_names, read_plans, untuned_plan
+from .sample import decode, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REFERENCE_CALLS = 100
 PICTURES = 10
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the comparison: its name, its samples and how long they took."""
+    """One run of the comparison.
+
+    Attributes:
+        name: of the run.
+        plan: its plan.
+        samples: (n, ...).
+        cost: of drawing them.
+        distances: of each sample from the end of the reference run from the same noise, (n,); None for a run that draws
+            noise of its own, which ends elsewhere by design.
+    """
 
     name: str
     plan: Plan
     samples: Tensor
-    seconds: float
+    cost: Cost
+    distances: Tensor | None = None
 
 
-def read_run(text: str, model: Model, spacing: str | None) -> Plan:
-    """A plan from `sampler[(option=value)]:calls[@spacing]`, or from a plan file, `path.json[:calls]`."""
-    path, _, calls = text.partition(".json")
-    if (calls == "" and text.endswith(".json")) or calls.startswith(":"):
-        if calls and not calls[1:].isdecimal():
-            raise ValueError(f"a plan file of several is written path.json:calls, got {text!r}")
-        return Plan.load(f"{path}.json", int(calls[1:]) if calls else None)
-    return parse_run(text, model.schedule, spacing)
+@dataclass(frozen=True)
+class Comparison:
+    """Runs from the same noise, and the reference run to where the first of them ends."""
+
+    model: Model
+    reference: Run
+    runs: Sequence[Run]
 
 
-def draw(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int) -> list[Run]:
-    """`count` samples of each run, all from the same noise."""
-    plans = [read_run(text, model, spacing) for text in runs]
-    x = SeededNoise(seed)(torch.empty(count, *shape_of(model)))
-    drawn = []
-    for text, plan in zip(runs, plans, strict=True):
-        meter = report.Meter(model)
-        began = time.perf_counter()
-        with meter.bar(text, len(plan)):
-            samples = sample(meter, plan, plan.initial_state(x), SeededNoise(STEP_NOISE + seed))
-        drawn.append(Run(text.rpartition("/")[2], plan, samples, time.perf_counter() - began))
-    return drawn
+def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Callable[[Model], Plan]]:
+    """The plans of runs, each as a function of the model that it is made for, by name.
 
-
-def table(model: Model, runs: Sequence[Run], count: int, seed: int) -> Table:
-    """A row for each run: mean and standard deviation, and what they should be, or how far it ends from many calls."""
-    if isinstance(model, ExactModel) and isinstance(model.distribution, Gaussian):
-        return _moments(model.distribution, runs)
-    made = report.table("run", "calls", "mean", "std", "distance", "seconds", title=f"{count} samples, seed {seed}")
-    ends: dict[float, Tensor] = {}
-    reference_calls = REFERENCE_CALLS
-    for run in runs:
-        end = float(run.plan.t[-1])
-        if end not in ends:
-            meter, reference = report.Meter(model), reference_plan(model.schedule, end, REFERENCE_CALLS)
-            reference_calls = len(reference)
-            with meter.bar("many-call run to measure by", reference_calls):
-                x = SeededNoise(seed)(torch.empty(count, *shape_of(model)))
-                ends[end] = sample(meter, reference, reference.initial_state(x))
-        apart = "-" if run.plan.stochastic else f"{float(distance(run.samples, ends[end]).mean()):.4f}"
-        values = (f"{float(run.samples.mean()):.4f}", f"{float(run.samples.std()):.4f}", apart, f"{run.seconds:.2f}")
-        made.add_row(run.name, str(len(run.plan)), *values)
-    made.caption = (
-        f"distance: to the end of a {reference_calls}-call deterministic run from the same noise, on average; a "
-        "stochastic run ends elsewhere by design."
-    )
-    made.caption_justify = "left"
-    return made
-
-
-def _moments(model: Gaussian, runs: Sequence[Run]) -> Table:
-    made = report.table("run", "calls", "mean", "std", "exact mean", "exact std", "seconds")
-    for run in runs:
-        mean, std = (float(value.mean()) for value in exact_moments(model, run.plan))
-        sampled = (f"{float(run.samples.mean()):.4f}", f"{float(run.samples.std()):.4f}")
-        made.add_row(run.name, str(len(run.plan)), *sampled, f"{mean:.5f}", f"{std:.5f}", f"{run.seconds:.2f}")
-    made.add_row("the data", "", "", "", f"{float(model.mean.mean()):.5f}", f"{float(model.std.mean()):.5f}", "")
-    made.caption = "exact: of the run itself, propagated through its coefficients."
-    made.caption_justify = "left"
-    return made
-
-
-def picture(model: Model, runs: Sequence[Run]) -> "Figure":
-    """The runs side by side: histograms with the target density, or the same pictures from the same noise.
+    Args:
+        texts: `sampler(option=value):calls@spacing`, or plans as `read_plans` takes them.
+        spacing: of runs that name none.
 
     Raises:
-        ValueError: samples of this shape cannot be drawn.
+        ValueError: a text of another form, or an unknown name in it.
     """
-    if is_picture(shape_of(model)):
-        strips = [plots.Strip(run.name, run.samples[:PICTURES], f"{len(run.plan)} calls") for run in runs]
-        return plots.image_grid({"The same noise in every column": strips}, "Comparison")
-    return plots.histograms({run.name: run.samples for run in runs}, plots.target_density(model))
+    runs: dict[str, Callable[[Model], Plan]] = {}
+    for text in texts:
+        if ".json" in text or "/" in text or Path(text).is_file():
+            runs |= {_short(name): partial(_given, plan) for name, plan in read_plans(text).items()}
+            continue
+        sampler, calls, written = parse_run(text)
+        check_names(sampler, written)
+        check_int(f"calls of {text}", calls, 1)
+        runs[text] = partial(_untuned, sampler, calls, written or spacing)
+    return runs
 
 
-def compare(model: Model, runs: Sequence[str], spacing: str | None, count: int, seed: int, out: Path) -> None:
-    """Draw, print the table, save the picture."""
-    plots.check_sheet(count, shape_of(model))
-    drawn = draw(model, runs, spacing, count, seed)
-    report.say.print(table(model, drawn, count, seed))
-    plots.save(picture(model, drawn), out)
-    report.say.print(f"wrote {out}", soft_wrap=True)
+def compare(
+    model: Model,
+    plans: Mapping[str, Plan],
+    count: int,
+    seed: int,
+    batch: int,
+    bar: output.Bar,
+    reference_calls: int = REFERENCE_CALLS,
+) -> Comparison:
+    """Draw samples by several plans from the same noise, and by the reference runs to where these end.
+
+    Args:
+        model: the model.
+        plans: by the names of the runs.
+        count: samples of each run.
+        seed: of the first sample.
+        batch: the most samples in one network call.
+        bar: advances by `work(...)` in all.
+        reference_calls: of the reference runs.
+    """
+
+    def run(name: str, plan: Plan) -> Run:
+        log = CostLog()
+        samples = draw(CountedModel(model, log), plan, count, seed, batch, bar)
+        return Run(name, plan, samples, log.of(log.current))
+
+    references = {end: run("reference", plan) for end, plan in _references(model, plans, reference_calls).items()}
+    runs = []
+    for name, plan in plans.items():
+        drawn, many = run(name, plan), references[float(plan.t[-1])]
+        distances = None if plan.stochastic else distance(drawn.samples, many.samples)
+        runs.append(Run(name, plan, drawn.samples, drawn.cost, distances))
+    return Comparison(model, next(iter(references.values())), runs)
+
+
+def work(model: Model, plans: Mapping[str, Plan], count: int) -> int:
+    """The sample evaluations of a comparison."""
+    return count * sum(map(len, [*plans.values(), *_references(model, plans).values()]))
+
+
+def table(comparison: Comparison, seed: int) -> Table:
+    """A row for each run: mean and standard deviation, and either their exact values or the distance; and the cost."""
+    model, runs = comparison.model, comparison.runs
+    count = len(runs[0].samples)
+    exact = model.distribution if isinstance(model, ExactModel) and isinstance(model.distribution, Gaussian) else None
+    columns = ("distance",) if exact is None else ("exact\nmean", "exact\nstd")
+    made = output.table("run", "calls", "evaluations", "mean", "std", *columns, title=f"{count:,} samples, seed {seed}")
+    for run in runs:
+        values = run.samples.double().reshape(count, -1)
+        squares = (values - values.mean()).square().mean(1)  # of each sample
+        std = float(squares.mean().sqrt())
+        moments = (output.with_error(values.mean(1)), output.with_error(squares / (2 * std) + std / 2))
+        if exact is not None:
+            more = tuple(f"{float(value.mean()):.5f}" for value in exact_moments(exact, run.plan))
+        else:
+            more = ("-" if run.distances is None else output.with_error(run.distances),)
+        made.add_row(run.name, str(len(run.plan)), f"{run.cost.evaluations:,}", *moments, *more)
+    if exact is not None:
+        made.add_row("the data", *[""] * 4, f"{float(exact.mean.mean()):.5f}", f"{float(exact.std.mean()):.5f}")
+    made.caption = "± is one standard error. evaluations: network calls x samples in them. " + (
+        f"distance: to the end of a deterministic run of {len(comparison.reference.plan)} calls from the same noise; a "
+        "stochastic run ends elsewhere by design."
+        if exact is None
+        else "exact: of the run itself, propagated through its coefficients."
+    )
+    return made
+
+
+def picture(comparison: Comparison, batch: int) -> "Figure | None":
+    """The runs side by side, the reference first: pictures, points, or histograms with the density of the data; None
+    where samples of this shape cannot be drawn."""
+    model, reference = comparison.model, comparison.reference
+    runs = {f"reference, {len(reference.plan)} calls": reference} | {run.name: run for run in comparison.runs}
+    if reference.samples[0].numel() <= 2:
+        density = plots.target_density(model)
+        shown = list(runs.items())[int(density is not None) :]  # the density is the reference
+        return plots.distributions({name: run.samples for name, run in shown}, density)
+    pictures = {name: decode(model, run.samples[:PICTURES], batch) for name, run in runs.items()}
+    if not data.is_picture(pictures[next(iter(runs))].shape[1:]):
+        return None
+    notes = {
+        run.name: "" if run.distances is None else f"distance {float(run.distances.mean()):.2f}"
+        for run in runs.values()
+    }
+    strips = [plots.Strip(name, pictures[name], notes[run.name]) for name, run in runs.items()]
+    footnote = f"distance: to the reference, mean of {len(reference.samples)} samples"
+    return plots.image_grid(strips, "The same noise in every column", footnote)
+
+
+def write(comparison: Comparison, batch: int, out: Path | None) -> None:
+    """Write the runs as a picture, or as arrays of an .npz file by their names; without a file, as a picture if there
+    is one."""
+    if out is not None and out.suffix.lower() == ".npz":
+        data.save_arrays({run.name: run.samples for run in (comparison.reference, *comparison.runs)}, out)
+    else:
+        figure = picture(comparison, batch)
+        if figure is None:
+            shape = tuple(comparison.reference.samples.shape[1:])
+            output.result(f"samples of shape {shape} are no pictures: --out runs.npz keeps them as arrays")
+            return
+        out = out or Path("comparison.png")
+        plots.save(figure, out)
+    output.result(f"wrote {out}")
+
+
+def usual_count(model: Model) -> int:
+    """How many samples of each run are drawn by default."""
+    assert model.shape is not None
+    if model.max_batch is not None:
+        return 2 * model.max_batch
+    return 10_000 if math.prod(model.shape) <= 2 else 100
+
+
+def _references(model: Model, plans: Mapping[str, Plan], calls: int = REFERENCE_CALLS) -> dict[float, Plan]:
+    """The reference runs, by where they end."""
+    ends = dict.fromkeys(float(plan.t[-1]) for plan in plans.values())
+    return {end: reference_plan(model.schedule, end, calls) for end in ends}
+
+
+def _untuned(sampler: str, calls: int, spacing: str | None, model: Model) -> Plan:
+    return untuned_plan(model, sampler, calls, spacing)
+
+
+def _given(plan: Plan, model: Model) -> Plan:
+    return plan
+
+
+def _short(name: str) -> str:
+    """The name of a plan file without its folder; the whole name of a bundled plan."""
+    return name.rpartition("/")[2] if ".json" in name else name

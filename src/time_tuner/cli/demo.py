@@ -1,56 +1,59 @@
-"""The demo: the bundled digits in 5 calls, untuned and tuned, beside more calls from the same noise."""
+"""The demo: the bundled digits in a few network calls, untuned and tuned, beside runs of more calls.
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+It is bounded by the clock: the tuners have budgets in seconds, and of the other phases each has a number of seconds
+from which the number of samples follows, by the speed of the network that is measured first.
+"""
+
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
-from torch import Tensor
 
 from .. import data, plots
 from ..loading import load_model
-from ..metrics import distance
-from ..noise import SeededNoise
-from ..plans.build import make_plan, reference_plan
+from ..models.base import HookedModel, Model
+from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..samplers import sampler_from_dict
-from ..sampling import sample
-from ..tuners import Calibration, Joint, ReferenceDistance, Sequential, Tuner, estimate, tune
-from . import output as report
-from .sample import shape_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..tuners import Budget, Calibration, ReferenceDistance, tune
+from ..tuners.budget import Speed, measure_speed
+from . import output
+from .compare import compare, picture, table
+from .tune import checkpoint_of
 
 CALLS = 5
 MORE_CALLS = (10, 20)  # untuned, to compare with
 SPACING = "leading"  # that of the publication; on this network DDIM is nowhere better
-UNTUNED: tuple[dict[str, Any], ...] = ({"name": "ddim"}, {"name": "ipndm", "order": 2})  # the tuned one; the best here
-TUNED: dict[str, Tuner] = {
-    "TimeTuner": Sequential(objective="published"),
-    "joint": Joint(pairs=384, iterations=60, candidates=1),
-}
-SAMPLES = 100  # to tune on, and as many others to judge on: ten of each digit
-REFERENCE_CALLS = 50
-PICTURES = 10  # one of each digit, from small seeds: what is tuned and judged on has large ones
+OTHER = "ipndm(order=2)"  # the best untuned sampler in so few calls
+TUNERS = {"TimeTuner": ("sequential(objective=published)", 25.0), "joint": ("joint", 60.0)}
+"""The text and the budget in seconds of each tuner."""
+
+DATA, GUARD, COMPARISON = 20.0, 30.0, 30.0
+"""The seconds of the other phases."""
+
+LONGEST = 180.0
+"""The seconds in all, for which the budgets are cut where the other phases take longer."""
+
+OWN_CALLS, REFERENCE_CALLS = 50, 50  # of the runs that draw samples to tune on, and of the reference runs
+FEWEST, MOST = 6, 100  # samples of a phase
+SLOWER = 1.5  # as many times must the default number of threads be slower before one thread is used
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of one plan on the held-out noise, and the pictures it drew."""
+class Clock(output.Bar):
+    """One bar over the whole demo, by the clock.
 
-    name: str
-    plan: Plan
-    distance: float
-    seconds: float
-    pictures: Tensor
+    Attributes:
+        phase: what is in progress.
+    """
+
+    phase = ""
+
+    def advance(self, amount: float = 1) -> None:
+        left = output.duration(max(0.0, self.total - self.elapsed))
+        self.show(f"{self.phase}, {left} left", min(self.elapsed, self.total))
 
 
 def run(out: Path, seed: int = 0) -> None:
-    """Tune, compare, draw; everything is written into the folder `out`.
+    """Tune, compare and draw; everything is written into the folder `out`.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -58,137 +61,136 @@ def run(out: Path, seed: int = 0) -> None:
     if out.is_file():
         raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
     data.check_writable(out / "comparison.png")
-    began = time.perf_counter()
-    report.say.print(
-        f"[bold]Tuning {CALLS} calls of the bundled digits network[/bold]: what it is told (TimeTuner), and all that a "
-        "plan holds (joint). This takes about three minutes."
+    with output.waiting("loading the digits network"):
+        model = load_model("digits")
+    plan = make_plan("ddim", model.schedule, CALLS, SPACING)
+    speed = _choose_threads(model, plan)
+    sizes = _sizes(speed)
+    budgets = _budgets(_seconds(speed, sizes))
+    seconds = _seconds(speed, sizes) + sum(budgets.values())
+    output.result(
+        f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all parts of a "
+        f"plan (joint). This takes about {seconds:.0f} s."
     )
-    bench = Bench(seed)
-    untuned = [make_plan(sampler_from_dict(one), bench.meter.schedule, CALLS, SPACING) for one in UNTUNED]
-    results = [bench.result(one["name"], plan) for one, plan in zip(UNTUNED, untuned, strict=True)]
-    for name, how in TUNED.items():
-        results.append(bench.result(f"{UNTUNED[0]['name']}, {name}", bench.tune(name, untuned[0], how)))
-    for calls in MORE_CALLS:
-        results.append(bench.result("ddim", make_plan("ddim", bench.meter.schedule, calls, SPACING)))
-    results.append(bench.reference())
-    report.say.print(_table(results))
-    for result in results:
-        if "distance" in result.plan.provenance:
-            report.say.print(f"{result.name}: {report.verdict(result.plan)}.", soft_wrap=True)
-    files = _write(out, results)
-    report.say.print(f"\n{time.perf_counter() - began:.0f} s in all. Written to [bold]{out}[/bold]:")
-    for name, what in files.items():
-        report.say.print(f"  {name:17} {what}", soft_wrap=True)
-    _next_steps(out)
+    try:
+        with Clock("", seconds) as clock:
+            tuned = _tune(model, plan, sizes, budgets, seed, out, clock)
+            _compare(model, plan, tuned, sizes["comparison"], seed, out, clock)
+    except KeyboardInterrupt:
+        print(f"interrupted: the plans found so far are kept in {out}, the same command continues", file=sys.stderr)
+        sys.exit(130)
 
 
-class Bench:
-    """The network, the noise to judge on, and where a many-call run takes that noise."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        with report.waiting("loading the digits network"):
-            model = load_model("digits", label=_labels(SAMPLES))
-            self.drawer = report.Meter(load_model("digits", label=_labels(PICTURES)))
-        self.shape = shape_of(model)
-        self.meter = report.Meter(model)
-        end = float(make_plan("ddim", model.schedule, CALLS, SPACING).t[-1])
-        self.many = reference_plan(model.schedule, end, REFERENCE_CALLS)
-        self.calibration = Calibration(self.meter, model.schedule, None, SAMPLES, seed, model.shape)
-        noise = self.calibration.held_out()
-        began = time.perf_counter()
-        with self.meter.bar("many-call run to judge by", REFERENCE_CALLS):
-            self.judge = ReferenceDistance(self.meter, model.schedule, end, noise, REFERENCE_CALLS, seed)
-        self.seconds = time.perf_counter() - began
-
-    def tune(self, name: str, plan: Plan, tuner: Tuner) -> Plan:
-        """The plan tuned, with its provenance."""
-        plan = plan.with_provenance(model="digits", label="each in turn", guidance_scale=1.0, spacing=SPACING)
-        costs = estimate(self.meter, plan, tuner, samples=SAMPLES, guard=False).costs
-        expected = sum(usual.calls for usual, _ in costs.values())
-        with self.meter.bar(f"tuning: {name}", expected):
-            return tune(self.meter, plan, tuner, self.calibration, guard=self.judge, progress=self.meter.tell)
-
-    def result(self, name: str, plan: Plan) -> Result:
-        """A plan on the noise to judge on."""
-        began = time.perf_counter()
-        with self.meter.bar(f"{name}, {len(plan)} calls", len(plan)):
-            ends = sample(self.meter, plan, self.judge.x)
-        seconds = time.perf_counter() - began
-        apart = float(distance(ends, self.judge.reference).mean())
-        return Result(name, plan, apart, seconds, self._pictures(plan))
-
-    def reference(self) -> Result:
-        """The many-call run that the others are measured against."""
-        return Result("many calls", self.many, 0.0, self.seconds, self._pictures(self.many))
-
-    def _pictures(self, plan: Plan) -> Tensor:
-        noise = SeededNoise(PICTURES * self.seed)
-        with self.drawer.bar("pictures", len(plan)):
-            return sample(self.drawer, plan, noise(torch.empty(PICTURES, *self.shape)))
+def _choose_threads(model: Model, plan: Plan) -> Speed:
+    """The speed of the network, with one thread where the default number of them is slower."""
+    assert model.shape is not None
+    default = torch.get_num_threads()
+    speeds = {}
+    for threads in dict.fromkeys((default, 1)):
+        torch.set_num_threads(threads)
+        with output.waiting(f"timing the network with {threads} threads"):
+            speeds[threads] = measure_speed(model, plan, model.shape, MOST)
+    took = {threads: _of_call(speed, MOST) for threads, speed in speeds.items()}
+    chosen = 1 if took[default] > SLOWER * took[1] else default
+    torch.set_num_threads(chosen)
+    if default > 1:
+        listed = ", ".join(f"{1000 * seconds:.0f} ms with {threads}" for threads, seconds in took.items())
+        output.result(f"Threads: {chosen}, for {MOST} digits take {listed}.")
+    return speeds[chosen]
 
 
-def _labels(count: int) -> list[int]:
-    return [i % 10 for i in range(count)]
+def _of_call(speed: Speed, samples: int) -> float:
+    """The seconds of a network call with so many samples."""
+    return speed.call + samples * speed.evaluation
 
 
-def _table(results: Sequence[Result]) -> Table:
-    made = report.table("plan", "calls", "distance", "seconds", title="On noise that no plan was tuned on")
-    few = len(UNTUNED) + len(TUNED)
-    for i, result in enumerate(results, 1):
-        apart = f"{result.distance:.3f}" if result.distance else "-"
-        row = (result.name, str(len(result.plan)), apart, f"{result.seconds:.2f}")
-        made.add_row(*row, end_section=i in (few, len(results) - 1))
-    made.caption = (
-        f"distance: to the end of the {REFERENCE_CALLS}-call run from the same noise, mean of {SAMPLES} digits. "
-        "TimeTuner: what the network is told, tuned by the published objective; joint: all that a plan holds. "
-        f"seconds: to draw {SAMPLES} digits."
+def _work() -> dict[str, tuple[float, int]]:
+    """The seconds of each phase, and the network calls that it makes for a sample."""
+    guards = len(TUNERS) * CALLS * (2 + CALLS)  # untuned, tuned, and each call set back
+    runs = CALLS * (2 + len(TUNERS)) + sum(MORE_CALLS) + REFERENCE_CALLS
+    return {"data": (DATA, OWN_CALLS), "guard": (GUARD, REFERENCE_CALLS + guards), "comparison": (COMPARISON, runs)}
+
+
+def _sizes(speed: Speed) -> dict[str, int]:
+    """The samples of each phase that its seconds are enough for."""
+    sizes = {}
+    for phase, (seconds, calls) in _work().items():
+        affordable = (seconds / calls - speed.call) / max(speed.evaluation, 1e-9)
+        sizes[phase] = int(min(MOST, max(FEWEST, affordable)))
+    return sizes
+
+
+def _seconds(speed: Speed, sizes: dict[str, int]) -> float:
+    """The seconds that phases of these sizes take."""
+    return sum(calls * _of_call(speed, sizes[phase]) for phase, (_, calls) in _work().items())
+
+
+def _budgets(others: float) -> dict[str, float]:
+    """The budget of each tuner, in whole seconds, where the other phases take so many."""
+    whole = sum(budget for _, budget in TUNERS.values())
+    share = min(1.0, max(0.1, (LONGEST - others) / whole))
+    return {name: max(1.0, budget * share // 1) for name, (_, budget) in TUNERS.items()}
+
+
+def _tune(
+    model: Model,
+    plan: Plan,
+    sizes: dict[str, int],
+    budgets: dict[str, float],
+    seed: int,
+    out: Path,
+    clock: Clock,
+) -> dict[str, Plan]:
+    """The plan tuned by each tuner; those that an interrupted run has finished are read from their files."""
+    watched = HookedModel(model, lambda *_: clock.advance())
+    calibration = Calibration(watched, model.schedule, None, sizes["data"], seed, model.shape)
+    clock.phase = "reference run"
+    noise = calibration.held_out()[: sizes["guard"]]
+    guard = ReferenceDistance(watched, model.schedule, float(plan.t[-1]), noise, REFERENCE_CALLS, seed)
+    tuned = {}
+    for name, (text, _) in TUNERS.items():
+        clock.phase = f"tuning, {name}"
+        path = plan_file(out, name)
+        if not (path.exists() and checkpoint_of(path).exists()):
+            start = plan.with_provenance(model="digits", spacing=SPACING)
+            limit, kept = Budget(seconds=budgets[name]), checkpoint_of(path)
+            tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
+        tuned[name] = Plan.load(path)
+    return tuned
+
+
+def plan_file(out: Path, name: str) -> Path:
+    """The file of the plan that a tuner has found."""
+    return out / f"{name.lower()}-{CALLS}.json"
+
+
+def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed: int, out: Path, clock: Clock) -> None:
+    """Compare, print and draw; a tuned plan that is the untuned one is left out."""
+    plans = {"ddim": plan, OTHER: make_plan(OTHER, model.schedule, CALLS, SPACING)}
+    changed = {name: one for name, one in tuned.items() if not output.unchanged(one)}
+    plans |= {f"ddim, {name}": one for name, one in changed.items()}
+    plans |= {f"ddim in {calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
+    clock.phase = "comparison"
+    compared = compare(model, plans, count, seed, count, clock, REFERENCE_CALLS)
+    output.result(table(compared, seed))
+    for name, one in tuned.items():
+        output.result(f"{name}: {output.verdict(one)}.")
+    files = {"comparison.png": "the same digits from the same noise, untuned, tuned and in more calls"}
+    figure = picture(compared, count)
+    assert figure is not None
+    plots.save(figure, out / "comparison.png")
+    if changed:
+        plots.save(plots.plot_plan(changed, f"What was tuned, {CALLS} calls"), out / "tuned.png")
+        files["tuned.png"] = "the conditioning times and the corrections of the tuned plans"
+    for name in tuned:
+        checkpoint_of(plan_file(out, name)).unlink(missing_ok=True)
+        files[plan_file(out, name).name] = f"the plan of {name}"
+    output.result(f"\n{clock.elapsed:.0f} s in all. Written to {out}:")
+    output.result(*(f"  {name:17} {what}" for name, what in files.items()))
+    best = plan_file(out, "joint")
+    output.result(
+        "Next:",
+        f"  time-tuner show {best}",
+        f"  time-tuner sample --plan {best} -n 64 --label 3 --out samples.png",
+        "  time-tuner tune --calls 8 --out my-plan.json",
     )
-    made.caption_justify = "left"
-    return made
-
-
-def _write(out: Path, results: Sequence[Result]) -> dict[str, str]:
-    """The files in the folder, with what each holds."""
-    plots.save(_comparison(results), out / "comparison.png")
-    tuned = dict(zip(TUNED, (r.plan for r in results[len(UNTUNED) :]), strict=False))
-    plots.save(plots.plot_tau(tuned, "What the tuned network is told"), out / "tau.png")
-    files = {
-        "comparison.png": "the same digits from the same noise, untuned, tuned and in more calls",
-        "tau.png": "what the network is told, against where the solver is",
-    }
-    for name, plan in tuned.items():
-        file = f"{name.lower()}-{CALLS}.json"
-        plan.save(out / file)
-        files[file] = f"the plan that {name} tuning found"
-    return files
-
-
-def _comparison(results: Sequence[Result]) -> "Figure":
-    *others, many = results
-    truth = plots.Strip("reference", many.pictures, f"{len(many.plan)} calls")
-
-    def strips(few: bool) -> list[plots.Strip]:
-        return [
-            plots.Strip(r.name, r.pictures, f"{len(r.plan)} calls, distance {r.distance:.2f}")
-            for r in others
-            if (len(r.plan) == CALLS) == few
-        ]
-
-    return plots.image_grid(
-        {f"{CALLS} network calls": strips(True), "More calls": [*strips(False), truth]},
-        "The same network, from the same noise",
-        "A column starts from one noise. Tuned plans call the same network as often, at other times.\n"
-        f"Distance: to the reference, mean of {SAMPLES} other digits.",
-    )
-
-
-def _next_steps(out: Path) -> None:
-    plan = out / f"joint-{CALLS}.json"
-    report.say.print("Next:")
-    for command in (
-        f"time-tuner show {plan}",
-        f"time-tuner sample --plan {plan} -n 64 --label 3 --out samples.png",
-        "time-tuner tune --method joint --sampler dpmpp --calls 8 --out my-plan.json",
-    ):
-        report.say.print(f"  {command}", soft_wrap=True)

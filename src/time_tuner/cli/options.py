@@ -1,59 +1,190 @@
-"""What several commands take: their options, and the checks of what was given."""
+"""Options that several commands have, and what their texts stand for."""
 
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import data
+from ..loading import loader_of
+from ..models.base import Model
+from ..models.conditions import Conditions
 from ..noise import STEP_NOISE
-from ..samplers import SAMPLERS
-from ..spacings import SPACINGS
+from ..plans.build import make_plan
+from ..plans.plan import Plan
+from ..samplers import SAMPLERS, sampler_of
+from ..spacings import SPACINGS, spacing_of
 
-Model_ = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
-        "the folder it was saved to, or its id on the Hub.",
-    ),
-]
+SAMPLER = "dpmpp"  # the default, as of `tune_pipeline`
+CALLS = 10  # the default
+
 Sampler_ = Annotated[
-    str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.")
+    str | None,
+    typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]"),
 ]
-Calls_ = Annotated[int, typer.Option("--calls", help="Network calls of a run.")]
 Spacing_ = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        help=f"Where the steps are: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  "
-        "[default: quadratic, or what is best on the model's schedule]",
+        help=f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of "
+        "pipelines that of their own scheduler]",
     ),
 ]
-Label_ = Annotated[
-    str | None, typer.Option("--label", help="What to draw: 3, or 0,1,2 in turn.  [default: anything]", metavar="LABEL")
-]
-Guidance_ = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance; needs --label.")]
-Prompt_ = Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.", show_default=False)]
-Prompts_ = Annotated[
-    Path | None, typer.Option("--prompts", help="A file with a prompt a line, dealt out in turn.", show_default=False)
-]
-Seed_ = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+Seed_ = Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count up.")]
+
+MODEL_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "model": (
+        Annotated[
+            str,
+            typer.Option(
+                "--model",
+                help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
+                "the folder that it was saved to, or its id on the Hub.",
+            ),
+        ],
+        "digits",
+    ),
+    "label": (
+        Annotated[str | None, typer.Option("--label", help="Of the samples: 3, or 0,1,2 in turn.  [default: any]")],
+        None,
+    ),
+    "prompt": (Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.")], None),
+    "prompts": (
+        Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, one a line, used in turn.")],
+        None,
+    ),
+    "negative_prompt": (
+        Annotated[str | None, typer.Option("--negative-prompt", help="For all prompts.")],
+        None,
+    ),
+    "guidance_scale": (
+        Annotated[
+            float | None,
+            typer.Option("--guidance-scale", help="Classifier-free guidance; 1 for none.  [default: the model's own]"),
+        ],
+        None,
+    ),
+    "height": (Annotated[int | None, typer.Option("--height", help="Of a pipeline's pictures, in pixels.")], None),
+    "width": (Annotated[int | None, typer.Option("--width", help="Of a pipeline's pictures, in pixels.")], None),
+    "dtype": (
+        Annotated[str | None, typer.Option("--dtype", help="Of a pipeline: float32, float16 or bfloat16.")],
+        None,
+    ),
+    "device": (
+        Annotated[
+            str | None, typer.Option("--device", help="cpu, cuda, ...  [default: cpu, of pipelines cuda if any]")
+        ],
+        None,
+    ),
+    "batch": (
+        Annotated[
+            int | None,
+            typer.Option(
+                "--batch", min=1, help="The most samples in one network call.  [default: 256, of pipelines 4]"
+            ),
+        ],
+        None,
+    ),
+}
+"""The options of every command that runs a model: annotation and default, by the name of the parameter."""
 
 
-def is_pipeline(name: str, prompt: str | None, prompts: Path | None) -> bool:
-    """Whether the model is a diffusers pipeline: a folder, or an id on the Hub."""
-    is_one = Path(name).is_dir() or ("/" in name and ":" not in name)
-    if not is_one and (prompt is not None or prompts is not None):
-        raise ValueError(f"--prompt and --prompts are for pipelines, got --model {name}: use --label")
+def with_model(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that is called with `model` (a name) and `conditions`, with the options of models in their place."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = [p.replace(kind=kind) for p in inspect.signature(command).parameters.values()]
+    own = [p for p in own if p.name not in ("model", "conditions")]
+    others = [inspect.Parameter(n, kind, annotation=a, default=d) for n, (a, d) in MODEL_OPTIONS.items()]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in MODEL_OPTIONS}
+        command(model=given.pop("model"), conditions=read_conditions(**given), **values)
+
+    run.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+    return run
+
+
+def read_conditions(label: str | None, prompt: str | None, prompts: Path | None, **others: Any) -> Conditions:
+    """The conditions that the options of a command stand for.
+
+    Raises:
+        ValueError: both prompts and a single prompt, a file without prompts, or labels that are not whole numbers.
+    """
     if prompt is not None and prompts is not None:
         raise ValueError("give either --prompt or --prompts")
-    return is_one
+    texts = None if prompt is None else [prompt]
+    if prompts is not None:
+        texts = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not texts:
+            raise ValueError(f"--prompts {prompts} has no prompt in it: write one a line")
+    labels = () if label is None else read_numbers("--label", label)
+    one_or_all = labels[0] if len(labels) == 1 else labels or None
+    return Conditions(one_or_all, None if texts is None else tuple(texts), **others)
 
 
-def guidance(scale: float) -> dict[str, Any]:
-    """For a pipeline, which has a guidance scale of its own where none is given."""
-    return {} if scale == 1 else {"guidance_scale": scale}
+def read_numbers(option: str, text: str, least: int | None = None) -> tuple[int, ...]:
+    """The whole numbers of a text such as "4,5,8".
+
+    Raises:
+        ValueError: another text, or a number below the least.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or (least is not None and min(numbers) < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{option} must be a whole number{bound}, or several as in 4,5,8, got {text!r}")
+    return numbers
+
+
+def loader(name: str) -> Callable[[Conditions], Model]:
+    """What loads a model by name; nothing is loaded yet, but the module of a function is imported."""
+    if ":" in name and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, but not a command
+    return loader_of(name)
+
+
+def check_names(sampler: str | None, spacing: str | None) -> None:
+    """Raise a ValueError, before anything is loaded, for the text of a sampler or a spacing that is unknown."""
+    if sampler is not None:
+        sampler_of(sampler)
+    if spacing is not None:
+        spacing_of(spacing)
+
+
+def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | None) -> Plan:
+    """The untuned plan of these options; without a spacing on the model's own grid, or else the schedule's default."""
+    chosen = sampler_of(sampler or SAMPLER)
+    grid = spacing or model.spacing or model.schedule.default_spacing(chosen.convergence)
+    return make_plan(chosen, model.schedule, calls, grid).with_provenance(spacing=str(grid))
+
+
+def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:
+    """The plans of a file or of a bundled name, by their names in tables: all of them, or the one with these calls.
+
+    Args:
+        text: `path.json`, or `path.json:CALLS`, or a bundled name such as "digits/joint-5".
+        calls: the number of calls.
+
+    Raises:
+        OSError, ValueError: see `Plan.load`.
+    """
+    path, colon, number = text.rpartition(":")
+    if colon and not Path(text).exists():
+        if not number.isdecimal():
+            raise ValueError(f"one plan of a file is written path.json:calls, got {text!r}")
+        text, calls = path, int(number)
+    if calls is not None:
+        return {f"{text}:{calls}": Plan.load(text, calls)}
+    plans = Plan.load_several(text)
+    return {text: plans[0]} if len(plans) == 1 else {f"{text}:{len(plan)}": plan for plan in plans}
 
 
 def check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:

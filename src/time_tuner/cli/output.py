@@ -1,95 +1,111 @@
-"""What the command line says: progress bars, tables of plans, and what tuning was worth."""
+"""What the command line prints: results on standard output, progress and notes on standard error."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
+from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
+from torch import Tensor
 
-from ..models.base import HookedModel, Model
 from ..models.counting import Cost
 from ..plans.plan import Plan
-from ..tuners import Progress as Tuning
+from ..tuners import Progress as TuningProgress
 
-say = Console(highlight=False)
-"""Where results go: standard output."""
+stdout = Console(highlight=False, markup=False)
+stderr = Console(stderr=True, highlight=False, markup=False)
 
-aside = Console(stderr=True, highlight=False)
-"""Where progress goes: standard error."""
+INTERVAL = 30.0  # seconds between two lines of progress where there is no terminal
 
 
-class _Messages(logging.Handler):
+def result(*items: str | Table) -> None:
+    """Print texts and tables on standard output."""
+    for item in items:
+        stdout.print(item, soft_wrap=isinstance(item, str))
+
+
+def note(text: str) -> None:
+    """Print a line on standard error."""
+    stderr.print(text, soft_wrap=True)
+
+
+class LogHandler(logging.Handler):
+    """Prints the messages of the library on standard error, a line each."""
+
     def emit(self, record: logging.LogRecord) -> None:
-        say.print(record.getMessage(), soft_wrap=True)
+        note(record.getMessage())
 
 
-def show_messages() -> None:
-    """Print the messages of the library."""
-    logger = logging.getLogger("time_tuner")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [_Messages()]
+class Bar:
+    """One bar over a piece of work, with the time that is left; without a terminal, a line now and then.
 
+    Use it in a `with` block, at whose end it disappears.
 
-class Meter(HookedModel):
-    """A model that moves a progress bar whenever it is called."""
+    Args:
+        what: is in progress.
+        total: of the work, in any unit.
+    """
 
-    def __init__(self, inner: Model) -> None:
-        super().__init__(inner, self._count)
-        self._progress: Progress | None = None
+    def __init__(self, what: str, total: float = 1.0) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        self._progress = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+        self._task = self._progress.add_task(what, total=total)
+        self.what, self.total, self._done = what, total, 0.0
+        self._began = self._last = time.monotonic()
 
-    def _count(self, *_: Any) -> None:
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0])
-            if self._progress.finished:
-                self._stop()
-
-    def tell(self, done: Tuning) -> None:
-        """Say beside the bar how far a tuner is."""
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], description=str(done))
-
-    @contextmanager
-    def bar(self, what: str, calls: int) -> Iterator[None]:
-        """A bar of so many calls (an estimate will do), shown on a terminal until they are made or the block ends."""
-        columns = (
-            TextColumn("{task.description:28}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=aside, transient=True, disable=not (calls and aside.is_terminal))
-        self._progress.add_task(what, total=calls)
+    def __enter__(self) -> Self:
         self._progress.start()
-        try:
-            yield
-        finally:
-            self._stop()
+        return self
 
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds since it was made."""
+        return time.monotonic() - self._began
+
+    def advance(self, amount: float = 1) -> None:
+        """So much more of the work is done."""
+        self._done += amount
+        left = self.elapsed * (self.total / self._done - 1)
+        self.show(f"{self.what}, {duration(left)} left", self._done)
+
+    def show(self, text: str, done: float) -> None:
+        """So much of the work is done, and this is in progress."""
+        self._progress.update(self._task, description=text, completed=done)
+        if not stderr.is_terminal and time.monotonic() - self._last > INTERVAL:
+            self._last = time.monotonic()
+            note(f"{done / self.total:.0%}, {text}")
+
+    def tuning(self, progress: TuningProgress) -> None:
+        """A tuner has got so far; the total is 1."""
+        self.show(str(progress), progress.fraction)
 
 
 def waiting(what: str) -> AbstractContextManager[Any]:
-    """A moving sign that something is being waited for, on a terminal."""
-    return aside.status(escape(what)) if aside.is_terminal else nullcontext()
+    """A moving sign that something takes a while, on a terminal."""
+    return stderr.status(what) if stderr.is_terminal else nullcontext()
 
 
-def table(*columns: str, title: str = "", left: int = 1) -> Table:
-    """An empty table in the house style; the first `left` columns hold words, the others numbers."""
-    made = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold")
+def table(*columns: str, title: str = "", left: int = 1, caption: str = "") -> Table:
+    """An empty table in the house style; the first `left` columns have words, the others numbers."""
+    made = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.title_justify, made.caption_justify = "left", "left"
+    made.title_style = "bold"
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i < left else "right")
+        words = i < left
+        made.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return made
 
 
 def plan_table(plan: Plan) -> Table:
-    """A row for each call of a plan, and where it ends."""
+    """A row for each call of a plan, and its end."""
     made = table("call", "t", "tau", "tau / t", "alpha", "sigma", left=0)
     for k in range(len(plan)):
         t, tau = float(plan.t[k]), float(plan.tau[k])
@@ -99,40 +115,43 @@ def plan_table(plan: Plan) -> Table:
     return made
 
 
-def facts_table(plan: Plan) -> Table:
-    """Its sampler, its schedule, and what is known of its making, a line each."""
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """A line for each fact that is not None."""
     made = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
-    facts = {"sampler": plan.sampler, "schedule": plan.schedule, "calls": len(plan)}
+    for name, value in facts.items():
+        if value is not None:
+            made.add_row(name, _readable(value))
+    return made
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """The sampler, the schedule and the provenance of a plan."""
+    facts: dict[str, Any] = {"sampler": plan.sampler, "schedule": plan.schedule, "calls": len(plan)}
     if plan.corrections is not None:
         nonzero = int((plan.corrections != 0).sum())
         facts["corrections"] = f"{nonzero}, at most {float(plan.corrections.abs().max()):.4g}"
-    for name, value in {**facts, **plan.provenance}.items():
-        if value is None:
-            continue
-        made.add_row(escape(name), escape(_readable(value)))
-    return made
+    return {**facts, **plan.provenance}
+
+
+PURPOSES = {
+    "teacher": "the teacher's runs",
+    "data": "own samples to tune on",
+    "reference": "reference run",
+    "guard": "guard",
+}
 
 
 def cost_table(costs: Mapping[str, tuple[Cost, Cost]], title: str = "") -> Table:
-    """What tuning will cost, by purpose: as a rule, and at most."""
-    made = table("what for", "network calls", "at most", "sample evaluations", "at most", title=title)
+    """The estimated cost of tuning by purpose: usual, and at most."""
+    made = table("purpose", "network calls", "at most", "sample evaluations", "at most", title=title)
     total = Cost(), Cost()
     for name, (usual, most) in costs.items():
-        made.add_row(WORDS.get(name, name), *_figures(usual, most), end_section=name == list(costs)[-1])
+        made.add_row(PURPOSES.get(name, name), *_figures(usual, most), end_section=name == list(costs)[-1])
         total = total[0] + usual, total[1] + most
     made.add_row("in all", *_figures(*total))
     return made
-
-
-WORDS = {
-    "teacher": "the teacher's runs",
-    "data": "samples to tune on",
-    "tuning": "tuning",
-    "reference": "many-call run to judge by",
-    "guard": "judging",
-}
 
 
 def _figures(usual: Cost, most: Cost) -> tuple[str, str, str, str]:
@@ -140,23 +159,26 @@ def _figures(usual: Cost, most: Cost) -> tuple[str, str, str, str]:
 
 
 def duration(seconds: float) -> str:
-    """So many seconds, as people say it."""
+    """A duration in hours, minutes or seconds."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def measured(plan: Plan) -> str:
-    """What the distances in the provenance of a tuned plan measure."""
-    kind = "energy distance" if plan.stochastic else "mean distance"
-    return f"{kind} to the end of a {plan.provenance['reference_calls']}-call run, on held-out noise"
+def with_error(values: Tensor) -> str:
+    """The mean of values (n,) and its standard error, which has two digits that count."""
+    error = float(values.double().std()) / math.sqrt(len(values))
+    digits = 1 - math.floor(math.log10(error)) if 0 < error < math.inf else 4
+    return "{1:.{0}f}±{2:.{0}f}".format(min(max(digits, 0), 8), float(values.double().mean()), error)
 
 
-def measure_table(plan: Plan, title: str = "") -> Table:
-    """What tuning was worth, from the provenance of a plan that was judged."""
+def measure_table(plan: Plan) -> Table:
+    """The distances of a tuned plan under the guard, from its provenance."""
     note = plan.provenance
-    made = table("plan", "distance", "change", title=title)
+    kind = "energy distance" if plan.stochastic else "mean distance"
+    what = f"{kind} to the end of a {note['reference_calls']}-call run, on held-out noise"
+    made = table("plan", "distance", "change", title=f"{len(plan)} calls, {what}")
     for name, key in (("untuned", "untuned"), ("tuned, before the guard", "unguarded"), ("tuned", "tuned")):
         untuned, distance = note["distance"]["untuned"], note["distance"][key]
         change = "" if key == "untuned" or not untuned else f"{distance / untuned - 1:+.1%}"
@@ -164,21 +186,28 @@ def measure_table(plan: Plan, title: str = "") -> Table:
     return made
 
 
+def unchanged(plan: Plan) -> bool:
+    """Whether the guard has left nothing of what tuning found."""
+    distance = plan.provenance["distance"]
+    return bool(distance["tuned"] == distance["untuned"])
+
+
 def verdict(plan: Plan) -> str:
-    """The same in one sentence."""
-    before, bare, after = (plan.provenance["distance"][key] for key in ("untuned", "unguarded", "tuned"))
+    """The distances in one sentence."""
+    untuned, unguarded, tuned = (plan.provenance["distance"][key] for key in ("untuned", "unguarded", "tuned"))
     reverted = plan.provenance["reverted_calls"]
-    if after == before:
-        if bare == before:
-            said = "tuning changed nothing: the untuned plan is handed over"
-        else:
-            found = "worse" if bare > before else "not nearer by more than chance"
-            said = f"the tuned plan was {found} on held-out noise: the untuned plan is handed over"
+    if not unchanged(plan):
+        back = ""
+        if reverted:
+            calls = f"call {reverted[0]}" if len(reverted) == 1 else f"calls {', '.join(map(str, reverted))}"
+            back = f", with tau of {calls} set back, which was harmful"
+        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the untuned one{back}"
+    elif unguarded == untuned:
+        text = "tuning changed nothing: the plan is the untuned one"
     else:
-        rows = f"row {reverted[0]} was" if len(reverted) == 1 else f"rows {', '.join(map(str, reverted))} were"
-        back = f", after {rows} put back, which did harm" if reverted else ""
-        said = f"the tuned plan ends {1 - after / before:.1%} nearer to the many-call run than the untuned one{back}"
-    return f"{said}; {plan.provenance['stopped']}" if "stopped" in plan.provenance else said
+        found = "worse" if unguarded > untuned else "not better by more than its standard error"
+        text = f"the tuned plan was {found} on held-out noise: the plan is the untuned one"
+    return f"{text}; {plan.provenance['stopped']}" if "stopped" in plan.provenance else text
 
 
 def _readable(value: Any) -> str:

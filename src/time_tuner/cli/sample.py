@@ -1,66 +1,96 @@
-"""What the command line does to draw samples: load a model under labels, draw in batches, write."""
+"""Samples of a model by a plan, drawn in batches from seeds of their own."""
 
-import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import data, plots
-from ..loading import load_model
-from ..models.base import Model, for_rows
+from ..models.base import HookedModel, Model, for_rows
+from ..models.conditions import Conditions
 from ..noise import STEP_NOISE, SeededNoise
 from ..plans.plan import Plan
 from ..sampling import sample
-from . import output as report
+from . import output
+from .options import read_plans
 
 BATCH = 256
 
 
-def load(name: str, label: Any, guidance_scale: float) -> Model:
-    if ":" in name and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a command does not look where it is called, unlike `python -m`
-    with report.waiting(f"loading {name}"):
-        return load_model(name, label, guidance_scale)
+def one_plan(text: str, calls: int | None) -> Plan:
+    """The plan of a file, see `read_plans`.
+
+    Raises:
+        ValueError: the file has several, and none is chosen.
+    """
+    plans = list(read_plans(text, calls).values())
+    return plans[0] if len(plans) == 1 else Plan.load(text, calls)
 
 
-def parse_labels(text: str | None) -> int | list[int] | None:
-    """None, a label, or labels to be dealt out in turn."""
-    if text is None:
-        return None
-    try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--label must be a whole number, or several as in 0,1,2, got {text!r}") from None
-    return labels if len(labels) > 1 else labels[0]
+def note_of(plan: Plan, name: str, model: Model) -> str | None:
+    """A note if the plan was made for another model or another kind of pipeline."""
+    made_for, pipeline = plan.provenance.get("model", name), model.facts().get("pipeline")
+    other = plan.provenance.get("pipeline", pipeline)
+    if pipeline is not None and other != pipeline:
+        return f"note: the plan was tuned for a {other}, and the model is a {pipeline}"
+    return f"note: the plan was made for --model {made_for}" if made_for != name else None
 
 
-def shape_of(model: Model) -> tuple[int, ...]:
-    """The shape of one sample of a loaded model, which has one."""
+def batch_of(model: Model, conditions: Conditions) -> int:
+    """The most samples in one network call."""
+    return conditions.batch or model.max_batch or BATCH
+
+
+def noise_of(model: Model, seeds: range) -> Tensor:
+    """The noise (n, ...) of samples with these seeds."""
     assert model.shape is not None
-    return model.shape
+    return SeededNoise(seeds)(torch.empty(len(seeds), *model.shape, device=model.device))
 
 
-def draw(loaded: Model, plan: Plan, count: int, seed: int) -> Tensor:
-    """Samples of the seeds `seed`, `seed + 1`, ..., in batches."""
+def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, bar: output.Bar) -> Tensor:
+    """Samples (count, ...) of the seeds `seed`, `seed + 1`, ...; each depends on its own seed alone.
+
+    Args:
+        model: the model; sample i is under its condition i modulo their number.
+        plan: the plan.
+        count: the number of samples.
+        seed: of the first one.
+        batch: the most samples in one network call.
+        bar: advances by a share of its whole work, `samples x calls`, with every network call.
+    """
     drawn = []
-    meter = report.Meter(loaded)
-    with meter.bar(f"{count} samples", len(plan) * -(-count // BATCH)):
-        for first in range(0, count, BATCH):
-            size = min(BATCH, count - first)
-            seeds = range(seed + first, seed + first + size)
-            x = plan.initial_state(SeededNoise(seeds)(torch.empty(size, *shape_of(loaded))))
-            model = for_rows(meter, torch.arange(first, first + size))
-            drawn.append(sample(model, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])))
+    counted = HookedModel(model, lambda quantity, x, t, prediction: bar.advance(len(x)))
+    for first in range(0, count, batch):
+        rows = range(first, min(first + batch, count))
+        seeds = range(seed + rows.start, seed + rows.stop)
+        x = plan.initial_state(noise_of(model, seeds))
+        part = for_rows(counted, torch.arange(rows.start, rows.stop))
+        drawn.append(sample(part, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])).cpu())
     return torch.cat(drawn)
 
 
-def write(drawn: Tensor, model: Model, out: Path) -> None:
+def decode(model: Model, samples: Tensor, batch: int) -> Tensor:
+    """The pictures that samples (n, ...) stand for, in batches; the samples themselves where they have no decoder."""
+    numbers = torch.arange(len(samples)).split(batch)
+    parts = [for_rows(model, rows).decode(samples[rows].to(model.device)).cpu() for rows in numbers]
+    return torch.cat(parts)
+
+
+def check_drawable(model: Model, count: int) -> None:
+    """Raise a ValueError, before any sample is drawn, if so many cannot be made into one picture."""
+    assert model.shape is not None
+    if not model.has_decoder:
+        plots.check_drawable(count, model.shape)
+    elif count > 100:  # fewer make a sheet in any case
+        plots.check_drawable(count, decode(model, torch.zeros(1, *model.shape), 1).shape[1:])
+
+
+def write(samples: Tensor, model: Model, batch: int, out: Path) -> None:
+    """Write samples as an .npz file, or as a picture."""
+    pictures = decode(model, samples, batch)
     if out.suffix.lower() == ".npz":
-        data.save_samples(drawn, out)
-    elif data.is_picture(shape_of(model)):
-        plots.save(plots.sample_sheet(drawn), out)
+        data.save_arrays({"samples": samples} | ({"pictures": pictures} if model.has_decoder else {}), out)
+    elif data.is_picture(pictures.shape[1:]):
+        plots.save(plots.sample_sheet(pictures), out)
     else:
-        plots.save(plots.histograms({f"{len(drawn)} samples": drawn}, plots.target_density(model)), out)
+        plots.save(plots.distributions({f"{len(samples)} samples": samples}, plots.target_density(model)), out)

@@ -1,6 +1,6 @@
-"""What the configuration of a pipeline's scheduler says: noise, what the network predicts, where its steps are."""
+"""The configuration of a pipeline's scheduler: the noise schedule and the prediction type of its network."""
 
-import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,26 +9,39 @@ import torch
 from torch import Tensor
 
 from .._checks import choose
+from .._dtypes import wide
 from ..models.predictions import PREDICTIONS
+from ..models.thresholding import dynamic_threshold
 from ..plans.plan import Plan
 from ..sampling import check_schedule
-from ..schedules import NoiseSchedule, Point, schedule_from
+from ..schedules import NoiseSchedule, Point
+from ..schedules.from_diffusers import OURS
+from ..schedules.scheduler_facts import SchedulerFacts, scheduler_facts
 
 PREDICTION_TYPES = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
-"""What a network predicts: the name in pipelines, and the one in `PREDICTIONS`."""
+"""The prediction types: their names in pipelines, and in `PREDICTIONS`."""
+
+NOT_DRIVEN = {
+    "invert_sigmas": "its network receives 1 - sigma and predicts the velocity towards the data (Mochi, OmniGen), and "
+    "without the entry it would receive wrong times",
+    "stochastic_sampling": "its model is distilled, and needs the predicted data with new noise in each step",
+}
+"""Entries of a scheduler that no plan honours, and why."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a pipeline hands to its scheduler at every call.
+    """What a pipeline passes to its scheduler at every call.
 
     Attributes:
         kind: a name in `PREDICTION_TYPES`.
-        clip: the data that it implies is kept in [-clip, clip]; None for data without bounds (latents).
+        clip: the predicted data is kept in [-clip, clip]; None for data without bounds (latents).
+        thresholding: (ratio, maximum) of `dynamically_thresholded`, which replaces the clipping; None without it.
     """
 
     kind: str = "epsilon"
     clip: float | None = None
+    thresholding: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         choose("prediction_type", self.kind, PREDICTION_TYPES)
@@ -36,72 +49,127 @@ class Prediction:
     def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
 
-        A network that learned its variance has 2 C channels in `output`; the second half is left out.
+        Of a network with learned variance, whose `output` has 2 C channels, the first C are used.
         """
         if x.dim() > 1 and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
-        if x.dtype in (torch.float16, torch.bfloat16):
-            output, x = output.float(), x.float()
+        output, x = wide(output), wide(x)
         prediction = PREDICTIONS[PREDICTION_TYPES[self.kind]]
-        if self.clip is None:
+        if self.clip is None and self.thresholding is None:
             return (prediction.data if quantity == "x0" else prediction.noise)(output, x, p)
-        data = prediction.data(output, x, p).clamp(-self.clip, self.clip)
+        data = self._bounded(prediction.data(output, x, p))
         return data if quantity == "x0" else (x - p.alpha * data) / p.sigma
+
+    def check(self, plan: Plan) -> None:
+        """Raise a ValueError if the prediction does not determine the data where the plan starts."""
+        if plan.point(0).alpha == 0 and not PREDICTIONS[PREDICTION_TYPES[self.kind]].determines_data:
+            raise ValueError(
+                f"a prediction of the noise does not determine the data at alpha = 0 (t = {float(plan.t[0]):.4g}, zero "
+                "terminal SNR): start at a lower time, or use a network that predicts the data, v or a flow"
+            )
+
+    def _bounded(self, data: Tensor) -> Tensor:
+        if self.thresholding is None:
+            return data if self.clip is None else data.clamp(-self.clip, self.clip)
+        ratio, maximum = self.thresholding
+        return dynamic_threshold(data, ratio, maximum=maximum)
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:
-    """The configuration of a scheduler, with the name of its class, or a configuration as it is."""
+    """The configuration of a scheduler, or of the scheduler of a pipeline, with the name of its class; a configuration
+    as it is."""
     if isinstance(scheduler, Mapping):
-        return dict(scheduler)
+        return {**scheduler, "_class_name": OURS} if scheduler.get("plans") else dict(scheduler)
+    scheduler = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(getattr(scheduler, "config", None), Mapping):
-        raise ValueError(f"config must be a scheduler or its configuration, got {type(scheduler).__name__}")
+        raise ValueError(f"config must be a pipeline, a scheduler or its configuration, got {type(scheduler).__name__}")
     return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
-def schedule_of(config: Mapping[str, Any], tokens: int | None = None, mu: float | None = None) -> NoiseSchedule:
-    """The noise schedule that a pipeline's network was trained with.
+def facts_of(config: Any, tokens: int | None = None, mu: float | None = None) -> SchedulerFacts:
+    """What a pipeline's scheduler, which may be a `TimeTunerScheduler`, makes of its configuration.
 
     Args:
-        config: of the pipeline's scheduler, which may be ours.
-        tokens, mu: the number of patches of an image, or the shift that a pipeline makes of it, where the configuration
-            has a shift that depends on it.
+        config: the pipeline, its scheduler or the configuration of that.
+        tokens, mu: the number of patches of a picture, or the shift that a pipeline computes from it, for a
+            configuration with a shift that depends on it. Without them its schedule has the shift 1.
 
     Raises:
-        ValueError: nothing is recognised in it, or an option that is not supported.
+        ValueError: a class that is not read, or an entry that no plan honours.
     """
-    if config.get("plans"):
-        return Plan.from_dict(config["plans"][0]).schedule
-    for option in ("thresholding", "invert_sigmas", "stochastic_sampling"):
-        if config.get(option):
-            raise ValueError(f"scheduler option {option}=True is not supported: build the scheduler without it")
-    if config.get("use_dynamic_shifting") and mu is not None:
-        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        config = {**config, "use_dynamic_shifting": False, "shift": shift}
-    schedule = schedule_from(config, tokens)
-    schedule.scheduler_config()  # raises where pipelines are not driven
-    return schedule
+    entries = config_of(config)
+    for name, reason in NOT_DRIVEN.items():
+        if entries.get(name):
+            raise ValueError(f"pipelines with {name}=True cannot be driven: {reason}")
+    if tokens is None and mu is None:
+        mu = 1.0 if entries.get("time_shift_type") == "linear" else 0.0
+    facts = scheduler_facts(
+        entries if isinstance(config, Mapping) else getattr(config, "scheduler", config), tokens, mu
+    )
+    facts.schedule.scheduler_config()  # raises where pipelines are not driven
+    return facts
 
 
-def prediction_of(config: Mapping[str, Any]) -> Prediction:
-    """The prediction that a pipeline with this scheduler configuration hands over."""
-    usual = schedule_of({**config, "use_dynamic_shifting": False}).scheduler_config()["prediction_type"]
-    kind = config.get("prediction_type") or usual
-    return Prediction(kind, float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None)
+def schedule_of(config: Any, tokens: int | None = None, mu: float | None = None) -> NoiseSchedule:
+    """The noise schedule that a pipeline's network was trained with; arguments as for `facts_of`.
+
+    Raises:
+        ValueError: as of `facts_of`; a dynamic shift without tokens or mu.
+    """
+    entries = config_of(config)
+    if entries.get("plans"):
+        return Plan.from_dict(entries["plans"][0]).schedule
+    if entries.get("use_dynamic_shifting") and tokens is None and mu is None:
+        raise ValueError(
+            "use_dynamic_shifting needs tokens=, the number of patches of the image (4096 for 1024 x 1024)"
+        )
+    return facts_of(config, tokens, mu).schedule
 
 
-def check_plan(plan: Plan, config: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless the plan was made for a network such as this configuration describes."""
+def prediction_of(config: Any) -> Prediction:
+    """What a pipeline with this scheduler, or scheduler configuration, passes to its scheduler."""
+    entries = config_of(config)
+    if entries.get("plans"):
+        return prediction_of_entries(entries)
+    facts = facts_of(config)
+    return Prediction(facts.prediction_type, facts.clip, facts.thresholding)
+
+
+def prediction_of_entries(entries: Mapping[str, Any]) -> Prediction:
+    """The prediction that the entries of a `TimeTunerScheduler` describe."""
+    thresholds = (float(entries["dynamic_thresholding_ratio"]), float(entries["sample_max_value"]))
+    return Prediction(
+        entries["prediction_type"],
+        float(entries["clip_sample_range"]) if entries["clip_sample"] else None,
+        thresholds if entries["thresholding"] else None,
+    )
+
+
+def check_plan(plan: Plan, config: Any) -> None:
+    """Raise a ValueError unless the plan was made for a network with this configuration."""
     made_for, is_for = plan.provenance.get("prediction_type"), prediction_of(config).kind
     if made_for not in (None, is_for):
         raise ValueError(
             f"plan was made for prediction_type={made_for!r}, the pipeline's network predicts "
             f"{is_for!r}: tune one for it"
         )
-    dynamic = bool(config.get("use_dynamic_shifting"))
-    schedule = schedule_of({**config, "use_dynamic_shifting": False})
+    entries = config_of(config)
+    dynamic = entries.get("use_dynamic_shifting") and not entries.get("plans")
+    schedule = facts_of(config).schedule if dynamic else schedule_of(config)
     if type(plan.schedule) is not type(schedule):
         raise ValueError(
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
         )
     if not dynamic:
         check_schedule(schedule, plan)
+
+
+def warn_of_other_pipeline(plan: Plan, pipe: Any) -> None:
+    """Warn if the plan was tuned for a pipeline of another class than this one."""
+    made_for, name = plan.provenance.get("pipeline"), type(pipe).__name__
+    if hasattr(pipe, "scheduler") and made_for not in (None, name):
+        warnings.warn(
+            f"plan was tuned for a {made_for}, and is used in a {name}: tune one for it, unless both have one network",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,9 +1,10 @@
-"""A pipeline as `eps(x, t, tau)`: its network, prompts, guidance and extras as they run, by its own code."""
+"""A pipeline as a model: its network, prompts, guidance and extras, run by the pipeline's own code."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import cache
 from inspect import Parameter, signature
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -12,65 +13,77 @@ from torch import Tensor
 from .._checks import check_int
 from ..models.base import Model
 from ..schedules import as_float64
-from .config import config_of, prediction_of, schedule_of
-from .paused import PausedPipeline, PausingScheduler
+from .config import prediction_of
+from .native_grid import GridArguments, own_spacing
+from .paused import PausedPipeline, PausingScheduler, grid_arguments, run_to_end
+from .refusals import check_pipeline
 
-DEALT = ("prompt", "label", "image")
+PER_CONDITION = ("prompt", "label", "image")
 """Words in the names of arguments that hold one entry for each condition."""
 
-MOST_HELD = 64
-"""Calls of a pipeline that stand still at the same time, one for each batch of conditions."""
+MOST_PAUSED = 64
+"""The most calls of a pipeline that are paused at the same time, one for each batch of conditions."""
+
+BATCH = 4
+"""States in one network call, by default."""
+
+PROBED = 11
+"""The calls of the run that shows whether predictions depend on the number of the call: a tenth of a run, such as a
+ControlNet may be limited to, has one of them."""
 
 
 class PipelineModel(Model):
-    """`eps(x, t, tau=None)` of a pipeline, with `.x0`, for states x (B, ...) of its denoising loop (latents).
+    """A pipeline as a model of the states x (B, ...) of its denoising loop, which are latents in most pipelines.
 
-    Row i is under condition i modulo their number, whatever the batch. While it exists the pipeline is not its own:
-    use it in a `with` block.
+    Row i is under condition i modulo their number, whatever the batch. While the model is in use the pipeline cannot be
+    called: use the model in a `with` block, or call `close`.
 
     Args:
         pipe: a diffusers pipeline with a scheduler.
-        prompts: texts, one for each condition; instead of them `prompt_embeds=` (n, ...) and what goes with it, or
-            `class_labels=`; None where the pipeline takes nothing of the kind.
+        prompts: texts, one for each condition. Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or
+            `class_labels=`; None for a pipeline without conditions.
         class_labels: labels, one for each condition.
-        batch: how many states its network sees at a time.
-        **inputs: of the pipeline's call, as `guidance_scale=5.0`. Lists and tensors of n entries among them whose names
-            have "prompt", "label" or "image" in them go with the conditions.
+        batch: the most states in one network call.
+        **inputs: of the pipeline's call, such as `guidance_scale=5.0`. A list or a tensor of n entries with "prompt",
+            "label" or "image" in its name has one entry for each condition; a single text is for all of them.
 
     Attributes:
-        schedule, shape, device, dtype: of its states.
-        prediction: what it hands to its scheduler.
+        dtype: of the states in the pipeline.
+        prediction: what the pipeline gives its scheduler.
 
     Raises:
-        ValueError: a pipeline that cannot be driven, or no prompts where it needs them; says which part and what to do.
+        ValueError: a pipeline that cannot be driven, an input that it does not have, or no prompts where it needs them.
     """
 
     shape: tuple[int, ...]
+    max_batch: int
+    has_decoder = True
 
     def __init__(
         self,
         pipe: Any,
         prompts: Sequence[str] | None = None,
         class_labels: Sequence[int] | None = None,
-        batch: int = 4,
+        batch: int = BATCH,
         **inputs: Any,
     ) -> None:
-        self.pipe, self.batch = pipe, check_int("batch", batch, 1)
-        self._takes = _parameters(pipe)
-        given = {"prompt": _listed("prompts", prompts), "class_labels": _listed("class_labels", class_labels)}
-        self._inputs = inputs | {name: value for name, value in given.items() if value is not None}
-        self.conditions = self._count()
-        self.num_conditions = self.conditions if self.conditions > 1 else None
-        config = config_of(pipe.scheduler)
-        self.prediction = prediction_of(config)
-        self._rows: list[int] | None = None  # which rows of the whole these are, where it is a part
+        self.pipe, self.max_batch = pipe, check_int("batch", batch, 1)
+        self._parameters = _parameters(pipe)
+        conditions = {"prompt": _listed("prompts", prompts), "class_labels": _listed("class_labels", class_labels)}
+        self._inputs = inputs | {name: value for name, value in conditions.items() if value is not None}
+        self._count = self._count_conditions()
+        self.num_conditions = self._count if self._count > 1 else None
+        check_pipeline(pipe)
+        self.prediction = prediction_of(pipe)
+        self.spacing = own_spacing(pipe.scheduler, cache(self._grid_arguments))
+        self._rows: list[int] | None = None  # of a selected part: its rows in the whole batch
         self._paused: dict[tuple[int, ...], PausedPipeline] = {}
         self._own, self._bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
         self._scheduler = PausingScheduler(pipe)
         pipe.scheduler = self._scheduler
         pipe.set_progress_bar_config(**{**self._bar, "disable": True})
         try:
-            self._look(config)
+            self._probe()
         except BaseException:
             self.close()
             raise
@@ -84,7 +97,7 @@ class PipelineModel(Model):
         self.close()
 
     def close(self) -> None:
-        """Give the pipeline back as it was."""
+        """Return the pipeline to its own scheduler."""
         for paused in self._paused.values():
             paused.close()
         self._paused.clear()
@@ -92,146 +105,168 @@ class PipelineModel(Model):
         self.pipe._progress_bar_config = self._bar
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x (B, ...)."""
         return self.predict("eps", x, t, tau)
 
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The data in x (B, ...)."""
         return self.predict("x0", x, t, tau)
 
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        p = self.schedule.at(t)
+        if p.t.dim():
+            raise ValueError(f"t must be one time for all samples of a pipeline, got shape {tuple(p.t.shape)}")
+        network_time = self.schedule.network_time(t if tau is None else tau)
+        parts = []
+        for rows, part in self._batches(x):
+            paused = self._pause(rows)
+            copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
+            output = paused.predict(torch.cat([part] * copies), network_time)[: len(part)]
+            parts.append(self.prediction.read(quantity, output, part, p))
+        return torch.cat(parts).to(x)
+
     def select(self, rows: Tensor) -> "PipelineModel":
-        """The same for some rows (n,) of the batch, each under the condition that it has there."""
         part = copy(self)
         part._rows = [self._row(i) for i in rows.tolist()]
         part.num_conditions = len(part._rows)
         return part
 
     def rounded_times(self, tau: Any) -> Tensor:
-        """The times that the network really hears when it is told `tau`: rounded, where the pipeline rounds them."""
         tau = as_float64(tau).detach()
-        if self._rounds is None:
+        if self._time_dtype is None:
             return tau
-        label = self.schedule.network_time(tau).float().to(self._rounds)
-        return as_float64(self.schedule.from_network_time(label.double()))
+        network_time = self.schedule.network_time(tau).float().to(self._time_dtype)
+        return as_float64(self.schedule.from_network_time(network_time.double()))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The pictures (B, C, H, W) in [-1, 1] of states x (B, ...) at the end of a run, by the pipeline's own code.
+
+        Costs one network call for each batch, whose prediction is not used.
+
+        Raises:
+            ValueError: the pipeline returns no pictures.
+        """
+        parts = []
+        for rows, part in self._batches(x):
+            made = run_to_end(self._scheduler, self._inputs_of(rows) | {"output_type": "np"}, part)
+            if not hasattr(made, "images"):
+                raise ValueError(f"{type(self.pipe).__name__} returns no pictures: write its latents to an .npz file")
+            parts.append(torch.as_tensor(made.images).movedim(-1, 1))
+        return 2 * torch.cat(parts).float() - 1
 
     def facts(self) -> dict[str, Any]:
-        """What a plan should say of the pipeline that it was made for; plain values."""
-        network = _network(self.pipe)
+        """The pipeline, its network, and the inputs of its call that are plain values."""
         facts = {
             "pipeline": type(self.pipe).__name__,
-            "network": type(network).__name__,
+            "network": type(network_of(self.pipe)).__name__,
             "prediction_type": self.prediction.kind,
-            "conditions": self.conditions,
+            "conditions": self._count,
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        plain = {name: value for name, value in self._inputs.items() if isinstance(value, bool | int | float | str)}
+        own = self._parameters.get("guidance_scale")
+        given = self._inputs if own is None or own.default is own.empty else {own.name: own.default} | self._inputs
+        plain = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
         return facts | {name: value for name, value in plain.items() if "prompt" not in name}
 
-    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        p = self.schedule.at(t)
-        if p.t.dim():
-            raise ValueError(f"t must be one time for all samples of a pipeline, got shape {tuple(p.t.shape)}")
-        label = self.schedule.network_time(t if tau is None else tau)
-        parts = [
-            self.prediction.read(quantity, self._said(first, x[first : first + self.batch], label), part, p)
-            for first, part in ((i, x[i : i + self.batch]) for i in range(0, len(x), self.batch))
-        ]
-        return torch.cat(parts).to(x)
-
-    def _said(self, first: int, x: Tensor, label: Tensor) -> Tensor:
-        """What the pipeline says of rows `first`, ... of a batch."""
-        paused = self._hold(tuple(self._row(first + i) % self.conditions for i in range(len(x))))
-        copies = len(paused.first) // len(x)  # some pipelines (DiT) keep two of each state under guidance
-        return paused.predict(torch.cat([x] * copies), label)[: len(x)]
+    def _batches(self, x: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Batches of the states x, each with the conditions of its rows."""
+        numbers = [self._row(i) % self._count for i in range(len(x))]
+        firsts = range(0, len(x), self.max_batch)
+        return [(tuple(numbers[i : i + self.max_batch]), x[i : i + self.max_batch]) for i in firsts]
 
     def _row(self, i: int) -> int:
         return i if self._rows is None else self._rows[i]
 
-    def _hold(self, conditions: tuple[int, ...]) -> PausedPipeline:
+    def _pause(self, conditions: tuple[int, ...]) -> PausedPipeline:
         if conditions not in self._paused:
-            if len(self._paused) == MOST_HELD:
+            if len(self._paused) >= MOST_PAUSED:
                 self._paused.pop(next(iter(self._paused))).close()
             self._paused[conditions] = PausedPipeline(self._scheduler, self._inputs_of(conditions))
         return self._paused[conditions]
 
-    def _look(self, config: Mapping[str, Any]) -> None:
-        """Learn what the pipeline is like from two calls of its network, in the same state and told the same."""
+    def _grid_arguments(self, steps: int) -> GridArguments:
+        """What the pipeline passes to its scheduler in a run of this number of steps."""
+        return grid_arguments(self._scheduler, self._inputs_of((0,)), steps)
+
+    def _probe(self) -> None:
+        """Find out shape, dtype and device of the states, from predictions for one state at one network time: in the
+        first, the middle and the last call of a long run."""
         dtypes: list[torch.dtype | None] = []
-        network = _network(self.pipe)
-        hook = network.register_forward_pre_hook(
-            lambda _, args, kw: dtypes.append(_time_dtype(args, kw)), with_kwargs=True
+        hook = network_of(self.pipe).register_forward_pre_hook(
+            lambda _, args, kwargs: dtypes.append(_time_dtype(args, kwargs)), with_kwargs=True
         )
-        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=2)
+        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=PROBED)
         try:
             hook.remove()
-            self.schedule = schedule_of(config, mu=self._scheduler.mu)
+            self.schedule = self._scheduler.schedule
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
-            self._rounds = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
+            self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
-                again = paused.predict(paused.first, paused.label)
+                others = [paused.predict(paused.first, paused.network_time) for _ in range(PROBED - 1)]
         finally:
             hook.remove()
             paused.close()
-        if not torch.allclose(again, paused.first_said, rtol=1e-3, atol=1e-5):
+        if not all(torch.allclose(other, paused.first_output, rtol=1e-3, atol=1e-5) for other in others):
             raise ValueError(
-                f"what {type(self.pipe).__name__} predicts depends on how many calls it has made, not on state and "
+                f"the predictions of {type(self.pipe).__name__} depend on how many calls it has made, not on state and "
                 "time alone (control_guidance_start and _end do that): leave that out to tune it"
             )
 
     def _inputs_of(self, conditions: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of the pipeline's call for these conditions."""
-        inputs = {name: _dealt(value, conditions, self.conditions, name) for name, value in self._inputs.items()}
-        if "batch_size" in self._takes:
+        inputs = {name: _for_conditions(name, value, conditions, self._count) for name, value in self._inputs.items()}
+        if "batch_size" in self._parameters:
             inputs["batch_size"] = len(conditions)
-        if "strength" in self._takes:  # questions are asked at all times, not only at those of an image to start from
+        if "strength" in self._parameters:  # predictions are made at all times, not only at those of an image
             inputs["strength"] = 1.0
-        if "generator" in self._takes:  # of the states that it begins with: the global one is left alone
+        if "generator" in self._parameters:  # of the first states; the global generator is left alone
             inputs["generator"] = torch.Generator().manual_seed(0)
         return inputs
 
-    def _count(self) -> int:
-        """The number of conditions."""
+    def _count_conditions(self) -> int:
         name = type(self.pipe).__name__
         for argument in self._inputs:
-            if argument not in self._takes:
-                raise ValueError(f"{name} takes no {argument}=; it takes {', '.join(self._takes)}")
+            if argument not in self._parameters:
+                raise ValueError(f"{name} takes no {argument}=; it takes {', '.join(self._parameters)}")
         leading = [a for a in ("prompt", "prompt_embeds", "class_labels") if self._inputs.get(a) is not None]
         if not leading:
-            needed = [a for a in ("prompt", "class_labels") if a in self._takes]
-            if needed and "batch_size" not in self._takes:
+            needed = [a for a in ("prompt", "class_labels") if a in self._parameters]
+            if needed and "batch_size" not in self._parameters:
                 what = "prompts= (or prompt_embeds=)" if needed[0] == "prompt" else "class_labels="
                 raise ValueError(f"{name} needs {what}: give some of the kind that it will be used with")
             return 1
         counts = {a: len(self._inputs[a]) for a in leading}
         if min(counts.values()) < 1 or len(set(counts.values())) > 1:
             raise ValueError(f"conditions must be as many of each kind, at least one, got {counts}")
+        _check_labels(network_of(self.pipe), self._inputs.get("class_labels", ()))
         return counts[leading[0]]
 
 
-def _parameters(pipe: Any) -> list[str]:
-    """The names of the arguments of a pipeline's call, if it is one that can be driven."""
-    name = type(pipe).__name__
-    if not hasattr(getattr(pipe, "scheduler", None), "config"):
-        raise ValueError(
-            f"pipe must be a diffusers pipeline with a scheduler, got {name}: wrap a network with model_wrapper"
-        )
-    takes = [p.name for p in signature(type(pipe).__call__).parameters.values() if p.kind is not Parameter.VAR_KEYWORD][
-        1:
-    ]
-    if "num_inference_steps" not in takes:
-        raise ValueError(f"{name} has no num_inference_steps: it cannot be driven; wrap its network with model_wrapper")
-    _network(pipe)
-    return takes
+def network_of(pipe: Any) -> torch.nn.Module:
+    """The denoiser of a pipeline.
 
-
-def _network(pipe: Any) -> torch.nn.Module:
-    """The pipeline's denoiser."""
+    Raises:
+        ValueError: it has none.
+    """
     for name in ("unet", "transformer"):
         part = getattr(pipe, name, None)
         if isinstance(part, torch.nn.Module):
             return part
     raise ValueError(f"{type(pipe).__name__} has no unet and no transformer: it cannot be driven; use model_wrapper")
+
+
+def _parameters(pipe: Any) -> Mapping[str, Parameter]:
+    """The arguments of a pipeline's call, if the pipeline can be driven."""
+    name = type(pipe).__name__
+    if not hasattr(getattr(pipe, "scheduler", None), "config"):
+        raise ValueError(
+            f"pipe must be a diffusers pipeline with a scheduler, got {name}: wrap a network with model_wrapper"
+        )
+    _, *parameters = signature(type(pipe).__call__).parameters.values()
+    named = {one.name: one for one in parameters if one.kind is not Parameter.VAR_KEYWORD}
+    if "num_inference_steps" not in named:
+        raise ValueError(f"{name} has no num_inference_steps: it cannot be driven; wrap its network with model_wrapper")
+    network_of(pipe)
+    return MappingProxyType(named)
 
 
 def _listed(name: str, values: Any) -> list[Any] | None:
@@ -244,15 +279,27 @@ def _listed(name: str, values: Any) -> list[Any] | None:
     return list(values)
 
 
+def _check_labels(network: Any, labels: Sequence[int]) -> None:
+    """Raise a ValueError if a label is none of the network's classes."""
+    config: Any = getattr(network, "config", {})
+    classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    wrong = [label for label in labels if classes and isinstance(label, int) and not 0 <= label < classes]
+    if wrong:
+        raise ValueError(f"class_labels must be 0 to {classes - 1}, got {wrong[0]}")
+
+
 def _time_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.dtype | None:
-    told = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-    return told.dtype if isinstance(told, Tensor) else None
+    """The dtype of the network time among the arguments of a network."""
+    time = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+    return time.dtype if isinstance(time, Tensor) else None
 
 
-def _dealt(value: Any, conditions: tuple[int, ...], count: int, name: str) -> Any:
-    """An argument of a pipeline's call for some of the conditions."""
-    if not any(word in name for word in DEALT) or not isinstance(value, list | tuple | Tensor) or len(value) != count:
+def _for_conditions(name: str, value: Any, conditions: tuple[int, ...], count: int) -> Any:
+    """An argument of a pipeline's call, of `count` conditions in all, for some of them."""
+    if not any(word in name for word in PER_CONDITION):
         return value
-    if isinstance(value, Tensor):
-        return value[list(conditions)]
-    return [value[i] for i in conditions]
+    if isinstance(value, str) and "prompt" in name:
+        return [value] * len(conditions)
+    if not isinstance(value, list | tuple | Tensor) or len(value) != count:
+        return value
+    return value[list(conditions)] if isinstance(value, Tensor) else [value[i] for i in conditions]

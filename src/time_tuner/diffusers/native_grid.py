@@ -1,98 +1,70 @@
-"""The grid that a pipeline's own scheduler would use."""
+"""The grid of a pipeline's own scheduler."""
 
-import math
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import diffusers
-import numpy as np
 import torch
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
-from .._checks import check_int
-from ..plans.build import make_plan
-from ..plans.grid import check_noise
-from ..plans.plan import Plan
-from ..samplers import Sampler, sampler_of
 from ..schedules import NoiseSchedule, as_float64
-from .config import prediction_of
-
-KNOWN = (*(kind.name for kind in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler")
-"""Schedulers whose configurations, and saved pipelines, we take over."""
+from ..schedules.scheduler_facts import SchedulerFacts
+from .config import config_of, facts_of
 
 
-def own_class(config: Mapping[str, Any]) -> str | None:
-    """The name of the scheduler's class, which a configuration tells by itself or by its entries."""
-    name = config.get("made_from") or config.get("_class_name")
-    if name is not None:
-        return str(name)
-    entries = {key for key in config if not key.startswith("_")}
-    return next((name for name in KNOWN if set(signature(getattr(diffusers, name)).parameters) == entries), None)
+@dataclass(frozen=True)
+class GridArguments:
+    """What a pipeline passes to `set_timesteps` of its scheduler for a number of steps, besides that number."""
+
+    sigmas: tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+    mu: float | None = None
 
 
-def own_times(config: Mapping[str, Any], schedule: NoiseSchedule, steps: int) -> Tensor:
-    """The steps + 1 times, float64, at which the pipeline's own scheduler would end its steps.
+@dataclass(frozen=True)
+class OwnGrid:
+    """The grid of a pipeline's own scheduler, as a spacing.
 
-    Raises:
-        ValueError: that scheduler is not known, or has another number of steps.
+    Args:
+        scheduler: of the pipeline.
+        passed: gives what the pipeline passes for a number of steps. Without it most pipelines of its class are
+            followed: those of FlowMatchEuler pass sigmas that are even from 1 to 1/n in n steps.
     """
-    name = own_class(config)
-    kind = getattr(diffusers, str(name), None)
-    if kind is None or not hasattr(kind, "set_timesteps"):
-        raise ValueError(
-            f"the configuration does not tell the grid of the pipeline's own scheduler, got the class {name!r}: give "
-            "spacing=, or the scheduler itself instead of its configuration"
+
+    scheduler: Any
+    passed: Callable[[int], GridArguments] | None = field(default=None, compare=False)
+
+    def __call__(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        """The step ends, float64 (steps + 1,).
+
+        Raises:
+            ValueError: the scheduler has no grid of this number of steps.
+        """
+        if self.passed is None:
+            return self._facts(schedule).times(steps)
+        given = self.passed(steps)
+        facts = self._facts(schedule, given.mu)
+        if given.timesteps is not None:
+            ends = as_float64([0.0 if facts.ends_at_zero else facts.schedule.t_min])
+            times = torch.cat([facts.schedule.from_network_time(as_float64(given.timesteps)), ends])
+        else:
+            times = facts.times(steps, "class" if given.sigmas is None else given.sigmas)
+        if facts.schedule == schedule:
+            return times
+        return schedule.from_sigma_ratio(facts.schedule.sigma_ratio(times))  # another shift
+
+    def _facts(self, schedule: NoiseSchedule, mu: float | None = None) -> SchedulerFacts:
+        return (
+            facts_of(self.scheduler, mu=mu) if mu is not None else replace(facts_of(self.scheduler), schedule=schedule)
         )
-    own = kind.from_config({key: value for key, value in config.items() if key not in ("plans", "made_from")})
-    if config.get("use_dynamic_shifting"):
-        shift = schedule.shift or 1.0
-        mu = shift if config.get("time_shift_type") == "linear" else math.log(shift)
-        own.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    else:
-        own.set_timesteps(steps)
-    labels = _distinct(own.timesteps)
-    sigmas = getattr(own, "sigmas", None)
-    if sigmas is None:  # DDPM, DDIM, PNDM: the last step leads to alpha = 1, or to the first level
-        end = 0.0 if config.get("set_alpha_to_one", name == "DDPMScheduler") else schedule.t_min
-        times = torch.cat([schedule.from_network_time(labels), torch.tensor([end], dtype=torch.float64)])
-    else:
-        times = schedule.from_sigma_ratio(_distinct(sigmas))
-        if len(times) == len(labels) + 1:  # single precision put the levels off by a little
-            near = (schedule.network_time(times[:-1]) - labels).abs() < 0.01
-            times[:-1] = torch.where(near, schedule.from_network_time(labels), times[:-1])
-    if len(times) != steps + 1:
-        raise ValueError(f"{name} has {len(times) - 1} steps where {steps} were asked for: give spacing=")
-    return torch.where(times > 0, times.clamp(schedule.t_min, schedule.T), times)
+
+    def __repr__(self) -> str:
+        return "the pipeline's own"
 
 
-def untuned(
-    config: Mapping[str, Any],
-    schedule: NoiseSchedule,
-    sampler: Sampler | str,
-    calls: int,
-    spacing: str | None = None,
-    **options: Any,
-) -> Plan:
-    """An untuned plan on the grid of the pipeline's own scheduler, or by a spacing."""
-    sampler = sampler_of(sampler, **options)
-    kind = prediction_of(config).kind
-    if spacing is not None:
-        plan = make_plan(sampler, schedule, calls, spacing)
-    else:
-        calls = check_int("calls", calls, 1)
-        to_zero = bool(own_times(config, schedule, 2)[-1] == 0)
-        steps = len(sampler.steps(calls, to_zero))
-        times = own_times(config, schedule, steps)
-        try:
-            check_noise(times, schedule)
-        except ValueError as error:
-            raise ValueError(f"calls={calls} on the grid of the pipeline's own scheduler: {error} (spacing=)") from None
-        plan = make_plan(sampler, schedule, calls, times=times)
-    return plan.with_provenance(prediction_type=kind, spacing=spacing or "the pipeline's own")
-
-
-def _distinct(values: Any) -> Tensor:
-    """Falling, without what is there twice."""
-    return as_float64(values).unique().flip(0)
+def own_spacing(config: Any, passed: Callable[[int], GridArguments] | None = None) -> OwnGrid | None:
+    """The grid of a pipeline's own scheduler; None if that is one of this library, made from a plan alone."""
+    entries = config_of(config)
+    if entries.get("plans") and not entries.get("made_from"):
+        return None
+    return OwnGrid(getattr(config, "scheduler", config), passed)

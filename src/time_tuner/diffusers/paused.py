@@ -1,53 +1,71 @@
-"""A pipeline held inside its own denoising loop, so that it can be asked for predictions one by one.
+"""A pipeline that is paused inside its own denoising loop, and predicts for one state after another.
 
-The pipeline's own code prepares its inputs, calls its network and does its guidance, once for every question; nothing
-of that is written down again here. It runs in a thread of its own, which stands still in `scheduler.step` between two
-questions. Gradients pass through.
+The pipeline's own code prepares its inputs, calls its network and applies its guidance, once for each prediction; none
+of that is written down again here. The code runs in a thread of its own, which waits in `scheduler.step` between two
+predictions. Gradients pass through.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from diffusers import SchedulerMixin
-from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..schedules import NoiseSchedule, as_float64
+from .config import schedule_of
+from .interface import MOST_SIGMA, PipelineScheduler
+from .native_grid import GridArguments
+
 ITERATIONS = 1000
-"""Of one run of a pipeline's loop; then it is run anew."""
+"""The predictions of one run of a pipeline's loop; after them the pipeline is started again."""
 
 
 class _Abort(BaseException):
-    """Ends the pipeline's call from inside."""
+    """Ends the call of a pipeline from inside."""
+
+
+class Loop(Protocol):
+    """What a pipeline's loop runs for: it has the network time of the next call, and decides on the next state.
+
+    Attributes:
+        network_time: what the network receives at the next call, 0-dim.
+        left: the calls that are left in this run of the loop.
+    """
+
+    network_time: Tensor
+    left: int
+
+    def pause(self, output: Tensor, state: Tensor) -> Tensor:
+        """The state of the next call, after the pipeline's output for a state."""
 
 
 class PausedPipeline:
-    """A pipeline under fixed inputs, one batch of them.
+    """A pipeline with fixed inputs for one batch of conditions.
 
     Args:
-        probe: the pipeline's scheduler while it is paused.
+        scheduler: the scheduler of the pipeline while it is paused.
         inputs: of the pipeline's call.
-        iterations: how many questions one run of its loop answers.
+        iterations: the predictions of one run of its loop.
 
     Attributes:
         first: the state that the pipeline's loop began with, (b, ...).
-        first_said: the prediction that it handed to the scheduler then.
-        label: what the network is told at the call to come, 0-dim.
-        left: how many more questions this run of its loop can answer.
+        first_output: what the pipeline gave its scheduler for that state.
     """
 
-    def __init__(self, probe: "PausingScheduler", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
-        self._scheduler, self._inputs, self._iterations = probe, inputs, iterations
+    def __init__(self, scheduler: "PausingScheduler", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
+        self._scheduler, self._inputs, self._iterations = scheduler, inputs, iterations
         self._thread: Thread | None = None
-        self.first, self.first_said = self._start()
+        self.network_time = torch.zeros(())
+        self.first, self.first_output = self._start()
 
-    def predict(self, x: Tensor, label: Tensor) -> Tensor:
-        """What the pipeline hands to its scheduler in the state x (b, ...), its network being told `label` (0-dim).
+    def predict(self, x: Tensor, network_time: Tensor) -> Tensor:
+        """What the pipeline gives its scheduler for the state x (b, ...), when its network receives this time (0-dim).
 
         Raises:
             ValueError: the pipeline changes states between calls.
@@ -55,121 +73,174 @@ class PausedPipeline:
         if not self.left:
             self._start()
         x = x.to(self.first)
-        label = label.to(dtype=torch.float32, device=self._scheduler.device)
-        state, said = self._resume((x, label, torch.is_grad_enabled(), _saving()))
+        network_time = network_time.to(dtype=torch.float32, device=self._scheduler.device)
+        state, output = self._resume((x, network_time, torch.is_grad_enabled(), _default_hooks()))
         if state is not x and not torch.equal(state, x):
             raise ValueError(
                 f"{type(self._scheduler.pipe).__name__} changes the state between two calls of its network (inpainting "
                 "with a network of 4 channels does): tune on a pipeline that does not, and run the plan here"
             )
-        return said
+        return output
 
     def close(self) -> None:
-        """Let the pipeline go."""
+        """End the pipeline's call."""
         if self._thread is not None and self._thread.is_alive():
-            self._questions.put(None)
+            self._requests.put(None)
             self._thread.join()
         self._thread = None
 
     def _start(self) -> tuple[Tensor, Tensor]:
-        """Run the pipeline up to its first prediction, which is of a state of its own."""
+        """Run the pipeline up to its first output, which is for a state of its own."""
         self.close()
-        self._questions: SimpleQueue[Any] = SimpleQueue()
-        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        self._outputs: SimpleQueue[Any] = SimpleQueue()
         self.left = 0
         self._thread = Thread(target=self._run, daemon=True)
-        answer = self._resume(None)
+        output = self._resume(None)
         if not self.left:
             self.close()
             raise ValueError(
-                f"{type(self._scheduler.pipe).__name__} does not go through scheduler.timesteps in a loop, or only once: "
-                "it cannot be tuned as it is (is strength too small?); wrap its network with model_wrapper"
+                f"{type(self._scheduler.pipe).__name__} does not iterate over scheduler.timesteps, or only once: it "
+                "cannot be tuned as it is (is strength too small?); wrap its network with model_wrapper"
             )
-        return answer
+        return output
 
-    def _resume(self, question: Any) -> tuple[Tensor, Tensor]:
+    def _resume(self, request: Any) -> tuple[Tensor, Tensor]:
         assert self._thread is not None
-        self._scheduler.paused = self
-        if question is None:
+        self._scheduler.loop = self
+        if request is None:
             self._thread.start()
         else:
-            self._questions.put(question)
-        answer = self._answers.get()
-        if isinstance(answer, BaseException):
+            self._requests.put(request)
+        output = self._outputs.get()
+        if isinstance(output, BaseException):
             self._thread.join()
-            raise answer
-        return answer
+            raise output
+        return output
 
     def _run(self) -> None:
-        pipe, self._as_asked = self._scheduler.pipe, ExitStack()
+        pipe, self._hooks = self._scheduler.pipe, ExitStack()
         try:
             pipe(**self._inputs, num_inference_steps=self._iterations)
-            answer: BaseException = ValueError(
+            output: BaseException = ValueError(
                 f"{type(pipe).__name__} ended without calling scheduler.step: it cannot be tuned as it is; wrap its "
                 "network with model_wrapper"
             )
         except _Abort:
             return
         except BaseException as error:
-            answer = error
-        self._answers.put(answer)
+            output = error
+        self._outputs.put(output)
 
-    def pause(self, said: Tensor, state: Tensor) -> Tensor:
-        """Called in the pipeline's thread: hand over what was said of a state, wait, and come back with the next."""
-        self._as_asked.close()
-        self._answers.put((state, said))
-        question = self._questions.get()
-        if question is None:
+    def pause(self, output: Tensor, state: Tensor) -> Tensor:
+        """Called in the pipeline's thread: pass its output on, and wait for the next state."""
+        self._hooks.close()
+        self._outputs.put((state, output))
+        request = self._requests.get()
+        if request is None:
             raise _Abort
-        x, self.label, grad, saving = question
+        x, self.network_time, grad, hooks = request
         torch.set_grad_enabled(grad)  # of this thread; the pipeline has turned it off
-        if saving is not None:
-            self._as_asked.enter_context(saved_tensors_hooks(*saving))
+        if hooks is not None:
+            self._hooks.enter_context(saved_tensors_hooks(*hooks))
         return x
 
 
-def _saving() -> Any:
-    """How the thread that asks keeps tensors for its backward pass, if not as they are: checkpointing and the count of
-    what is kept work by that, and another thread would not know of it. torch tells it by a private name alone; where
-    there is none, activations are kept."""
+class _End:
+    """A loop of a single call, which ends in the states x (b, ...) whatever the pipeline's output is."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.network_time, self.left = x, torch.zeros(()), 0
+
+    def pause(self, output: Tensor, state: Tensor) -> Tensor:
+        return torch.cat([self.x] * (len(state) // len(self.x))).to(state)
+
+
+def run_to_end(scheduler: "PausingScheduler", inputs: Mapping[str, Any], x: Tensor) -> Any:
+    """What the pipeline's call returns when its loop ends in the states x (b, ...); costs one network call."""
+    scheduler.loop = _End(x)
+    with torch.no_grad():
+        return scheduler.pipe(**inputs, num_inference_steps=1)
+
+
+class _Stop:
+    """A loop that ends the pipeline's call at its first step."""
+
+    def __init__(self) -> None:
+        self.network_time, self.left = torch.zeros(()), 0
+
+    def pause(self, output: Tensor, state: Tensor) -> Tensor:
+        raise _Abort
+
+
+def grid_arguments(scheduler: "PausingScheduler", inputs: Mapping[str, Any], steps: int) -> GridArguments:
+    """What the pipeline passes to `set_timesteps` in a run of this number of steps; costs one network call."""
+    scheduler.loop = _Stop()
+    with suppress(_Abort), torch.no_grad():
+        scheduler.pipe(**inputs, num_inference_steps=steps)
+    return scheduler.passed
+
+
+def _default_hooks() -> Any:
+    """The hooks by which this thread saves tensors for its backward pass; None if there are none.
+
+    Checkpointing and the count of saved bytes are such hooks, and do not reach other threads. torch has only a private
+    name for them; where that is missing, activations are saved as usual.
+    """
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if hooks is None else hooks(False)
 
 
-class PausingScheduler(SchedulerMixin, ConfigMixin):
-    """Takes the place of a pipeline's scheduler while it is paused, with that one's configuration.
+class PausingScheduler(PipelineScheduler):
+    """Replaces a pipeline's scheduler while the pipeline is paused, with that scheduler's configuration.
 
     Attributes:
-        mu: the shift that the pipeline made of the size of its images, if any.
+        loop: what the pipeline runs for: one at a time, while all others wait.
+        passed: what the pipeline passed to `set_timesteps` the last time.
     """
 
-    order = 1
     init_noise_sigma = 1.0
+    begin_index: int | None = None
+    step_index: int | None = None
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-        self.paused: Any = None  # who is running: one at a time, while all others stand still
-        self.mu: float | None = None
+        self.pipe, self.own = pipe, pipe.scheduler
+        self.loop: Loop
+        self.passed = GridArguments()
         self.device = torch.device("cpu")
         self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return schedule_of(self.own, mu=self.passed.mu)
+
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
     ) -> None:
-        self.mu = mu
+        self.passed = GridArguments(_numbers(sigmas), _numbers(timesteps), None if mu is None else float(mu))
         self.device = torch.device(device or "cpu")
-        count = len(sigmas) if num_inference_steps is None else num_inference_steps
-        last = float(self.config.get("num_train_timesteps", 1000)) - 1
-        self.paused.label = torch.tensor(last, device=self.device)
-        self.timesteps = _times_to_tell(self.paused, count, self.device)
+        given = sigmas if timesteps is None else timesteps
+        self.num_inference_steps = len(given) if num_inference_steps is None else num_inference_steps
+        self.loop.network_time = torch.tensor(float(len(self)) - 1, device=self.device)
+        self.timesteps = _network_times(self.loop, self.num_inference_steps, self.device)
+
+    @property
+    def sigmas(self) -> Tensor:  # type: ignore[override]
+        """The noise at the loop's network time, for all calls alike, and 0 at the end."""
+        schedule = self.schedule
+        sigma = schedule.sigma_ratio(schedule.from_network_time(self.loop.network_time)).clamp(max=MOST_SIGMA)
+        calls = self.num_inference_steps or 0
+        return torch.cat([sigma.float().expand(calls), torch.zeros(1, device=sigma.device)])
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Where an image-to-image run would begin; questions are asked at any time."""
+        """Where an image-to-image run would begin; predictions are made at all times."""
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        return sample
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         return noise
 
     def step(
@@ -179,21 +250,26 @@ class PausingScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
+        prev_timestep: Any = None,
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        x = self.paused.pause(model_output, sample)
+        x = self.loop.pause(model_output, sample)
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
 
 
-def _times_to_tell(paused: PausedPipeline, count: int, device: torch.device) -> Tensor:
-    """Timesteps that, when a pipeline's loop goes through them, are those that are asked for at that moment."""
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(as_float64(values).tolist())
 
-    class Told(Tensor):
+
+def _network_times(loop: Loop, count: int, device: torch.device) -> Tensor:
+    """Timesteps for a pipeline to iterate over; each is the loop's network time at the moment that it is read."""
+
+    class NetworkTimes(Tensor):
         def __iter__(self) -> Iterator[Tensor]:
-            paused.left = len(self)
-            while paused.left:
-                paused.left -= 1
-                yield paused.label
+            loop.left = len(self)
+            while loop.left:
+                loop.left -= 1
+                yield loop.network_time
 
-    return torch.arange(count, 0, -1, device=device, dtype=torch.float32).as_subclass(Told)
+    return torch.arange(count, 0, -1, device=device, dtype=torch.float32).as_subclass(NetworkTimes)

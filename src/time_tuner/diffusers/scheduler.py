@@ -1,7 +1,9 @@
 """Plans as a diffusers scheduler: `pipe.scheduler = TimeTunerScheduler.from_plan(plan)`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 from os import PathLike
 from typing import Any
@@ -9,53 +11,87 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..plans.rows import Call
-from ..samplers import Sampler
+from ..samplers import Sampler, sampler_of
 from ..sampling import advance
-from ..schedules import as_float64
-from .config import Prediction, check_plan, config_of, prediction_of, schedule_of
-from .native_grid import KNOWN, own_class, untuned
+from ..schedules import NoiseSchedule
+from ..schedules.from_diffusers import class_name
+from ..schedules.scheduler_classes import SCHEDULER_CLASSES
+from .config import (
+    Prediction,
+    check_plan,
+    config_of,
+    facts_of,
+    prediction_of,
+    prediction_of_entries,
+    schedule_of,
+    warn_of_other_pipeline,
+)
+from .interface import MOST_SIGMA, PipelineScheduler
+from .native_grid import own_spacing
+from .refusals import check_pipeline
 
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-@dataclass
-class TimeTunerOutput(BaseOutput):
-    """The state after a call, and the data that the call predicted, both (B, ...)."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor
+NEAR = 1e-6
+"""The relative difference within which two timesteps are the same."""
 
 
-class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
+class StepOutput(Sequence[Tensor]):
+    """The state after a call and the data that the call predicted, both (B, ...), by name or as a pair.
+
+    The data is computed when it is read, which most pipelines never do.
+    """
+
+    def __init__(self, prev_sample: Tensor, data: Callable[[], Tensor]) -> None:
+        self.prev_sample, self._data = prev_sample, data
+
+    @cached_property
+    def pred_original_sample(self) -> Tensor:
+        return self._data()
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, key: Any) -> Any:
+        names = ("prev_sample", "pred_original_sample")
+        if isinstance(key, slice):
+            return tuple(getattr(self, name) for name in names[key])
+        return getattr(self, key if key in names else names[key])
+
+
+class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks for SchedulerMixin in this module
     """Runs plans in any diffusers pipeline whose network was trained with betas or as a rectified flow.
 
-    Made by `from_plan`, or untuned by `from_config`. `num_inference_steps` of the pipeline is the number of network
-    calls, and there must be a plan for it. `timesteps` is what the network is told, in the pipeline's unit; where the
-    solver is stays inside. A call is known by its index, never by its timestep.
+    `from_plan` makes one, and `from_config` makes one of untuned plans. `num_inference_steps` of the pipeline is the
+    number of network calls, and there must be a plan for it. `timesteps` are the network times of the conditioning
+    times tau; the solver's times t stay inside. A call is found by its timestep, and calls of one timestep by their order.
 
-    `scheduler_config.json` is the plans and what is written below, numbers and names alone. A saved pipeline is loaded
-    as any other once `time_tuner.diffusers` is imported.
+    `scheduler_config.json` holds the plans and the arguments below, as numbers and names alone. A saved pipeline is
+    loaded like any other once `time_tuner.diffusers` is imported.
 
     Args:
         plans: one for each number of calls, as `Plan.to_dict` has them.
         prediction_type: what the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction".
         clip_sample, clip_sample_range: whether the predicted data is kept in [-range, range].
-        num_train_timesteps: levels the network was trained at, for pipelines that ask.
-        made_from: the class of the scheduler whose configuration this was made from.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: whether it is thresholded instead, and how, see
+            `dynamically_thresholded`.
+        num_train_timesteps: the number of levels that the network was trained at; some pipelines read it.
+        made_from: the class of the scheduler that this one replaces.
 
     Raises:
-        ValueError: plans that are none, unknown predictions, or a noise schedule that pipelines are not driven with.
+        ValueError: no plans or invalid ones, an unknown prediction type, a schedule that pipelines do not have, or a
+            prediction of the noise where a plan starts at alpha = 0.
     """
 
-    _compatibles = list(KNOWN)  # noqa: RUF012
-    order = 1
+    _compatibles = list(SCHEDULER_CLASSES)  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -64,17 +100,21 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
         num_train_timesteps: int = 1000,
         made_from: str | None = None,
     ) -> None:
-        held = [Plan.from_dict(values) for values in plans]
-        self.plans = {len(plan): plan for plan in held}
-        if not held or len(self.plans) < len(held):
-            raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in held]}")
-        for plan in held:
+        read = [Plan.from_dict(values) for values in plans]
+        self.plans = {len(plan): plan for plan in read}
+        if not read or len(self.plans) < len(read):
+            raise ValueError(f"plans must be one for each number of calls, got calls = {[len(plan) for plan in read]}")
+        self.prediction = prediction_of_entries(self.config)
+        for plan in read:
             plan.schedule.scheduler_config()  # raises where pipelines are not driven
-        self.prediction = Prediction(prediction_type, float(clip_sample_range) if clip_sample else None)
-        self._select(held[0])
+            self.prediction.check(plan)
+        self._select(read[0])
 
     @classmethod
     def from_plan(
@@ -84,10 +124,13 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             plans: a plan, one for each number of calls, or the path of a plan file.
-            config: `pipe.scheduler.config`, or the scheduler itself, to check the plans against, and for what a plan
-                does not hold: the prediction type and clipping. Without it the prediction type is what the plan was
+            config: the pipeline, its scheduler or `pipe.scheduler.config`. The plans are checked against it, and the
+                prediction type and clipping are read from it. Without it the prediction type is that which the plan was
                 tuned for, or else "epsilon" ("flow_prediction" in a rectified flow).
             **changes: of the entries of the configuration, as in `prediction_type="v_prediction"`.
+
+        Warns:
+            UserWarning: `config` is a pipeline of another class than a plan was tuned for.
 
         Raises:
             ValueError: a plan for another prediction type, noise schedule or family than the configuration's.
@@ -97,11 +140,16 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         plans = [plans] if isinstance(plans, Plan) else list(plans)
         if not plans:
             raise ValueError("plans must hold at least one plan, got none")
-        entries = (_entries_of(plans[0]) if config is None else config_of(config)) | changes
+        if config is None:
+            kind = plans[0].provenance.get("prediction_type")
+            entries = plans[0].schedule.scheduler_config() | ({"prediction_type": kind} if kind else {}) | changes
+            return cls._made(plans, Prediction(entries["prediction_type"]), entries)
+        check_pipeline(config)
+        source = config_of(config) | changes if changes else config
         for plan in plans:
-            check_plan(plan, entries)
-        prediction = prediction_of(entries)
-        return cls._made(plans, prediction.kind, entries)
+            check_plan(plan, source)
+            warn_of_other_pipeline(plan, config)
+        return cls._made(plans, prediction_of(source), config_of(source), changes)
 
     @classmethod
     def from_config(  # type: ignore[override]
@@ -115,47 +163,88 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         tokens: int | None = None,
         **options: Any,
     ) -> Any:
-        """A scheduler of untuned plans in the place of another, from that one's configuration.
+        """A scheduler of untuned plans that replaces another scheduler.
 
         Args:
-            config: `pipe.scheduler.config`, or the scheduler itself.
-            sampler: a sampler, or the name of one in `SAMPLERS`, with its `options`; "dpmpp" by default.
-            calls: of the network; several numbers for a plan for each.
-            spacing: a name in `SPACINGS`; by default the grid of the pipeline's own scheduler, offsets and all.
-            tokens: patches of an image, where the configuration has a shift that depends on them.
+            config: the pipeline, its scheduler or `pipe.scheduler.config`.
+            sampler: a sampler, or the text of one, such as "dpmpp(order=3)"; "dpmpp" by default.
+            calls: the number of network calls, or several numbers, with a plan for each.
+            spacing: a spacing as `make_plan` takes it; by default the grid of the pipeline's own scheduler.
+            tokens: the number of patches of an image, for a configuration with a shift that depends on it.
             **options: of the sampler, as in `order=2`.
 
         Raises:
-            ValueError: a configuration that is not understood, or an option of it that is not supported.
+            ValueError: the configuration is not recognised, or has an option that is not supported.
         """
         if isinstance(config, Mapping) and config.get("plans") and sampler is None and calls is None:
-            return super().from_config(config, return_unused_kwargs, **options)
-        config = config_of(config)
+            kept = {key: value for key, value in config.items() if key != "_use_default_values"}
+            return super().from_config(kept, return_unused_kwargs, **options)
         if calls is None:
             raise ValueError(
-                "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(config, calls=8)"
+                "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(pipe, calls=8)"
             )
-        schedule = schedule_of(config, tokens)
+        check_pipeline(config)
+        schedule, prediction = schedule_of(config, tokens), prediction_of(config)
+        if reason := None if config_of(config).get("plans") else facts_of(config).distilled:
+            warnings.warn(
+                f"{reason}: solvers of an ODE, which plans are, do not converge with its network",
+                UserWarning,
+                stacklevel=2,
+            )
         counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
-        plans = [untuned(config, schedule, sampler or "dpmpp", n, spacing, **options) for n in counts]
-        return cls._made(plans, prediction_of(config).kind, config)
+        grid = spacing or own_spacing(config)
+        plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, grid) for n in counts]
+        made = [plan.with_provenance(prediction_type=prediction.kind) for plan in plans]
+        return cls._made(made, prediction, config_of(config))
 
     @classmethod
-    def _made(cls, plans: list[Plan], prediction_type: str, config: Mapping[str, Any]) -> "TimeTunerScheduler":
+    def _made(
+        cls,
+        plans: list[Plan],
+        prediction: Prediction,
+        config: Mapping[str, Any],
+        changes: Mapping[str, Any] | None = None,
+    ) -> "TimeTunerScheduler":
+        """The scheduler of these plans, which keeps the entries of the one that it replaces."""
+        ours: dict[str, Any] = {
+            "plans": [plan.to_dict() for plan in plans],
+            "prediction_type": prediction.kind,
+            "clip_sample": prediction.clip is not None,
+            "thresholding": prediction.thresholding is not None,
+            "made_from": class_name(config),
+        }
+        if prediction.clip is not None:
+            ours["clip_sample_range"] = prediction.clip
+        if prediction.thresholding is not None:
+            ours["dynamic_thresholding_ratio"], ours["sample_max_value"] = prediction.thresholding
         keep = {key: value for key, value in config.items() if not key.startswith("_")}
-        entries = keep | {"plans": [plan.to_dict() for plan in plans], "prediction_type": prediction_type}
-        made: TimeTunerScheduler = super().from_config(entries | {"made_from": own_class(config)})
+        made: TimeTunerScheduler = super().from_config(keep | ours)
+        defaults = set(config.get("_use_default_values", ())) - set(changes or ())
+        made.register_to_config(_use_default_values=sorted(defaults & set(keep)))  # for diffusers' own classes
         return made
 
     def _select(self, plan: Plan, begin: int | None = None, device: torch.device | str | None = None) -> None:
-        """Stand at the start of a plan, or at call `begin` of it, with nothing to look back on."""
+        """Start a run of a plan, at call `begin` if that is given."""
         self._plan, self._begin = plan, begin
-        self._rest = plan if not begin else rest(plan, begin)
-        self._k: int | None = None
-        self._past: tuple[Call, ...] = ()
+        self._step_index: int | None = None
+        self._single_step = all(row.history == 1 for row in plan.rows)
+        self._start_at(begin or 0)
         if begin is None:
             self.timesteps = plan.schedule.network_time(plan.tau).to(device=device, dtype=torch.float32)
+            received = torch.cat([plan.tau, plan.t[-1:]])  # networks of some pipelines receive sigma
+            self.sigmas = plan.schedule.sigma_ratio(received).clamp(max=MOST_SIGMA).float()
+            self._times: list[float] = self.timesteps.tolist()
+            self._near = NEAR * max(1.0, *self._times)
             self.num_inference_steps = len(plan)
+
+    def _start_at(self, first: int) -> None:
+        """Start at this call, with no calls before it."""
+        self._first, self._run = first, rest(self._plan, first) if first else self._plan
+        self._past: tuple[Call, ...] = ()
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self._plan.schedule
 
     @property
     def plan(self) -> Plan:
@@ -164,21 +253,18 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What standard normal noise is multiplied with to be the first state: sqrt(alpha^2 + sigma^2) there."""
+        """The factor from standard normal noise to the first state: sqrt(alpha^2 + sigma^2) at the first point."""
         return float(self._plan.point(0).scale)
 
     @property
     def begin_index(self) -> int | None:
-        """The call that the run starts with, if `set_begin_index` named one."""
+        """The call that the run starts with, if `set_begin_index` has set it."""
         return self._begin
 
     @property
     def step_index(self) -> int | None:
-        """The call that comes next; None before the first."""
-        return self._k
-
-    def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
+        """The index of the next call; None before the first."""
+        return self._step_index
 
     def set_timesteps(
         self,
@@ -186,38 +272,39 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | str | None = None,
         sigmas: Any = None,
         mu: float | None = None,
+        timesteps: Any = None,
     ) -> None:
         """Choose the plan for this number of network calls.
 
-        `sigmas` may be those that pipelines of rectified flows hand over by themselves, even from 1 to 1/K; they, and
-        the pipeline's shift `mu`, say nothing about a plan, which has a grid of its own.
+        A plan has its own grid. `sigmas` that pipelines of flows pass by default, even from 1 to 1/K, and the
+        pipeline's shift `mu`, do not change it. Other `sigmas` or `timesteps` must be those of the plan.
 
         Raises:
-            ValueError: no plan for this number of calls, or sigmas of the user's own.
+            ValueError: no plan for this number of calls, or sigmas or timesteps of the user's own.
         """
-        if sigmas is not None:
-            given = np.asarray(sigmas, dtype=np.float64)
-            if not np.allclose(given, np.linspace(1, 1 / len(given), len(given))):
-                raise ValueError(f"sigmas= cannot be chosen: a plan has its own grid, got {given.tolist()}")
+        given = sigmas if timesteps is None else timesteps
+        if given is not None:
+            given = np.asarray(given, dtype=np.float64)
             num_inference_steps = len(given)
         if num_inference_steps not in self.plans:
             raise ValueError(
                 f"num_inference_steps must be a number of calls that there is a plan for, {sorted(self.plans)}, got "
-                f"{num_inference_steps}: tune one, or from_config(pipe.scheduler.config, calls={num_inference_steps})"
+                f"{num_inference_steps}: tune one, or from_config(pipe, calls={num_inference_steps})"
             )
         self._select(self.plans[num_inference_steps], device=device)
+        if given is not None:
+            name, own = ("sigmas", self.sigmas[:-1]) if timesteps is None else ("timesteps", self.timesteps.cpu())
+            even = timesteps is None and np.allclose(given, np.linspace(1, 1 / len(given), len(given)), atol=2e-3)
+            if not even and not np.allclose(given, own.numpy(), rtol=1e-4):
+                raise ValueError(f"{name}= cannot be chosen: a plan has its own grid, got {given.tolist()}")
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this call instead of at the first (image to image).
+        """Start at this call instead of the first (image to image).
 
         Raises:
             ValueError: it lies inside a step of several calls, or at the end.
         """
         self._select(self._plan, begin_index)
-
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state as the network takes it: as it is."""
-        return sample
 
     def step(
         self,
@@ -227,76 +314,112 @@ class TimeTunerScheduler(SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
+        prev_timestep: Any = None,
         return_dict: bool = True,
-    ) -> TimeTunerOutput | tuple[Tensor, Tensor]:
-        """The state after the next call.
+    ) -> StepOutput:
+        """The state after the call with this timestep.
+
+        The first call of a run may be any that begins a step. A sampler without memory of earlier calls may make a call
+        several times, as for tiles, and go back to earlier ones; other samplers make every call once, in order.
 
         Args:
-            model_output: what the network said, (B, C, ...), after guidance.
-            timestep: not looked at; calls are counted.
-            sample: the state (B, C, ...) that it was said of.
+            model_output: the network's output, (B, C, ...), after guidance.
+            timestep: of the call, one of `timesteps`.
+            sample: the state (B, C, ...) that the network received.
             generator: one, or one for each sample; for samplers that draw noise.
-            eta: of pipelines for DDIM; must be 0, for here it is an option of the sampler.
-            use_clipped_model_output: not looked at; noise always follows from the clipped data.
+            eta: pipelines pass it for DDIM; must be 0, since here it is an option of the sampler.
+            use_clipped_model_output: not used; noise always follows from the clipped data.
+            prev_timestep: not used; the next call of the plan follows.
+            return_dict: not used; the output has names and is a pair.
 
         Raises:
-            ValueError: more steps than the plan has calls, or an eta.
+            ValueError: a timestep of no call, a call out of order, more steps than the plan has calls, or an eta.
         """
         if eta:
             raise ValueError(
                 f"eta must be 0 in the pipeline, got {eta}: it is an option of the sampler, 'ddim' with eta="
             )
-        if self._k is None:
-            self._k = self._begin or 0
-        if self._k >= len(self._plan):
-            raise ValueError(f"step was called after the last of {len(self._plan)} calls: call set_timesteps first")
-        first = self._begin or 0
-        k, run = self._k - first, self._rest
+        call = self._next_call(timestep)
+        if self._step_index is None and call != self._first or call < self._first:
+            self._start_at(0 if self._single_step else call)
+        k, run = call - self._first, self._run
 
         def noise(x: Tensor) -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-        p, unit = run.point(k), run.rows[k].predicts
-        said = self.prediction.read(unit, model_output, sample, p)
-        previous, self._past = advance(run, k, self._past, sample, said, noise)
-        self._k += 1
-        data = (said if unit == "x0" else (sample - p.sigma * said) / p.alpha).to(sample.dtype)
-        if not return_dict:
-            return previous, data
-        return TimeTunerOutput(prev_sample=previous, pred_original_sample=data)
+        p, quantity = run.point(k), run.rows[k].predicts
+        prediction = self.prediction.read(quantity, model_output, sample, p)
+        previous, self._past = advance(run, k, self._past, sample, prediction, noise)
+        self._step_index = call + 1
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Data with noise in it, (B, ...): at the point where the next call is made, not at what the network is told.
+        def data() -> Tensor:
+            x0 = prediction if quantity == "x0" else (sample - p.sigma * prediction) / p.alpha
+            return x0.to(sample.dtype)
 
-        Outside of a run, at the point of the call that is told the timestep; and for a timestep that no call is told,
-        at that time itself.
-        """
-        row = self._begin if self._k is None else self._k
-        if row is not None:
-            t = self._plan.t[row].expand(len(original_samples))
-        else:
-            told = as_float64(timesteps).reshape(-1)
-            here = (as_float64(self.timesteps) - told[:, None]).abs()
-            t = torch.where(
-                here.amin(1) < 1e-3, self._plan.t[here.argmin(1)], self._plan.schedule.from_network_time(told)
+        return StepOutput(previous, data)
+
+    def _calls_at(self, timestep: float) -> list[int]:
+        """The calls with this timestep."""
+        return [k for k, time in enumerate(self._times) if abs(time - timestep) <= self._near]
+
+    def _next_call(self, timestep: Any) -> int:
+        """The call that a step with this timestep makes; see `step`."""
+        if isinstance(timestep, Tensor) and timestep.numel() > 1:
+            if (timestep != timestep.reshape(-1)[0]).any():
+                raise ValueError(f"timestep must be one for all samples, got {timestep.tolist()}")
+            timestep = timestep.reshape(-1)[0]
+        value, begun = float(timestep), self._step_index is not None
+        expected = self._step_index if self._step_index is not None else self._begin
+        if expected is not None and expected >= len(self._plan) and not self._single_step:
+            raise ValueError(f"step was called after the last of {len(self._plan)} calls: call set_timesteps first")
+        if expected is not None and expected < len(self._plan) and abs(self._times[expected] - value) <= self._near:
+            return expected
+        calls = self._calls_at(value)
+        if not calls:
+            raise ValueError(
+                f"timestep {value:g} is that of no call of the plan, which are "
+                f"{', '.join(f'{time:g}' for time in self._times)}: take those of scheduler.timesteps"
             )
-            t = t.expand(len(original_samples))
-        p = self._plan.schedule.at(t)
-        shape = (-1, *[1] * (original_samples.dim() - 1))
-        alpha, sigma = (value.float().view(shape).to(original_samples.device) for value in (p.alpha, p.sigma))
-        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+        if expected is None or not begun:
+            firsts = _firsts(self._plan)
+            return next((k for k in calls if k in firsts), calls[0])
+        earlier = [k for k in calls if k < expected]
+        if not earlier:
+            raise ValueError(
+                f"timestep {value:g} is that of call {calls[0]}, and call {expected} was to come: a plan makes every "
+                "call; for a new run call set_timesteps first"
+            )
+        if self._single_step:
+            return earlier[-1]
+        raise ValueError(
+            f"call {earlier[-1]} (timestep {value:g}) was made already, and {self._plan.sampler!r} remembers its calls: "
+            "for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a new run "
+            "call set_timesteps first"
+        )
+
+    def _solver_time(self, timestep: float) -> float:
+        """That of the call with this timestep; for a timestep of no call the time itself."""
+        calls = self._calls_at(timestep)
+        if not calls:
+            return super()._solver_time(timestep)
+        expected = self._begin if self._step_index is None else self._step_index
+        return float(self._plan.t[expected if expected in calls else calls[0]])
 
 
 def rest(plan: Plan, begin: int) -> Plan:
-    """The run of a plan from call `begin` on, which begins a step.
+    """The run of a plan from call `begin` on, which is the first call of a step.
 
     Raises:
-        ValueError: call `begin` does not begin a step.
+        ValueError: there is no such call, or it is not the first of a step.
     """
-    firsts = [sum(plan.steps[:i]) for i in range(len(plan.steps))]
+    firsts = _firsts(plan)
+    if begin >= len(plan):
+        raise ValueError(
+            f"strength leaves none of the plan's {len(plan)} calls: choose a larger one, at least {1 / len(plan):.3g}"
+        )
     if begin not in firsts:
         raise ValueError(
-            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, where a step of its sampler begins, "
+            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, the first of a step of its sampler, "
             f"got {begin}: choose another strength"
         )
     c = plan.corrections
@@ -307,7 +430,6 @@ def rest(plan: Plan, begin: int) -> Plan:
     )
 
 
-def _entries_of(plan: Plan) -> dict[str, Any]:
-    """The scheduler configuration of the plan's network, for diffusers' own schedulers too."""
-    kind = plan.provenance.get("prediction_type")
-    return plan.schedule.scheduler_config() | ({"prediction_type": kind} if kind else {})
+def _firsts(plan: Plan) -> list[int]:
+    """The first call of each step."""
+    return [sum(plan.steps[:i]) for i in range(len(plan.steps))]

@@ -1,14 +1,21 @@
-"""Tuning on the pipeline itself."""
+"""Tuning on a pipeline itself."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, Progress, ReferenceDistance, Tuner, tune
-from .config import config_of
-from .model import PipelineModel
-from .native_grid import untuned
+from ..tuners import Budget, Progress, ReferenceDistance, Tuner, tune, tuner_of
+from .model import BATCH, PipelineModel
+
+SAMPLES = 32
+"""Samples to tune a pipeline on, by default."""
+
+OTHER_NAMES = {"prompt": "prompts", "num_inference_steps": "calls", "class_label": "class_labels", "steps": "calls"}
+"""Names that a pipeline's call, or other libraries, have for arguments of `tune_pipeline`."""
 
 
 def tune_pipeline(
@@ -20,60 +27,69 @@ def tune_pipeline(
     class_labels: Sequence[int] | None = None,
     sampler: Sampler | str = "dpmpp",
     spacing: str | None = None,
-    samples: int = 32,
-    batch: int = 4,
+    samples: int = SAMPLES,
+    batch: int = BATCH,
     data: Any = None,
     seed: int = 0,
     guard: bool | ReferenceDistance = True,
     budget: str | int | Budget | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool | Callable[[Progress], None] = False,
     **inputs: Any,
 ) -> Plan:
-    """A plan for this number of network calls of a pipeline, tuned on the pipeline as it runs.
+    """A plan for a number of network calls of a pipeline, tuned on the pipeline itself.
 
-    Its text encoder, guidance, ControlNet and whatever else it has are those of its own code. All happens in its latent
-    space, in the dtype that it runs in.
+    Its text encoder, guidance, ControlNet and other parts are run by its own code. Everything is done in its latent
+    space, in its own dtype.
 
     Args:
         pipe: a diffusers pipeline.
-        calls: of its network, `num_inference_steps` of the run.
-        tuner: a tuner, or the text of one; "joint" needs gradients through the network, "sequential" forward calls.
-        prompts: texts such as it will be used with, dealt out in turn to the samples, so that the plan holds over them;
-            or `prompt_embeds=` (n, ...) and what goes with it; or `class_labels`; none where it takes none.
+        calls: the number of network calls, `num_inference_steps` of a run.
+        tuner: a tuner, or the text of one such as "joint(pairs=128)". "joint" needs gradients through the network,
+            "sequential" needs forward calls only.
+        prompts: texts of the kind that the pipeline will be used with. Sample i has prompt i modulo their number.
+            Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or `class_labels=`; None for a pipeline
+            without conditions.
         class_labels: labels.
-        sampler: a sampler, or the text of one, such as "ddim(eta=0.5)".
-        spacing: where the run starts from, a name in `SPACINGS`; by default the grid of the pipeline's own scheduler.
-        samples: how many to tune on, and to judge on.
-        batch: how many of them the network sees at a time.
-        data: latents to calibrate on, (n, ...); its own samples by default.
-        seed, guard, budget, progress: see `time_tuner.tune`.
-        **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value
-            holds for all prompts, a list of as many goes with them.
+        sampler: a sampler, or the text of one.
+        spacing: the grid that tuning starts from, as `make_plan` takes it; by default that of the pipeline's own
+            scheduler.
+        samples: the number of samples to tune on, and of others to measure on.
+        batch: the most samples in one network call.
+        data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
+        seed, guard, budget, checkpoint, progress: see `tune`.
+        **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value is
+            for all prompts, a list of as many has one for each.
 
     Returns:
-        The plan: `pipe.scheduler = TimeTunerScheduler.from_plan(plan)`.
+        The plan. To run it: `pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe)`.
 
     Raises:
-        ValueError: a pipeline that cannot be driven; no prompts where it needs them; whatever `tune` raises.
+        ValueError: a pipeline that cannot be driven, no prompts where it needs them, or what `tune` raises.
     """
-    config = config_of(getattr(pipe, "scheduler", {}) or {})
-    with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as eps:
-        if samples < eps.conditions:
-            raise ValueError(
-                f"samples must be at least as many as there are conditions, {eps.conditions}, got {samples}"
-            )
-        plan = untuned(config, eps.schedule, sampler, calls, spacing).with_provenance(**eps.facts())
+    tuner = tuner_of(tuner)
+    for name in inputs:
+        if name in OTHER_NAMES:
+            raise ValueError(f"{name}= of a pipeline is {OTHER_NAMES[name]}= of tune_pipeline")
+        if name in {field.name for field in fields(tuner)}:
+            kind = type(tuner).__name__
+            raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
+    with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
+        plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
+        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **model.facts())
         tuned = tune(
-            eps,
+            model,
             plan,
             tuner,
             data,
             seed,
             guard,
             samples=samples,
-            shape=eps.shape,
-            device=eps.device,
+            batch=batch,
+            shape=model.shape,
+            device=model.device,
             budget=budget,
+            checkpoint=checkpoint,
             progress=progress,
         )
-        return tuned.with_tau(eps.rounded_times(tuned.tau))
+        return tuned.with_tau(model.rounded_times(tuned.tau))

@@ -1,11 +1,10 @@
 """The bundled pixel network of digits."""
 
-from collections.abc import Callable
 from importlib.resources import as_file, files
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NULL_LABEL = 10  # the digits networks' "no label"
 
@@ -27,11 +26,13 @@ def digits_network() -> Any:
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _pixel_network() -> Callable[..., Tensor]:
-    network = digits_network()
+class PixelNetwork(nn.Module):
+    """The bundled UNet, called with images (B, 1, 28, 28), levels (B,) and labels (B,)."""
 
-    def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        prediction: Tensor = network(x, t, class_labels=labels).sample
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = digits_network()
+
+    def forward(self, x: Tensor, n: Tensor, labels: Tensor) -> Tensor:
+        prediction: Tensor = self.unet(x, n, class_labels=labels).sample
         return prediction
-
-    return predict

@@ -6,10 +6,12 @@ from copy import copy
 from inspect import signature
 from typing import Any, Self, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import accepts
 from ..schedules import NoiseSchedule, Point, as_float64
+from ..spacings import Spacing
 
 Hook: TypeAlias = Callable[[str, Tensor, Any, Tensor], None]
 """`hook(quantity, x, t, prediction)`: called after every prediction of a model; quantity is "eps" or "x0"."""
@@ -27,11 +29,19 @@ class Model(ABC):
         shape: of one sample, without the batch; None where it is not known.
         num_conditions: how many conditions the model holds: row i of a batch of as many rows is under condition i.
             None: all rows share one, whatever their number.
+        spacing: the grid that the model comes with; None for the default of the schedule.
+        device: where its states are.
+        max_batch: the most states in one network call; None where the model does not limit it.
+        has_decoder: whether samples are latents, which `decode` turns into pictures.
     """
 
     schedule: NoiseSchedule
     shape: tuple[int, ...] | None = None
     num_conditions: int | None = None
+    spacing: Spacing | str | None = None
+    device: torch.device | str = "cpu"
+    max_batch: int | None = None
+    has_decoder: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -63,6 +73,14 @@ class Model(ABC):
         """The times that the network really receives for tau, of the same shape: rounded where the network rounds."""
         return as_float64(tau).detach()
 
+    def decode(self, x: Tensor) -> Tensor:
+        """The pictures (B, C, H, W) in [-1, 1] that samples x (B, ...) stand for; the samples themselves by default."""
+        return x
+
+    def facts(self) -> dict[str, Any]:
+        """What the provenance of a plan holds of the model, as plain JSON values."""
+        return {}
+
 
 class ModelAround(Model):
     """A model around another one, which does something before or after each of its predictions.
@@ -76,6 +94,8 @@ class ModelAround(Model):
     def __init__(self, inner: Model) -> None:
         self.inner = inner
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
+        self.spacing, self.device = inner.spacing, inner.device
+        self.max_batch, self.has_decoder = inner.max_batch, inner.has_decoder
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.predict("eps", x, t, tau)
@@ -98,6 +118,12 @@ class ModelAround(Model):
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self.inner.rounded_times(tau)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.inner.decode(x)
+
+    def facts(self) -> dict[str, Any]:
+        return self.inner.facts()
 
 
 class HookedModel(ModelAround):
@@ -132,6 +158,7 @@ class FunctionModel(Model):
         self.eps, self.schedule = eps, own
         self.shape = None if shape is None else tuple(shape)
         self.num_conditions = getattr(eps, "num_conditions", None)
+        self.device = getattr(eps, "device", "cpu")
         self._x0: Callable[..., Tensor] | None = getattr(eps, "x0", None)
         self._select: Callable[[Tensor], Any] | None = getattr(eps, "select", None)
         if (self._select is None) != (self.num_conditions is None):
@@ -170,6 +197,30 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     return FunctionModel(eps, schedule, shape)
 
 
+def check_state(name: str, x: Any, real: bool = False) -> Tensor:
+    """The states (B, ...), if they are a tensor of real or complex numbers.
+
+    Args:
+        name: of the argument.
+        x: the states. The noise of complex ones has variance 1, a half in each part, as `torch.randn` has it.
+        real: whether complex states are refused.
+
+    Raises:
+        ValueError: it is something else, such as a dict of tensors or a tensor of integers.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: torch.cat the parts of a state, "
+            "and split them in the network"
+        )
+    if not (x.is_floating_point() or (x.is_complex() and not real)):
+        way_out = "torch.view_as_real and a network for it" if x.is_complex() else f"{name}.float()"
+        raise ValueError(f"{name} must hold real {'' if real else 'or complex '}numbers, got {x.dtype}: give {way_out}")
+    if not x.dim():
+        raise ValueError(f"{name} must have a batch, (B, ...), got a number")
+    return x
+
+
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
     """The prediction, if it is a tensor of the shape of x.
 
@@ -177,6 +228,8 @@ def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
         ValueError: it is something else; `where` is added to the message.
     """
     if isinstance(prediction, Tensor) and prediction.shape == x.shape:
+        if prediction.is_complex() and not x.is_complex():
+            raise ValueError(f"eps must return real numbers for real states, got {prediction.dtype}{where}")
         return prediction
     got = f"shape {tuple(prediction.shape)}" if isinstance(prediction, Tensor) else type(prediction).__name__
     raise ValueError(

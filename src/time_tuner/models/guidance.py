@@ -70,8 +70,8 @@ class ClassifierGuidance(ModelAround):
         p = for_samples(self.schedule.at(t), x)
         if quantity == "x0" and (p.alpha == 0).any():
             raise ValueError(
-                f"guidance by a classifier does not determine the data at alpha = 0 (t = {float(p.t.max()):.4g}): start "
-                "the run a little later (times=)"
+                f"guidance by a classifier does not determine the data at alpha = 0 (t = {float(p.t.max()):.4g}): "
+                "start the run a little later (times=)"
             )
         factor = -p.sigma if quantity == "eps" else p.sigma**2 / p.alpha
         prediction = self.inner.predict(quantity, x, t, tau)

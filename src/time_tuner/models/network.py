@@ -5,13 +5,16 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..schedules import NoiseSchedule, as_float64
 from .base import Model, for_samples
 from .predictions import Prediction
 
 TIME_DTYPES = ("float32", "int", "bfloat16", "float16")
+
+INDEXED = ("used as indices must be", "scalar types: Long", "index tensor", "Expected dtype int")
+"""What torch raises for a table, an embedding, a one-hot code and `gather` whose index is a fraction."""
 
 
 class NetworkModel(Model):
@@ -37,19 +40,27 @@ class NetworkModel(Model):
         condition: Tensor | None = None,
     ) -> None:
         self.network, self.schedule, self.prediction, self.kwargs = network, schedule, prediction, kwargs
-        self.time_dtype, self.condition = time_dtype, condition
+        self.time_dtype = time_dtype
         self.shape = None if shape is None else tuple(shape)
-        self.num_conditions = None if condition is None or len(condition) == 1 else len(condition)
+        weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        self.device = "cpu" if weights is None else weights.device
+        self._condition_is(condition)
 
     def with_condition(self, condition: Tensor | None) -> "NetworkModel":
         """The network under other conditions."""
         other = copy(self)
-        other.condition = condition
-        other.num_conditions = None if condition is None or len(condition) == 1 else len(condition)
+        other._condition_is(condition)
         return other
 
+    def _condition_is(self, condition: Tensor | None) -> None:
+        self.condition = condition
+        given = [condition, *(value for value in self.kwargs.values() if isinstance(value, Tensor) and value.dim())]
+        self.num_conditions = next((len(value) for value in given if value is not None and len(value) > 1), None)
+
     def select(self, rows: Tensor) -> "NetworkModel":
-        if self.num_conditions is None or self.condition is None:
+        if clash := self._clash(0):
+            raise ValueError(clash)
+        if self.condition is None or len(self.condition) == 1:
             return self
         return self.with_condition(self.condition[rows.to(self.condition.device)])
 
@@ -69,10 +80,35 @@ class NetworkModel(Model):
             )
         time = self.input_time(t if tau is None else tau, x)
         condition = () if self.condition is None else (rows_of("condition", self.condition, x),)
-        output = self.network(self.prediction.network_input(x, p), time, *condition, **self.kwargs)
+        output = self._output(self.prediction.network_input(x, p), time, *condition)
         convert = self.prediction.data if quantity == "x0" else self.prediction.noise
         prediction: Tensor = convert(_checked(output, x), x, p)
         return prediction
+
+    def _output(self, x: Tensor, time: Tensor, *condition: Tensor) -> Any:
+        try:
+            return self.network(x, time, *condition, **self.kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            hint = self._clash(len(x))
+            if self.time_dtype != "int" and any(text in str(error) for text in INDEXED):
+                hint = f"the network uses its time as an index ({error}): give time_dtype='int'"
+            if hint is None:
+                raise
+            raise ValueError(hint) from error
+
+    def _clash(self, batch: int) -> str | None:
+        """Why the arguments of the network do not fit a batch of so many samples, 0 for any part of a batch; None if
+        they may."""
+        for name, value in self.kwargs.items():
+            if isinstance(value, Tensor) and value.dim() and len(value) not in (1, batch):
+                return (
+                    f"model_kwargs[{name!r}] has {len(value)} rows, and a batch may hold other samples: give a row for "
+                    "each sample as condition= of bind, with guidance_type='classifier-free' and guidance_scale=1, or "
+                    "bind what is no batch to the network with functools.partial"
+                )
+        return None
 
     def input_time(self, tau: Any, x: Tensor) -> Tensor:
         """What the network receives for tau: (B,), float32, or int64 with time_dtype="int"."""
@@ -107,12 +143,17 @@ def rows_of(name: str, condition: Tensor | None, x: Tensor) -> Tensor:
 def _checked(output: Any, x: Tensor) -> Tensor:
     """The network's output of the shape of x, without the variance that it may have learned."""
     values: Any = output if isinstance(output, Tensor) else getattr(output, "sample", output)
+    if isinstance(values, tuple) and values:  # as of a diffusers network with return_dict=False
+        values = values[0]
     if not isinstance(values, Tensor):
-        raise ValueError(f"model must return a tensor of the shape of x, {tuple(x.shape)}, got {type(values).__name__}")
+        raise ValueError(f"model must return a tensor of the shape of x, {tuple(x.shape)}, got {type(output).__name__}")
+    if values.shape == x.shape:
+        return values
+    hint = ""
     if x.dim() > 1 and values.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
-        return values[:, : x.shape[1]]  # the other half predicts the variance
-    if values.shape != x.shape:
-        raise ValueError(
-            f"model must return a tensor of the shape of x, {tuple(x.shape)}, got shape {tuple(values.shape)}"
-        )
-    return values
+        if x.dim() > 2:
+            return values[:, : x.shape[1]]  # the other half predicts the variance
+        hint = f": of a learned variance, wrap a network that returns the mean alone, output[:, :{x.shape[1]}]"
+    raise ValueError(
+        f"model must return a tensor of the shape of x, {tuple(x.shape)}, got shape {tuple(values.shape)}{hint}"
+    )

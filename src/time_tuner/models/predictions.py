@@ -41,7 +41,7 @@ class Prediction(ABC):
         """The prediction of a network with this noise schedule.
 
         Raises:
-            ValueError: networks with this schedule do not predict that; the message goes after the name of the prediction.
+            ValueError: networks with this schedule do not predict that; the message follows the prediction's name.
         """
         return self
 

@@ -50,12 +50,14 @@ def dynamically_thresholded(
     _check("maximum", maximum, limit <= maximum)
     _check("ratio", ratio, 0 < ratio <= 1)
 
-    def bound(x0: Tensor) -> Tensor:
-        s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(limit, maximum)
-        s = s.view(-1, *[1] * (x0.dim() - 1))
-        return x0.clamp(-s, s) * (limit / s)
+    return ThresholdedModel(as_model(eps, schedule), lambda x0: dynamic_threshold(x0, ratio, limit, maximum))
 
-    return ThresholdedModel(as_model(eps, schedule), bound)
+
+def dynamic_threshold(x0: Tensor, ratio: float, limit: float = 1.0, maximum: float = math.inf) -> Tensor:
+    """The data x0 (B, ...) in [-limit, limit], see `dynamically_thresholded`."""
+    s = torch.quantile(x0.flatten(1).abs(), ratio, dim=1).clamp(limit, maximum)
+    s = s.view(-1, *[1] * (x0.dim() - 1))
+    return x0.clamp(-s, s) * (limit / s)
 
 
 class ThresholdedModel(ModelAround):
@@ -70,6 +72,8 @@ class ThresholdedModel(ModelAround):
         self.bound = bound
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        if x.is_complex():
+            raise ValueError(f"data are kept in a range of real numbers, got states of {x.dtype}: leave the range out")
         if quantity == "x0":
             return self.bound(wide(self.inner.x0(x, t, tau))).to(x.dtype)
         p = for_samples(self.schedule.at(t), x)

@@ -28,15 +28,17 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     Args:
         model: the network, called `model(x, time, [condition], **model_kwargs)` with the network time (B,) in float32:
             `noise_schedule.network_time(t)`, for a discrete schedule the level n = t N - 1, which falls between two
-            levels when t does. It returns a tensor, or an object whose `sample` is one. Of a network with learned
-            variance, which returns (B, 2 C, ...) for x (B, C, ...), the first C channels are used, the mean.
+            levels when t does. It returns a tensor, an object whose `sample` is one, or a tuple that begins with one.
+            Of a network with learned variance, which returns (B, 2 C, ...) for x (B, C, ...) of three or more
+            dimensions, the first C channels are used, the mean.
         noise_schedule: the schedule that the network was trained with.
         model_type: what the network predicts, a name in `PREDICTIONS`: "noise", "x_start" (the data), "v"
             (alpha eps - sigma x0), "score", "flow" (the velocity eps - x0), or, on a `NoiseScheduleVE`, "edm": the
             network F of D(x) = c_skip x + c_out F(c_in x, c_noise) (Karras et al., 2022, table 1); "edm_v" is the same
             with -c_out, as Stable Video Diffusion has it. c_noise is that of tau; c_in, c_skip and c_out are those of
             the solver's t.
-        model_kwargs: given to the network at every call.
+        model_kwargs: given to the network at every call, whatever the samples of the batch. What belongs to a sample is
+            a condition.
         guidance_type: "uncond": the network is called without a condition. "classifier": see `ClassifierGuidance`.
             "classifier-free": see `ClassifierFreeGuidance`.
         guidance_scale: w.

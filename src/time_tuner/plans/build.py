@@ -12,8 +12,8 @@ from ..samplers import Sampler, sampler_of
 from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
-from ..spacings import spacing_of
-from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls, times_in
+from ..spacings import Spacing, spacing_of
+from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls
 from .plan import Plan
 
 
@@ -21,7 +21,7 @@ def make_plan(
     sampler: Sampler | str,
     schedule: NoiseSchedule,
     calls: int | None = None,
-    spacing: str | None = None,
+    spacing: str | Spacing | None = None,
     times: Any = None,
     unit: str = "t",
 ) -> Plan:
@@ -31,11 +31,11 @@ def make_plan(
         sampler: a sampler, or the text of one, such as "ddim(eta=0.5)"; the names are those of `SAMPLERS`.
         schedule: the noise schedule of the network.
         calls: the number of network calls, at most one for each trained noise level. Not needed with `times`.
-        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)"; `schedule.default_spacing` of the sampler's
-            order when neither spacing nor times are given.
+        spacing: a name in `SPACINGS`, with options as in "karras(rho=5)", or a function spacing(schedule, steps);
+            `schedule.default_spacing` of the sampler's order when neither spacing nor times are given.
         times: the step ends themselves instead of a spacing, falling strictly in the schedule's trained range; the
             last may be 0. They may begin anywhere in it, as for a run from an image.
-        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.times_in`.
+        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
 
     Raises:
         ValueError: names the argument, what was got and the way out. Among them: a spacing that would begin the run
@@ -47,7 +47,7 @@ def make_plan(
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
-        ends = checked_ends(times_in(times, unit, schedule), schedule)
+        ends = checked_ends(times, schedule, unit)
         calls = calls_for(sampler, ends) if calls is None else calls
         steps = sampler.steps(calls, bool(ends[-1] == 0))
         if len(ends) != len(steps) + 1:
@@ -58,7 +58,7 @@ def make_plan(
         spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
         grid_of = spacing_of(spacing)
         try:
-            steps = sampler.steps(calls, bool(grid_of(schedule, 1)[-1] == 0))
+            steps = sampler.steps(calls, bool(grid_of(schedule, 2)[-1] == 0))
             ends = checked_ends(grid_of(schedule, len(steps)), schedule)
             check_noise(ends, schedule)
         except ValueError as error:
@@ -73,7 +73,8 @@ def resample(plan: Plan, calls: int) -> Plan:
     The step ends lie on the same curve, arctan(sigma / alpha) over the fraction of the steps made, and the ratios
     tau / t on their curve over that angle; both curves are monotone cubics through the plan's points (Fritsch &
     Carlson, 1980). A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps,
-    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out.
+    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out. A
+    step to 0 stays one step, since the network was not trained at the times in it.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.
@@ -82,11 +83,14 @@ def resample(plan: Plan, calls: int) -> Plan:
     if calls == len(plan):
         return plan
     schedule, ends = plan.schedule, plan.step_times.detach()
-    steps = len(plan.sampler.steps(calls, bool(ends[-1] == 0)))
-    fractions = np.linspace(0, 1, len(ends))
-    angles = _monotone_cubic(fractions, schedule.at(ends).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
-    times = time_at_angle(schedule, as_float64(angles))
-    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([ends[:1], times, ends[-1:]]))
+    to_zero = int(ends[-1] == 0)
+    steps = len(plan.sampler.steps(calls, bool(to_zero))) - to_zero
+    last, first = ends[len(ends) - to_zero :], ends[: len(ends) - to_zero]
+    first = first if len(first) > 1 else as_float64([float(ends[0]), schedule.t_min])
+    fractions = np.linspace(0, 1, len(first))
+    angles = _monotone_cubic(fractions, schedule.at(first).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
+    times = torch.cat([time_at_angle(schedule, as_float64(angles)), first[-1:]])[:steps]
+    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([first[:1], times, last]))
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
         **{**plan.provenance, "resampled_from": len(plan)}
     )

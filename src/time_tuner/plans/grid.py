@@ -9,7 +9,7 @@ from torch import Tensor
 from .._checks import check_int
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, Point, as_float64
-from ..schedules.base import time_at_lam
+from ..schedules.base import BELOW, time_at_lam
 
 MOST_DATA = 0.5
 """The largest share of data, alpha^2 / (alpha^2 + sigma^2), in a state that a run may replace by noise."""
@@ -72,29 +72,46 @@ def check_calls(calls: int, schedule: NoiseSchedule) -> int:
     return calls
 
 
-def checked_ends(times: Any, schedule: NoiseSchedule) -> Tensor:
-    """Step ends as float64 (S + 1,), which fall strictly within the trained range; the last may be 0.
+def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor:
+    """Step ends as times t, float64 (S + 1,): they fall strictly within the trained range, and the last may be 0.
+
+    In another unit than t, what exceeds the range by rounding (1e-4) is moved to its end; so is the last sigma above 0
+    if it lies up to 3 per cent below the least trained noise, for published lists have three digits.
+
+    Args:
+        times: the step ends, in `unit`.
+        schedule: the noise schedule.
+        unit: "t"; "network_time", what the network receives; "sigma", noise as `NoiseSchedule.sigma_ratio` counts it;
+            "lam", log(alpha / sigma), which rises. A sigma of 0 and an infinite lam are the time 0.
 
     Raises:
-        ValueError: names what is wrong, and where.
+        ValueError: names what is wrong, and where, in the unit.
     """
-    ends = _numbers(times)
-    if ends.dim() != 1 or len(ends) < 2:
-        raise ValueError(f"times must be a list of at least two step ends, got shape {tuple(ends.shape)}")
-    if not torch.isfinite(ends).all():
-        raise ValueError("times must be finite, got NaN or infinity in them")
-    if (ends.diff() >= 0).any():
-        k = int((ends.diff() >= 0).nonzero()[0])
-        raise ValueError(
-            f"times must fall strictly, got {float(ends[k]):.6g} then {float(ends[k + 1]):.6g} at index {k}"
-        )
-    low, high, slack = schedule.t_min, schedule.T, 1e-9
-    inside = (ends >= low - slack) & (ends <= high + slack)
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    name = "times" if unit == "t" else f"times in {unit}"
+    given = _numbers(times)
+    if given.dim() != 1 or len(given) < 2:
+        raise ValueError(f"{name} must be a list of at least two step ends, got shape {tuple(given.shape)}")
+    if given.isnan().any() or (unit == "t" and not given.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity in them")
+    ends = given if unit == "t" else _from_unit(given, unit, schedule)
+    slack = 1e-9
+    inside = (ends > 0) & (ends >= schedule.least_time - slack) & (ends <= schedule.T + slack)
     inside[-1] |= ends[-1] == 0
     if not inside.all():
         k = int((~inside).nonzero()[0])
+        bounds = sorted(float(_in_unit(t, unit, schedule)) for t in (schedule.least_time, schedule.T))
+        zero = float(_in_unit(0.0, unit, schedule))
         raise ValueError(
-            f"times must lie in the trained range [{low:.6g}, {high:.6g}] (the last may be 0), got {float(ends[k]):.6g}"
+            f"{name} must lie in the trained range [{bounds[0]:.6g}, {bounds[1]:.6g}] (the last may be {zero:g}), got "
+            f"{float(given[k]):.6g} at index {k}"
+        )
+    if (ends.diff() >= 0).any():
+        k = int((ends.diff() >= 0).nonzero()[0])
+        direction = "rise" if unit == "lam" else "fall"
+        raise ValueError(
+            f"{name} must {direction} strictly, got {float(given[k]):.6g} then {float(given[k + 1]):.6g} at index {k}"
         )
     return ends
 
@@ -114,35 +131,32 @@ def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:
         )
 
 
-def times_in(values: Any, unit: str, schedule: NoiseSchedule) -> Tensor:
-    """Step ends in another unit, as times t, float64 of the same shape.
-
-    Args:
-        values: the step ends. A sigma of 0 and an infinite lam are the time 0. What exceeds the trained range by
-            rounding alone (1e-4) is moved to its end.
-        unit: "t"; "network_time", what the network receives; "sigma", noise as `NoiseSchedule.sigma_ratio` counts it;
-            "lam", log(alpha / sigma).
-        schedule: the noise schedule.
-
-    Raises:
-        ValueError: an unknown unit, or values that are not numbers.
-    """
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
-    given = _numbers(values)
-    if unit == "t":
-        return given
+def _from_unit(given: Tensor, unit: str, schedule: NoiseSchedule) -> Tensor:
+    """Step ends in another unit as times, where rounding and a last sigma are moved into the trained range."""
     if unit == "network_time":
         times = as_float64(schedule.from_network_time(given))
     elif unit == "sigma":
-        if (given < 0).any():
-            raise ValueError(f"times in sigma must not be negative, got {float(given.min())}")
         times = as_float64(schedule.from_sigma_ratio(given))
     else:
         times = time_at_lam(schedule, given)
-    high, low = schedule.T, schedule.t_min
+    high, low = schedule.T, schedule.least_time
     times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
-    return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)
+    times = torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)
+    if unit == "sigma" and low:
+        last = len(given) - 1 - int(given[-1] == 0)
+        least = float(schedule.sigma_ratio(low))
+        if least * (1 - BELOW) <= given[last] < least:
+            times[last] = low
+    return times
+
+
+def _in_unit(t: float, unit: str, schedule: NoiseSchedule) -> Tensor:
+    """A time in a unit, the inverse of `_from_unit`."""
+    if unit == "network_time":
+        return schedule.network_time(t)
+    if unit == "sigma":
+        return schedule.sigma_ratio(t)
+    return schedule.at(t).lam if unit == "lam" else as_float64(t)
 
 
 def _numbers(times: Any) -> Tensor:

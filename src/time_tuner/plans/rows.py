@@ -207,7 +207,7 @@ class _Compiler:
         if q.sigma == 0:
             next_state = newest.x0
         elif newest.p.alpha == 0:
-            next_state = q.alpha * newest.x0 + q.sigma * newest.eps
+            next_state = self.sampler.first_step(newest, q, noise)
         else:
             next_state = self.sampler.step(past, q, noise)
         return correction, next_state, drawn

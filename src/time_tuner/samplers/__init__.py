@@ -13,6 +13,7 @@ from .deis import DEIS
 from .dpm import DPMSolver, DPMSolverPPSingle
 from .dpmpp import DPMSolverPP, SDEDPMSolverPP
 from .heun import Heun
+from .lcm import LCM
 from .pndm import IPNDM, PNDM
 from .unipc import UniPC
 
@@ -30,6 +31,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "deis": DEIS,
     "ipndm": IPNDM,
     "pndm": PNDM,
+    "lcm": LCM,
 }
 """Every sampler by its name in texts and in plan files."""
 

@@ -49,6 +49,9 @@ class Sampler:
     def convergence(self) -> int:
         """Order of the global error in the step length, on smooth problems (weak order for stochastic samplers).
 
+        0 for samplers of distilled models, which are no solvers: their states have the right distribution at every
+        number of calls if the predicted data have that of the data.
+
         A sampler that lowers its order in the first and last steps reaches it on grids whose first and last steps are
         short.
         """
@@ -81,7 +84,7 @@ class Sampler:
         """The state at q, of the shape of x.
 
         It is called only where sigma > 0 at q and alpha > 0 at all points of the past: for every sampler a step to
-        sigma = 0 is x0, and a step from alpha = 0 is alpha_q x0 + sigma_q eps.
+        sigma = 0 is x0, and a step from alpha = 0 is `first_step`.
 
         Args:
             past: the last evaluations, as many as `look_back` returns; the newest one last.
@@ -89,6 +92,10 @@ class Sampler:
             noise: the source of noise; may be called once.
         """
         raise NotImplementedError
+
+    def first_step(self, e: Evaluation, q: Point, noise: Noise) -> Tensor:
+        """The state at q after a call at alpha = 0, where lam is infinite and the state is the noise itself: DDIM's."""
+        return q.alpha * e.x0 + q.sigma * e.eps
 
     def correct(self, past: tuple[Evaluation, ...]) -> Tensor | None:
         """A more accurate state at the point of the newest evaluation, computed with that evaluation; None for none.

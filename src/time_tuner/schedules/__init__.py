@@ -12,7 +12,8 @@ from .._checks import choose
 from .base import NoiseSchedule, Point, Values, as_float64, as_schedule
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
 from .flow import NoiseScheduleFlow, resolution_shift
-from .from_diffusers import schedule_from
+from .from_diffusers import distilled, schedule_from
+from .scheduler_facts import SchedulerFacts, scheduler_facts
 from .ve import NoiseScheduleVE
 from .vp import NoiseScheduleVP
 
@@ -23,15 +24,18 @@ __all__ = [
     "NoiseScheduleVE",
     "NoiseScheduleVP",
     "Point",
+    "SchedulerFacts",
     "Values",
     "as_float64",
     "as_schedule",
+    "distilled",
     "named_betas",
     "rescale_zero_terminal_snr",
     "resolution_shift",
     "respaced_betas",
     "schedule_from",
     "schedule_from_dict",
+    "scheduler_facts",
 ]
 
 SCHEDULES: dict[str, type[NoiseSchedule]] = {

@@ -11,6 +11,10 @@ from torch import Tensor
 Values: TypeAlias = Sequence[float] | Tensor | Any
 """Numbers in any container that torch understands: a list, a tensor, a numpy array."""
 
+BELOW = 0.03
+"""By how much the last sigma of a list may lie below the least trained noise, as a share of it: published lists have
+three digits."""
+
 
 def as_float64(t: Any) -> Tensor:
     """`t` as a float64 CPU tensor of its own shape; gradients are kept."""
@@ -61,6 +65,12 @@ class NoiseSchedule(ABC):
         """The least noisy time that the network was trained at."""
 
     @property
+    def least_time(self) -> float:
+        """The least time above 0 where a step may end: `t_min`; 0 where any noise above 0 will do and `t_min` is a
+        convention of grids."""
+        return self.t_min
+
+    @property
     def levels(self) -> int | None:
         """The number of noise levels that the network was trained at, at even times from `t_min` to `T`; None where
         noise is continuous. A run makes at most one call for each level."""
@@ -107,8 +117,8 @@ class NoiseSchedule(ABC):
 
     def default_spacing(self, order: int) -> str:
         """The name in `SPACINGS` of the grid that a sampler of this order runs on unless another is named: the one that
-        measures best, see `docs/schedules.md`."""
-        return "quadratic"
+        measures best, see `docs/results.md`; for order 0, of distilled models, that of their training, down to 0."""
+        return "trailing" if order == 0 and self.levels else "quadratic"
 
     def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The grid of many-step runs, see `even_grid`: even in sqrt(t)."""

@@ -44,9 +44,14 @@ def rescale_zero_terminal_snr(betas: Values) -> Tensor:
     https://arxiv.org/abs/2305.08891).
     """
     levels = checked_levels("betas", betas)
-    alpha = torch.exp(0.5 * torch.log1p(-as_float64(levels)).cumsum(0))
-    if len(alpha) < 2:
+    if len(levels) < 2:
         raise ValueError("betas must be at least 2 to be rescaled, got 1")
+    return rescaled_to_zero_snr(torch.exp(torch.log1p(-as_float64(levels)).cumsum(0)))
+
+
+def rescaled_to_zero_snr(alphas_cumprod: Tensor) -> Tensor:
+    """alphas_cumprod (N,) rescaled to zero terminal SNR, see `rescale_zero_terminal_snr`; N is at least 2."""
+    alpha = alphas_cumprod.sqrt()
     return ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
 
 

@@ -15,8 +15,8 @@ class NoiseScheduleFlow(NoiseSchedule):
 
     A run that is even in t is even in sigma where the shift is 1; with a larger shift it spends more steps at high
     noise (Esser et al., 2024, eq. 23, https://arxiv.org/abs/2403.03206). At t = 1 the state holds no data:
-    `model_wrapper` explains which predictions serve there. By convention the network has 1000 levels, and t_min is
-    0.001.
+    `model_wrapper` explains which predictions serve there. The network is trained at all t in (0, 1]; by convention it
+    has 1000 levels, and grids that end above 0 end at t_min = 0.001.
 
     Args:
         shift: static, or of the resolution: `resolution_shift`.
@@ -41,6 +41,10 @@ class NoiseScheduleFlow(NoiseSchedule):
     @property
     def t_min(self) -> float:
         return 1 / self.levels
+
+    @property
+    def least_time(self) -> float:
+        return 0.0
 
     @property
     def levels(self) -> int:

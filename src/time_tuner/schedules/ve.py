@@ -67,9 +67,13 @@ class NoiseScheduleVE(NoiseSchedule):
         """The inverse of `network_time`."""
         return torch.exp(4 * as_float64(time)) if self.network_input == "log" else as_float64(time)
 
+    def from_sigma_ratio(self, sigma: Any) -> Tensor:
+        """sigma itself."""
+        return as_float64(sigma)
+
     def default_spacing(self, order: int) -> str:
-        """ "kl_optimal" for samplers of first order, "logsnr" for the others."""
-        return "kl_optimal" if order == 1 else "logsnr"
+        """ "kl_optimal" for samplers of first order, "karras" for distilled models, "logsnr" for the others."""
+        return {0: "karras", 1: "kl_optimal"}.get(order, "logsnr")
 
     def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The grid of many-step runs, see `even_grid`: even in log(sigma)."""

@@ -35,12 +35,15 @@ SPACINGS: dict[str, Spacing] = {
 """Every spacing by its name in `make_plan` and on the command line."""
 
 
-def spacing_of(text: str) -> Spacing:
-    """The spacing of a text `name(option=value, ...)`, such as "karras(rho=5)"; the names are those of `SPACINGS`.
+def spacing_of(text: str | Spacing) -> Spacing:
+    """The spacing of a text `name(option=value, ...)`, such as "karras(rho=5)"; the names are those of `SPACINGS`. A
+    function is a spacing itself.
 
     Raises:
         ValueError: another text, an unknown name or option, or text where the option is a number.
     """
+    if callable(text):
+        return text
     name, options = parse_call(text)
     spacing = entry_of("spacing", SPACINGS, name, options, fixed=("schedule", "steps", "start", "end"))
     for option, value in options.items():

@@ -48,7 +48,7 @@ def check_schedule(schedule: NoiseSchedule) -> None:
     close(schedule.from_sigma_ratio(sigmas), times, "from_sigma_ratio inverts sigma_ratio", **tolerance)
     values = json.loads(json.dumps(schedule.to_dict()))
     holds(schedule_from_dict(values) == schedule, "a schedule survives JSON")
-    for order in (1, 2, 3):
+    for order in (0, 1, 2, 3):
         name = schedule.default_spacing(order)
         holds(name in SPACINGS, f"the default spacing is one of {', '.join(SPACINGS)}, got {name!r}")
     even = schedule.even_times(10)

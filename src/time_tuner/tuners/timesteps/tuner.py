@@ -144,7 +144,7 @@ class TimestepTuner(Tuner):
         return {"tuning": (of(USUAL), of(MOST))}
 
     def _objective(self, plan: Plan) -> tuple[str, Objective]:
-        """Its name and the objective; by default the one that was best where it was measured (docs/tuning.md)."""
+        """Its name and the objective; by default the one that was best where it was measured (docs/results.md)."""
         objective = self.objective
         if objective is None:
             objective = "published" if plan.stochastic or self.optimizer == "adam" else "substeps"
