@@ -35,6 +35,7 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
     spent = tuned(model, plan, method, data=None, guard=True, batch=batch, **how).provenance["cost"]
     assert sum(made["calls"] for made in spent.values()) == model.calls
     assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
+    assert spent.pop("sizing", {"evaluations": 0})["evaluations"] <= 20  # whether there is a gradient
     costs = estimate(model, plan, TUNERS[method](**how), samples=64, batch=batch).costs
     assert spent.keys() == costs.keys()
     for purpose, (usual, most) in costs.items():

@@ -39,7 +39,7 @@ class RandomSearch(Tuner):
 
         state = run.state or {"done": 0, "ratios": [1.0] * len(plan), "losses": [loss(plan)] * 2}
         for i in range(state["done"], self.trials):
-            run.resume_at(i / self.trials)
+            run.resume()
             if not run.can_afford(len(plan) * forward(len(x), model.batch).calls):
                 run.stop(f"was spent at trial {i} of {self.trials}")
                 break

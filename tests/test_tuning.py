@@ -10,9 +10,11 @@ import torch
 from helpers import tune_by
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, Plan, Sequential, exact, make_plan, model_wrapper, sample, tune
+from time_tuner import TUNERS, NoiseScheduleVP, Plan, Sequential, exact, make_plan, model_wrapper, sample, tune
 from time_tuner.models.base import HookedModel
-from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
+from time_tuner.noise import DATA as DATA_SEEDS
+from time_tuner.noise import TEACHER, first_seed
+from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, ReferenceDistance, Step
 from time_tuner.tuners.timesteps.objectives import step_loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
 
@@ -30,12 +32,13 @@ class Counted:
 
     def __init__(self) -> None:
         self.calls = self.evaluations = self.largest = 0
+        self.predict = EPS
 
     def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         self.calls += 1
         self.evaluations += len(x)
         self.largest = max(self.largest, len(x))
-        noise = EPS(x, t, tau)
+        noise = self.predict(x, t, tau)
         if noise.requires_grad:
             noise.register_hook(self._backward)
         return noise
@@ -152,9 +155,10 @@ def test_a_budget_is_kept_and_the_best_so_far_returned(method: str, how: dict[st
     for share in (0.3, 0.7):
         model, budget = Counted(), int(share * free.calls)
         plan = tuned(model, method=method, budget=budget, **how)
-        assert model.calls <= budget
-        assert model.calls > budget / 3 or how.get("batch") == 10**6, "steps tuned together spend much at a time"
-        assert plan.provenance["cost"]["tuning"]["calls"] == model.calls
+        spent = {purpose: cost["calls"] for purpose, cost in plan.provenance["cost"].items()}
+        assert spent["tuning"] <= budget and sum(spent.values()) == model.calls
+        assert spent.get("sizing", 0) <= 5, "whether there is a gradient for Adam"
+        assert spent["tuning"] > budget / 3 or how.get("batch") == 10**6, "steps tuned together spend much at a time"
         assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
         if "optimizer" not in how:
             loss = plan.provenance["loss"]
@@ -303,6 +307,94 @@ def test_several_plans_are_tuned_on_one_calibration() -> None:
         for calls, plan in zip((3, 4), plans, strict=True)
     ]
     assert model.calls - sum(plan.provenance["cost"]["tuning"]["calls"] for plan in plans) == 50
+
+
+# --- refused before any long work ---
+
+
+def still(x: Tensor, t: Any, tau: Any = None) -> Tensor:
+    with torch.no_grad():
+        return EPS(x, t, tau)
+
+
+def reference(end: float) -> ReferenceDistance:
+    return ReferenceDistance(EPS, SCHEDULE, end, torch.zeros(2, 2), 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"data": "pictures"}, r"got the path 'pictures': time_tuner\.data\.load_data\(path, shape\) reads folders"),
+        ({"data": Path("pictures")}, "got the path 'pictures'"),
+        ({"device": "cuda:99"}, "device must be one that torch can use here, got 'cuda:99'"),
+        ({"device": "gpu"}, "device must be one that torch can use here, got 'gpu'"),
+        ({"guard": reference(0.0)}, "plan must end where the reference run does, at t = 0"),
+        ({"checkpoint": "/proc/none/partial"}, "cannot be written"),
+        ({"checkpoint": 5}, "checkpoint must be a path, got 5"),
+        ({"method": "joint", "teacher_cache": "/proc/none/teacher.safetensors"}, "cannot be written"),
+        ({"method": "joint", "teacher": make_plan("ddim", SCHEDULE, 3)}, "teacher must make no fewer calls"),
+        ({"method": "joint", "plan": make_plan("ddpm", SCHEDULE, 3)}, "joint tuning needs a plan without noise"),
+        ({"method": "joint", "eps": still}, "joint tuning needs a network with a gradient"),
+        ({"method": "joint", "distance": lambda x, y: x - y}, "distance must return a tensor with a number"),
+        ({"optimizer": "adam", "eps": still}, "optimizer='adam' needs a network with a gradient in its time"),
+        ({"objective": "substeps", "plan": make_plan("ddpm", SCHEDULE, 3)}, "compares with a run without noise"),
+        (
+            {"objective": "published", "last": True, "plan": make_plan("ddim", SCHEDULE, 3, "trailing")},
+            "last=True needs",
+        ),
+        ({"lr": 0.1}, "lr and iterations are options of optimizer='adam'"),
+        ({"progress": 1}, "progress must be True, False or a function, got 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_refused_before_own_samples_are_drawn(wrong: dict[str, Any], message: str) -> None:
+    model = Counted()
+    eps = wrong.get("eps", EPS)
+    model.predict = lambda x, t, tau: eps(x, t, tau)
+    with pytest.raises(ValueError, match=message):
+        tuned(model, data=wrong.get("data"), **{name: wrong[name] for name in wrong if name not in ("eps", "data")})
+    assert model.evaluations <= 10
+
+
+@pytest.mark.parametrize("name", TUNERS)
+@pytest.mark.parametrize("guard", [True, False])
+def test_conditions_are_dealt_in_turn(name: str, guard: bool) -> None:
+    """To more samples than there are conditions, also to those of the guard; whatever the batch."""
+    seen: set[tuple[float, int]] = set()
+
+    def network(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        # Each sample of the first states has a condition of its own, for ever.
+        seen.update(zip(x[:, 0].tolist(), c.tolist(), strict=True))
+        return EPS(x + 0.1 * c[:, None], (t.double() + 1) / 1000)
+
+    model = model_wrapper(network, SCHEDULE, guidance_type="classifier-free").bind(torch.arange(3))
+    how: dict[str, Any] = {"pairs": 16, "iterations": 2, "candidates": 1} if name == "joint" else {"objective": "noise"}
+    plans = []
+    for batch in (None, 7):
+        plans.append(
+            tune_by(model, quadratic(3), name, samples=20, shape=(2,), guard=guard, batch=batch, **how).with_provenance(
+                cost=None
+            )
+        )
+    torch.testing.assert_close(plans[0].tau, plans[1].tau, rtol=0, atol=1e-4)
+    first = first_states(name, guard)
+    assert {seen_with for seen_with in seen if seen_with[0] in first} == {(value, i % 3) for value, i in first.items()}
+    with pytest.raises(ValueError, match="samples must be at least as many as the model has conditions, 3, got 2"):
+        tune_by(model, quadratic(3), name, samples=2, shape=(2,))
+
+
+def first_states(name: str, guard: bool) -> dict[float, int]:
+    """The first number of each first state, of own samples or a teacher and of the guard, and the state's place."""
+    noise = Calibration(EPS, SCHEDULE, samples=20, shape=(2,))
+    first = {"joint": first_seed(0, TEACHER)}.get(name, first_seed(0, DATA_SEEDS))
+    starts = [noise.states(range(first, first + (16 if name == "joint" else 20)))] + [noise.held_out()] * guard
+    return {value: i for states in starts for i, value in enumerate(states[:, 0].tolist())}
+
+
+def test_joint_tuning_has_no_data_in_its_provenance() -> None:
+    how: dict[str, Any] = {"pairs": 16, "iterations": 2, "candidates": 1, "samples": 8, "guard": False}
+    assert "data" not in tune_by(EPS, quadratic(3), "joint", **how).provenance
+    assert tuned(data=None).provenance["data"] == "own samples" and tuned().provenance["data"] == "given"
 
 
 # --- interrupted and continued ---

@@ -27,6 +27,11 @@ class ClassifierFreeGuidance(ModelAround):
         super().__init__(conditional)
         self.unconditional, self.scale = unconditional, scale
         if len(unconditional) > 1:
+            if self.num_conditions not in (None, len(unconditional)):
+                raise ValueError(
+                    f"uncond_condition must have a batch of 1 or of condition, {self.num_conditions}, got shape "
+                    f"{tuple(unconditional.shape)}"
+                )
             self.num_conditions = len(unconditional)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:

@@ -1,8 +1,7 @@
 """TimeTuner, the published interface (Xia et al., CVPR 2024), in terms of plans and tuners."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,9 +40,7 @@ class TimeTuner:
     def __init__(
         self, model_fn: ModelLike, noise_schedule: NoiseSchedule, device: torch.device | str | None = None
     ) -> None:
-        self.model_fn = model_fn
-        self.noise_schedule = noise_schedule
-        self.device = device
+        self.model_fn, self.noise_schedule, self.device = model_fn, noise_schedule, device
 
     def plan(
         self,
@@ -150,12 +147,17 @@ class TimeTuner:
         """
         plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
         eps = self._bound(condition, uncond_condition)
-        recording = RecordingModel(eps) if return_intermediates else None
-        with _call_bar(len(plan), verbose) as count:
-            end = sample(HookedModel(recording or eps, count), plan, x, noise)
-        if recording is None:
-            return end
-        return end, {"x_t": [*recording.states, end], "x0_pred": [x, *recording.data]}
+        recording = RecordingModel(eps)
+        model: Model = recording if return_intermediates else eps
+        if verbose:
+            from tqdm import tqdm  # only who looks at it waits for its import
+
+            with tqdm(total=len(plan), desc="sampling", unit="call") as bar:
+                end = sample(HookedModel(model, lambda *_: bar.update() and None), plan, x, noise)
+        else:
+            end = sample(model, plan, x, noise)
+        states = {"x_t": [*recording.states, end], "x0_pred": [x, *recording.data]}
+        return (end, states) if return_intermediates else end
 
     def step_fn(self, sampler: str | Sampler, **options: Any) -> "SamplerStep":
         """One step of any sampler, as `optimize_timesteps` takes it."""
@@ -239,7 +241,7 @@ class TimeTuner:
         with listener(verbose) as listening:
             tuning = TuningRun(cost_log=cost_log, listener=listening, planned={"reference": reference})
             if lr is None and total_iters is None:
-                ratios = Search(run, calibration.fixed(samples), tune_type, tuning=tuning)().ratios
+                ratios = Search(run, calibration.fixed(samples), tune_type, tuning=tuning)()[0]
             else:
                 calibration.iterations = ITERATIONS if total_iters is None else total_iters
                 rate = LR if lr is None else lr
@@ -247,7 +249,7 @@ class TimeTuner:
             with cost_log.purpose("reference"):
                 untuned, tuned = _distances(run, ratios, held_out)
             tuning.finish({})
-        gain, error = gain_with_error(untuned, tuned, _stochastic(run))
+        gain, error = gain_with_error(untuned, tuned, run.stochastic)
         if not gain >= -error:  # also where the tuned run is not finite
             warnings.warn(
                 "the tuned timesteps are the optimum of the published loss, but worse than untuned ones: on held-out "
@@ -274,25 +276,9 @@ def _distances(run: Run, ratios: Tensor, batch: CalibrationBatch) -> tuple[Tenso
         state: State = ((), float(run.point(0).scale) * batch.noise)
         for k in range(len(run)):
             state = run.step(k, state, ratios[k] * run.point(k).t, batch)
-        return judge.of_ends(state[1], _stochastic(run))
+        return judge.of_ends(state[1], run.stochastic)
 
     return distances(torch.ones_like(ratios)), distances(ratios)
-
-
-@contextmanager
-def _call_bar(calls: int, shown: bool) -> Iterator[Callable[..., None]]:
-    """A function that counts a call, in a bar of so many calls if it is shown."""
-    if not shown:
-        yield lambda *_: None
-        return
-    from tqdm import tqdm  # only those who look at it wait for it
-
-    with tqdm(total=calls, desc="sampling", unit="call") as bar:
-        yield lambda *_: bar.update() and None
-
-
-def _stochastic(run: Run) -> bool:
-    return isinstance(run, PlanRun) and run.plan.stochastic
 
 
 def _numbers(name: str, values: Any) -> Tensor:

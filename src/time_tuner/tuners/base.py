@@ -12,13 +12,7 @@ in Python, in texts such as "joint(pairs=128)" and on the command line. Three ar
 A *calibration* holds data and noise of a seed. A *budget* limits the network calls or the seconds; the best plan found
 until then is the result. A *cost log* counts network calls by purpose. A *checkpoint* keeps the *state* of the tuner
 after each step, plain values from which an interrupted run continues to the same plan. In the end the *guard* compares
-the plan with the untuned one on held-out noise. A new tuner is one such dataclass and its entry in `TUNERS`:
-
-    @dataclass(frozen=True)
-    class RandomSearch(Tuner):
-        trials: int = 20
-
-        def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan: ...
+the plan with the untuned one on held-out noise. A new tuner is one such dataclass and its entry in `TUNERS`.
 """
 
 import logging
@@ -26,8 +20,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
@@ -41,13 +35,10 @@ logger = logging.getLogger("time_tuner")
 
 @dataclass(frozen=True)
 class Tuner(ABC):
-    """A tuner; only `tune` must be written.
-
-    Attributes:
-        uses_data: whether it tunes on data, the model's own samples where none are given.
-    """
+    """A tuner; only `tune` must be written."""
 
     uses_data: ClassVar[bool] = True
+    """Whether it tunes on data: the model's own samples where none are given."""
 
     @abstractmethod
     def tune(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> Plan:
@@ -69,14 +60,8 @@ class Tuner(ABC):
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
-        """The usual and the largest cost by purpose, "tuning" and perhaps "teacher"; {} where they are not known.
-
-        Args:
-            plan: the plan.
-            samples: to tune on, at most `batch` of them in a network call.
-            budget: the budget, to which the cost of tuning will be cut.
-            speed: of the network, where it is known.
-        """
+        """The usual and the largest cost by purpose, "tuning" and perhaps "teacher"; {} where they are not known. Calls
+        hold `batch` samples at most; the cost of tuning will be cut to the budget."""
         return {}
 
     def following(self, tuned: Plan) -> Self:
@@ -159,6 +144,7 @@ class TuningRun:
         state: saved by an earlier run; {} for a new run.
         same_budget: whether that run had the same budget.
         plan: the finished plan of that run, in plain values, if it had.
+        share: of the tuner's work that is done, from 0 to 1.
         stopped: why the tuner ended before it was done, or None.
     """
 
@@ -171,7 +157,7 @@ class TuningRun:
         listener: Listener | None = None,
         planned: Mapping[str, Cost] | None = None,
     ) -> None:
-        self._calibration, self._checkpoint, self._listener, self._planned = calibration, checkpoint, listener, planned
+        self._calibration, self._checkpoint, self._planned = calibration, checkpoint, planned or {}
         self.cost_log = CostLog() if cost_log is None else cost_log
         kept = {} if checkpoint is None else checkpoint.load()
         self._seconds: float = kept.get("seconds", 0.0)
@@ -180,10 +166,9 @@ class TuningRun:
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.meter.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
-        self.stopped: str | None = None
-        self._began = time.monotonic() - self._seconds
-        self._share, self._first = 0.0, (0.0, 0.0)  # of the tuner's work that is done; one, and the seconds then
-        self._progress, self._last = Progress("", 0.0, None, 0), 0.0  # the last one reported, and the seconds then
+        self.share, self.stopped = 0.0, cast("str | None", None)
+        self._began, self._reported = time.monotonic() - self._seconds, 0.0
+        self._listener, self._progress = listener, Progress("", 0.0, None, 0)
         if listener is not None:
             self.cost_log.on_change = self._report
 
@@ -196,13 +181,11 @@ class TuningRun:
         """The tuner begins, and with it the clock of its budget."""
         self.meter.restart(self._seconds)
 
-    def resume_at(self, share: float = 0.0) -> None:
-        """New work begins, after this share of the tuner's work was done by an earlier run. The calls and seconds of
-        that run count in place of those that it took to continue it."""
+    def resume(self) -> None:
+        """New work begins: the calls and seconds of the earlier run count in place of those that continuing it took."""
         if self._spent is not None:
             self.cost_log.spent["tuning"], self._spent = self._spent, None
             self.begin()
-            self._share, self._first = share, (share, time.monotonic() - self._began)
 
     def can_afford(self, calls: int) -> bool:
         """Whether so many more network calls are within the budget."""
@@ -214,10 +197,6 @@ class TuningRun:
             self.stopped = f"the budget of {self.meter.budget} {how}"
             logger.log(logging.INFO if self.state else logging.WARNING, "%s", self.stopped)  # nothing is tuned
 
-    def at(self, share: float) -> None:
-        """Note the share of the tuner's work that is done, between two steps."""
-        self._share = share
-
     def save_step(self, step: int, share: float, losses: tuple[float, float], state: Mapping[str, Any]) -> None:
         """Save the state after a step, and report the progress.
 
@@ -227,54 +206,52 @@ class TuningRun:
             losses: of the step, or of the best so far: untuned and tuned.
             state: from which a run continues.
         """
-        self.state, self._share = dict(state), share
+        self.state, self.share = dict(state), share
         self._save()
-        self._report(step, losses)
+        self._progress = replace(self._progress, step=step, losses=losses)
+        self._report(now=True)
 
     def finish(self, plan: Mapping[str, Any]) -> None:
         """Save the finished plan, and report the end."""
         if self.plan is None:
             self._save(plan=dict(plan))
-        self._call(self._progress.phase, 1.0, 0.0, self._progress.step, self._progress.losses)
+        self._call(self._progress.phase, 1.0, 0.0)
 
     def _save(self, **more: Any) -> None:
         if self._checkpoint is not None:
             spent, budget = asdict(self.cost_log.of("tuning")), str(self.meter.budget)
             self._checkpoint.save(budget=budget, seconds=self.meter.seconds, spent=spent, state=self.state, **more)
 
-    def _report(self, step: int | None = None, losses: tuple[float, float] | None = None) -> None:
-        """Report the progress, if it is time to; in any case after a step."""
+    def _report(self, now: bool = False) -> None:
         phase, seconds, last = self.cost_log.current, time.monotonic() - self._began, self._progress
-        if step is None and phase == last.phase and seconds - self._last < INTERVAL:
-            return
-        self._last = seconds
-        left = self._left(seconds, phase in ("reference", "guard"))
-        fraction = last.fraction if left is None else max(last.fraction, seconds / max(seconds + left, 1e-9))
-        self._call(phase, fraction, left, last.step if step is None else step, losses or last.losses)
+        if now or phase != last.phase or seconds - self._reported >= INTERVAL:
+            self._reported, left = seconds, self._left(seconds, phase in ("reference", "guard"))
+            done = 0.0 if left is None else seconds / max(seconds + left, 1e-9)
+            self._call(phase, max(last.fraction, done), left)
 
-    def _call(self, phase: str, fraction: float, left: float | None, step: int, losses: Any) -> None:
-        self._progress = Progress(phase, fraction, left, self.cost_log.total.calls, step, losses)
+    def _call(self, phase: str, fraction: float, left: float | None) -> None:
+        calls = self.cost_log.total.calls
+        self._progress = replace(self._progress, phase=phase, fraction=fraction, seconds_left=left, calls=calls)
         if self._listener is not None:
             self._listener(self._progress)
 
     def _left(self, seconds: float, tuned: bool) -> float | None:
         """The seconds left; None where nothing is known."""
-        planned, spent = self._planned or {}, dict(self.cost_log.spent)
+        spent = {name: cost.evaluations for name, cost in self.cost_log.spent.items()}
         if self._spent is not None:  # by an earlier run
-            spent["tuning"] = spent.get("tuning", Cost()) + self._spent
-        evaluations = sum(cost.evaluations for cost in spent.values())
-        if not evaluations:
+            spent["tuning"] = spent.get("tuning", 0) + self._spent.evaluations
+        if not sum(spent.values()):
             return None
 
         def of(*phases: str) -> float:
-            left = [planned.get(phase, Cost()).evaluations - spent.get(phase, Cost()).evaluations for phase in phases]
-            return seconds / evaluations * sum(max(0, one) for one in left)
+            left = (self._planned.get(phase, Cost()).evaluations - spent.get(phase, 0) for phase in phases)
+            return seconds / sum(spent.values()) * sum(max(0, one) for one in left)
 
-        (share, at), ways = self._first, [of("teacher", "tuning")] if "tuning" in planned else []
-        if self._share > share:
-            ways = [(seconds - at) * (1 - self._share) / (self._share - share)]
+        ways = [of("teacher", "tuning")] if "tuning" in self._planned else []
+        if self.share > 0:
+            ways = [self.meter.seconds * (1 - self.share) / self.share]
         if self.meter.budget.seconds is not None:
             ways.append(self.meter.budget.seconds - self.meter.seconds)
-        if tuned or self._share >= 1:
+        if tuned:
             ways = [0.0]
         return of("data", "reference", "guard") + max(0.0, min(ways)) if ways else None

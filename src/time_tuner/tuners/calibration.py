@@ -103,7 +103,7 @@ class Calibration:
         self.shape = tuple(known)
 
     def states(self, seeds: range) -> Tensor:
-        """Standard normal noise (n, ...), a sample of each of these seeds."""
+        """Standard normal noise (n, ...), a sample for each of these seeds."""
         return SeededNoise(seeds)(torch.empty(len(seeds), *self.shape, device=self.device))
 
     def _noise(self, purpose: int, count: int) -> Tensor:
@@ -137,11 +137,6 @@ class Calibration:
     def drawn(self) -> bool:
         """Whether there are data: given ones, or own samples that have been drawn."""
         return not self.own or "x0" in self.__dict__
-
-    def draw(self) -> None:
-        """Draw own samples, where no data are given."""
-        if not self.drawn:
-            self.x0  # noqa: B018 - a cached property
 
     @property
     def fingerprint(self) -> str:

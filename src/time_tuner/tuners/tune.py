@@ -99,14 +99,14 @@ def tune(
     """
     # 1. All that can be refused without a network call.
     tuner, samples, seed = tuner_of(tuner), check_int("samples", samples, 2), check_int("seed", seed)
-    if not isinstance(plan, Plan):
-        raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
-    if not isinstance(guard, bool | ReferenceDistance):
-        raise ValueError(f"guard must be True, False or a ReferenceDistance, got {guard!r}")
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise ValueError(f"progress must be True, False or a function, got {progress!r}")
-    if not isinstance(checkpoint, str | PathLike | None):
-        raise ValueError(f"checkpoint must be a path, got {checkpoint!r}")
+    for name, value, valid, kind in (
+        ("plan", plan, isinstance(plan, Plan), "a Plan, as make_plan or Plan.load gives"),
+        ("guard", guard, isinstance(guard, bool | ReferenceDistance), "True, False or a ReferenceDistance"),
+        ("progress", progress, isinstance(progress, bool) or callable(progress), "True, False or a function"),
+        ("checkpoint", checkpoint, isinstance(checkpoint, str | PathLike | None), "a path"),
+    ):
+        if not valid:
+            raise ValueError(f"{name} must be {kind}, got {value!r}")
     if checkpoint is not None:
         check_writable(Path(checkpoint))
     model, limit = as_model(eps, plan.schedule, shape), _budget(tuner, budget)
@@ -144,13 +144,12 @@ def tune(
 def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard: bool | ReferenceDistance) -> Plan:
     """The work of `tune`: a trial, own samples, tuning, the reference run and the guard."""
     calibration, log = run.calibration, run.cost_log
-    if not run.state:
-        with log.purpose("sizing"):
-            tuner.try_out(model, plan, run)
+    with log.purpose("sizing"):
+        tuner.try_out(model, plan, run)
     notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
     if tuner.uses_data:
         notes["data"] = "own samples" if calibration.own else "given"
-        calibration.draw()  # before the clock of the budget begins
+        calibration.x0  # noqa: B018 - own samples are drawn here, before the clock of the budget begins
     run.begin()
     tuned = tuner.tune(model, plan, run).with_provenance(**notes, versions=versions())
     if run.stopped:
@@ -239,8 +238,8 @@ def tune_several(
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
-        tuner = tuner.following(tuned[-1]) if tuned else tuner
-        tuned.append(tune(eps, plan, tuner, data, device=device, checkpoint=path, **how))
+        following = tuner.following(tuned[-1]) if tuned else tuner
+        tuned.append(tune(eps, plan, following, data, device=device, checkpoint=path, **how))
         done(tuned)
     return tuned
 

@@ -19,14 +19,11 @@ LATE = (0, 1, 2)  # so many first steps of a grid with as many steps more are le
 
 
 def warm_starts(plan: Plan, others: Sequence[Plan]) -> list[Plan]:
-    """Tuned plans, resampled to the number of calls of this one.
-
-    Raises:
-        ValueError: one does not fit.
-    """
+    """Tuned plans, resampled to the number of calls of this one; a ValueError if one does not fit."""
     found = [resample(other, len(plan)) for other in others]
     for other, fitting in zip(others, found, strict=True):
-        if not _fits(fitting, plan):
+        same = abs(float(fitting.t[-1] - plan.t[-1])) < 1e-9 and fitting.schedule == plan.schedule
+        if len(fitting) != len(plan) or not same or fitting.stochastic:
             raise ValueError(
                 f"warm_starts must be deterministic plans to t = {float(plan.t[-1]):.6g} on the schedule of the plan, "
                 f"got {other!r}"
@@ -41,11 +38,6 @@ def candidate_plans(plan: Plan, given: Sequence[Plan] = (), parts: Sequence[str]
     Candidates differ from the plan only in what is tuned: other spacings are for where times are tuned, other orders of
     the sampler for where corrections are. A run may begin later than that of the plan, on the grid of a longer run
     without its first steps, since a call where there is only noise is wasted; it ends where the plan does.
-
-    Args:
-        plan: the plan.
-        given: others that take part, see `warm_starts`.
-        parts: what is tuned, see `Parameters`.
     """
     found = [plan, *given]
     for sampler in _orders(plan, parts):
@@ -102,8 +94,3 @@ def _same(one: Plan, other: Plan) -> bool:
         (plan.step_times, plan.tau, none if plan.corrections is None else plan.corrections) for plan in (one, other)
     ]
     return all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*numbers, strict=True))
-
-
-def _fits(other: Plan, plan: Plan) -> bool:
-    same = abs(float(other.t[-1] - plan.t[-1])) < 1e-9
-    return len(other) == len(plan) and same and not other.stochastic and other.schedule == plan.schedule

@@ -63,14 +63,7 @@ class TimeGradients:
 
 @dataclass(frozen=True)
 class TeacherLoss:
-    """The mean distance between the ends of a plan's runs and of the teacher's.
-
-    Attributes:
-        model: the model.
-        pairs: of the teacher.
-        distance: between two ends.
-        cost_log: where network calls are counted.
-    """
+    """The mean distance between the ends of a plan's runs and of the teacher's."""
 
     model: BatchedModel
     pairs: Pairs
@@ -106,11 +99,7 @@ class TeacherLoss:
         return float(self.distances(end, pairs.y).mean()) if end.isfinite().all() else math.inf
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance of every pair of ends, (B,) or (), in float64.
-
-        Raises:
-            ValueError: the distance of the user's returned something else.
-        """
+        """The distance of every pair of ends, (B,) or (), in float64; a ValueError for anything else."""
         values: Any = self.distance(x, y)
         if isinstance(values, Tensor) and values.shape in ((len(x),), ()):
             return values.double()

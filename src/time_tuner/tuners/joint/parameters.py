@@ -14,11 +14,7 @@ WIDEST = 4.0  # e^4 times its even share an increment of the grid is at most
 
 
 def check_parts(parts: str | Sequence[str]) -> tuple[str, ...]:
-    """The parts in the order of `PARTS`.
-
-    Raises:
-        ValueError: an unknown part, or none.
-    """
+    """The parts in the order of `PARTS`; a ValueError for an unknown part, or none."""
     if not isinstance(parts, Iterable):
         raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {parts!r}")
     parts = (parts,) if isinstance(parts, str) else tuple(parts)
@@ -40,9 +36,6 @@ class Parameters:
     Args:
         plan: the plan at v = 0.
         parts: names in `PARTS`.
-
-    Raises:
-        ValueError: an unknown part, or none.
     """
 
     def __init__(self, plan: Plan, parts: str | Sequence[str] = PARTS) -> None:

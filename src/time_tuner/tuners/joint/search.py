@@ -23,17 +23,11 @@ class JointSearch:
     """One search.
 
     Args:
-        loss: the distance to the teacher's ends, by which plans are compared: on a quarter of the pairs, the validation
-            pairs; the others are for iterations.
+        loss: the distance to the teacher's ends: a quarter of the pairs are for validation, the others for iterations.
         parts: what is tuned.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
         checkpoint_steps: whether activations are computed again; None where memory decides.
-
-    Attributes:
-        order: the places of the candidates that take part among the plans.
-        done: the iterations made.
-        looked_at: the iterations at the last look at the validation pairs.
     """
 
     halving: SuccessiveHalving
@@ -46,8 +40,8 @@ class JointSearch:
         held = min(MOST_HELD, count // 4)
         self.train, self.validation = count - held, torch.arange(count - held, count)
         self.checkpoint_steps = checkpoint_steps
-        self.order: list[int] = run.state.get("order", [])
-        self.done: int = run.state.get("done", 0)
+        self.order: list[int] = run.state.get("order", [])  # the places of those that take part among the plans
+        self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
         self.times = TimeGradients()
 
@@ -103,7 +97,7 @@ class JointSearch:
         solvers = [GaussNewton(Parameters(plans[i], self.parts)) for i in self.order]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
-        self.run.resume_at(state.get("share", 0.0))
+        self.run.resume()
         self.halving = SuccessiveHalving(solvers, state)
         if not self.done:
             self._validate_new(0.0)
@@ -138,7 +132,7 @@ class JointSearch:
         )  # fmt: skip
         solver.step(gradients, lambda plan: self.loss.mean(plan, rows))
         self.done += 1
-        self.run.at(self._share())
+        self.run.share = self._share()
 
     def _rows(self) -> Tensor:
         """The pairs of the next iteration. All are used in a random order before any is used again, in another one: so

@@ -56,16 +56,9 @@ def joint_cost(
     candidates: int,
     checkpointed: bool | None,
 ) -> dict[str, tuple[Cost, Cost]]:
-    """The usual and the largest cost of the teacher and of tuning; {} where only an unknown speed decides.
-
-    Args:
-        plan, batch, budget, speed: see `Tuner.cost`.
-        teacher: its calls.
-        pairs, iterations: the options; None by default.
-        given: candidates that take part in any case.
-        candidates: the option.
-        checkpointed: whether activations are computed again; None where memory decides.
-    """
+    """The usual and the largest cost of the teacher, of so many calls, and of tuning; {} where only an unknown speed
+    decides. `given` candidates take part in any case; activations are computed again if `checkpointed`, None where
+    memory decides; for the others see `Tuner.cost` and `Joint`."""
     limit = budget.seconds
     if limit is not None and speed is None and (pairs is None or iterations is None):
         return {}

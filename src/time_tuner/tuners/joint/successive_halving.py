@@ -10,14 +10,10 @@ FEWEST_ITERATIONS = 20  # of a trial: after fewer a candidate that is soon at it
 
 
 class SuccessiveHalving:
-    """Several solvers, of which one is run to the end of the budget.
+    """Several solvers, of which one is run to the end of the budget; or those of an earlier run in this state.
 
     In a round every solver that remains has a trial, and the worse half by validation loss is out (Jamieson and
     Talwalkar, 2016, https://arxiv.org/abs/1502.07943). All trials get the same share of the budget.
-
-    Args:
-        solvers: all of them.
-        state: of an earlier run, see `to_dict`; {} for none.
 
     Attributes:
         remaining: the places of those that remain in `solvers`.

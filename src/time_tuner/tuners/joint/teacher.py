@@ -55,12 +55,13 @@ def teach(
     """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
     conditions of the model.
 
+    In a budget of seconds no run begins that is not expected to end within a quarter of them, by the pace so far.
+
     Args:
         model: the model.
         teacher: the plan of the teacher.
-        run: calibration and budget. In a budget of seconds no run begins that is not expected to end within a quarter
-            of them, by the pace so far; fewer pairs are then made than asked for.
-        pairs: how many; by default as many as there is time for, at most 2048.
+        run: calibration and budget.
+        pairs: the most pairs; 2048 by default.
         cache: a .safetensors file that keeps the ends: an interrupted run continues from there, and a finished one
             makes a single run again, to check that the model is the same.
 

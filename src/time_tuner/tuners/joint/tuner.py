@@ -68,20 +68,19 @@ class Joint(Tuner):
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
-        if not isinstance(self.teacher, Plan | None):
-            raise ValueError(f"teacher must be a Plan, got {self.teacher!r}")
-        if not isinstance(self.teacher_cache, str | PathLike | None):
-            raise ValueError(f"teacher_cache must be a path, got {self.teacher_cache!r}")
-        for name, least in (("pairs", FEWEST), ("iterations", 1), ("candidates", 1)):
-            if name == "candidates" or getattr(self, name) is not None:
-                check_int(name, getattr(self, name), least)
-        if not accepts(self.distance, 2):
-            raise ValueError(f"distance must be a function (x, y), got {self.distance!r}")
+        check_int("candidates", self.candidates, 1)
+        check_int("pairs", FEWEST if self.pairs is None else self.pairs, FEWEST)
+        check_int("iterations", 1 if self.iterations is None else self.iterations, 1)
         plans = self.warm_starts
-        if not isinstance(plans, Sequence) or not all(isinstance(one, Plan) for one in plans):
-            raise ValueError(f"warm_starts must be a list of plans, got {plans!r}")
-        if not isinstance(self.checkpoint_steps, bool | None):
-            raise ValueError(f"checkpoint_steps must be True, False or None, got {self.checkpoint_steps!r}")
+        for name, valid, kind in (
+            ("teacher", isinstance(self.teacher, Plan | None), "a Plan"),
+            ("teacher_cache", isinstance(self.teacher_cache, str | PathLike | None), "a path"),
+            ("distance", accepts(self.distance, 2), "a function (x, y)"),
+            ("warm_starts", isinstance(plans, Sequence) and all(isinstance(p, Plan) for p in plans), "a list of plans"),
+            ("checkpoint_steps", isinstance(self.checkpoint_steps, bool | None), "True, False or None"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must be {kind}, got {getattr(self, name)!r}")
 
     @property
     def sized(self) -> bool:

@@ -26,8 +26,8 @@ def adam(
     calls: int = 1,
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on one after the other, from 1, with a fresh batch at every
-    iteration, in which the states are computed anew. `batches(i)` gives the batch of iteration i of them all, a prediction
-    for which takes `calls` network calls."""
+    iteration, in which the states are computed anew. `batches(i)` is the batch of iteration i of them all, for which a
+    prediction takes `calls` network calls."""
     iterations = check_int("iterations", iterations, 1)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
@@ -37,7 +37,7 @@ def adam(
     kept: list[float] = tuning.state.get("ratios", [])
     ratios[: len(kept)] = torch.tensor(kept, dtype=torch.float64)
     for k in range(len(kept), steps):
-        tuning.resume_at(k / steps)
+        tuning.resume()
         t = run.point(k).t
         ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
@@ -55,20 +55,25 @@ def adam(
                 target = objective.target(Step(run, k, state, batch))
             with torch.enable_grad():
                 value = step_loss(run, k, state, ratio * t, batch, target, objective)
-                if not value.requires_grad:
-                    raise ValueError(
-                        "optimizer='adam' needs a network with a gradient in its time, this one has none: take 'search'"
-                    )
+                check_gradient(value)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
             values.append(float(value.detach()))
             if not torch.isfinite(value):
                 raise ValueError(f"eps, or the objective, returned NaN or infinity {where(run, k)} while tuning")
             optimizer.step()
-            tuning.at((k + (i + 1) / iterations) / steps)
+            tuning.share = (k + (i + 1) / iterations) / steps
         ratios[k] = ratio.detach()
         if len(values) < iterations:
             tuning.stop(f"was spent at step {k} of {steps}")
             break
         tuning.save_step(k + 1, (k + 1) / steps, (values[0], values[-1]), {"ratios": ratios[: k + 1].tolist()})
     return ratios
+
+
+def check_gradient(value: Tensor) -> None:
+    """Raise a ValueError if a loss has no gradient by the ratio."""
+    if not value.requires_grad:
+        raise ValueError(
+            "optimizer='adam' needs a network with a gradient in its time, this one has none: take 'search'"
+        )

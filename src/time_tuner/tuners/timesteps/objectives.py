@@ -64,11 +64,7 @@ def squared(result: Tensor, target: Tensor) -> Tensor:
 
 
 def losses_of(name: str, values: Any, samples: int) -> Tensor:
-    """The losses (B,) that a function of the user's returned, in float64.
-
-    Raises:
-        ValueError: it returned something else.
-    """
+    """The losses (B,) that a function of the user's returned, in float64; a ValueError for anything else."""
     if isinstance(values, Tensor) and values.shape == (samples,):
         return values.double()
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
@@ -80,7 +76,7 @@ class Objective:
     """The loss of a step: the mean over samples of `loss(result, target)`.
 
     Attributes:
-        target: made once for a step, before it is tuned.
+        target: computed once for a step, before it is tuned.
         result: "noise": the noise predicted in the state after the step at that state's own time; "state": that state
             itself, which saves a network call at each evaluation.
         loss: `loss(result, target)` of each sample, (B,).
@@ -139,11 +135,7 @@ ObjectiveLike: TypeAlias = str | Objective | Callable[[Step, Tensor], Tensor]
 
 def find_objective(objective: ObjectiveLike) -> Objective:
     """The objective of a name, an objective itself, or that of a function `f(step, x) -> (B,)`: the loss of each sample
-    when the step leads to the states x (B, ...).
-
-    Raises:
-        ValueError: an unknown name, or something that is no objective.
-    """
+    when the step leads to the states x (B, ...)."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, str) and objective in OBJECTIVES:

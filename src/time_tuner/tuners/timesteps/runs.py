@@ -17,6 +17,8 @@ State: TypeAlias = tuple[tuple[Call, ...], Tensor]
 class Run:
     """A run whose conditioning times are tuned: K calls, or steps of the user's own, over K + 1 points."""
 
+    stochastic = False
+
     def __init__(self, schedule: NoiseSchedule, points: Point) -> None:
         self.schedule, self.points = schedule, points
 
@@ -53,7 +55,7 @@ class PlanRun(Run):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.schedule, Point(plan.t, plan.alpha, plan.sigma))
-        self.plan = plan
+        self.plan, self.stochastic = plan, plan.stochastic
         self._stages = [stage for calls in plan.steps for stage in range(calls)]
 
     def history(self, k: int) -> int:

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +17,6 @@ from .objectives import OBJECTIVES, Objective, Step, where
 from .runs import PlanRun, Run, State, direct_state, first_state
 
 MOST = 16  # values of a search at most; five to eight are usual
-
-
-@dataclass(frozen=True)
-class Found:
-    """The ratios (K,) that a search has found, and the loss of each step that was tuned, untuned and tuned."""
-
-    ratios: Tensor
-    losses: list[tuple[float, float]]
 
 
 class Problem:
@@ -74,18 +65,8 @@ def _after(step: Step, ratio: float, noise: Tensor | None = None) -> State:
 
 
 class Search:
-    """The ratios of a run, each by a search in one number on the same samples, with forward calls only.
-
-    Args:
-        run, batch: what is tuned, and the samples that it is tuned on.
-        strategy: "sequential" or "parallel".
-        objective: of each step.
-        last: whether the last ratio is tuned too.
-        tuning: budget, kept state and progress.
-
-    Attributes:
-        values: for each step, the losses by their ratios.
-    """
+    """The ratios of a run, the last one too if `last`, each by a search in one number on the same samples, by the
+    strategy "sequential" or "parallel". `values` holds the losses of each step by their ratios."""
 
     def __init__(
         self,
@@ -105,8 +86,9 @@ class Search:
         }
 
     @torch.no_grad()
-    def __call__(self) -> Found:
-        """Search. Where the budget is spent the best so far is found, and steps not begun stay untuned."""
+    def __call__(self) -> tuple[Tensor, list[tuple[float, float]]]:
+        """The ratios (K,), and the loss of each step that was tuned, untuned and tuned. Where the budget is spent the
+        best so far is found, and steps not begun stay untuned."""
         together = self._tunes_together()
         state, known = first_state(self.run, self.batch), None
         for ks in [list(range(self.steps))] if together else [[k] for k in range(self.steps)]:
@@ -114,7 +96,7 @@ class Search:
             if kept and not self.sequential:
                 continue
             if not kept and not together:
-                self.tuning.resume_at(ks[0] / self.steps)
+                self.tuning.resume()
             if not kept and not self._can_afford(ks, first=True):
                 self.tuning.stop(f"was spent at step {ks[0]} of {self.steps}")
                 break
@@ -127,23 +109,20 @@ class Search:
             if not self._solve(problems):
                 break
             state, known = problems[0].best
-        self.tuning.resume_at(1.0)
+        self.tuning.resume()
         ratios = torch.ones(len(self.run), dtype=torch.float64)
         losses = []
         for k in sorted(self.values):
             ratios[k], value = lowest(self.values[k], 1.0)
             losses.append((self.values[k][1.0], value))
-        return Found(ratios, losses)
+        return ratios, losses
 
     def _tunes_together(self) -> bool:
         """Whether all steps are tuned together, in calls that hold several of them."""
         model, p = self.batch.model, self.run.point(0)
-        if (
-            self.sequential
-            or self.steps < 2
-            or not isinstance(self.run, PlanRun)
-            or not isinstance(model, BatchedModel)
-        ):
+        if self.sequential or self.steps < 2:
+            return False
+        if not isinstance(self.run, PlanRun) or not isinstance(model, BatchedModel):
             return False
         larger = model.batch is None or model.batch > len(self.batch.x0)  # else there is nothing to gain
         return larger and accepts_times(model, self.batch.at(p), p.t)
@@ -178,8 +157,7 @@ class Search:
         while places:
             new = [k for k, ratio in places.items() if ratio not in kept.get(k, {})]
             if new:
-                first = min(by_step)  # what is done before: other steps, or the searches that have ended
-                self.tuning.resume_at((first + len(problems) - len(places)) / self.steps)
+                self.tuning.resume()
                 if any(self.values.get(k) for k in new) and not self._can_afford(new):
                     self.tuning.stop(f"was spent at step {new[0]} of {self.steps}")
                     return False

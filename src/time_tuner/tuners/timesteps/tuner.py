@@ -22,8 +22,8 @@ from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..base import Tuner, TuningRun
 from ..budget import Budget, Speed, forward
-from .adam import ITERATIONS, LR, adam
-from .objectives import OBJECTIVES, Objective, ObjectiveLike, Step, find_objective
+from .adam import ITERATIONS, LR, adam, check_gradient
+from .objectives import OBJECTIVES, Objective, ObjectiveLike, Step, find_objective, step_loss
 from .runs import PlanRun, direct_state
 from .search import MOST, Search
 
@@ -86,15 +86,18 @@ class TimestepTuner(Tuner):
             )
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
-        """An objective of the user's returns a loss for each sample, also of the first step."""
+        """The network has a gradient for Adam, and an objective of the user's returns a loss for each sample."""
         name, objective = self._objective(plan)
-        if name in OBJECTIVES:
+        if name in OBJECTIVES and self.optimizer == "search":
             return
-        batch, plan_run = run.calibration.trial(model), PlanRun(_untuned(plan))
+        batch, plan_run, ratio = run.calibration.trial(model), PlanRun(_untuned(plan)), torch.ones(()).double()
         with torch.no_grad():
             step = Step(plan_run, 0, direct_state(plan_run, 0, batch), batch)
-            target, (_, x) = objective.target(step), plan_run.step(0, step.state, step.p.t, batch)
-            objective.mean(model(x, step.q.t, step.q.t) if objective.result == "noise" else x, target)
+            target = objective.target(step)
+        with torch.set_grad_enabled(self.optimizer == "adam"):
+            value = step_loss(plan_run, 0, step.state, ratio.requires_grad_() * step.p.t, batch, target, objective)
+        if self.optimizer == "adam":
+            check_gradient(value)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         name, objective = self._objective(plan)
@@ -109,12 +112,8 @@ class TimestepTuner(Tuner):
             )  # fmt: skip
             notes |= {"lr": lr, "iterations": iterations, "batch": ADAM_BATCH}
         else:
-            found = Search(plan_run, calibration.fixed(model), self.strategy, objective, self.last, run)()
-            ratios = found.ratios
-            notes["loss"] = {
-                "untuned": [untuned for untuned, _ in found.losses],
-                "tuned": [tuned for _, tuned in found.losses],
-            }
+            ratios, losses = Search(plan_run, calibration.fixed(model), self.strategy, objective, self.last, run)()
+            notes["loss"] = {name: [pair[i] for pair in losses] for i, name in enumerate(("untuned", "tuned"))}
         return untuned.with_ratios(ratios).with_provenance(**notes)
 
     def cost(
