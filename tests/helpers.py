@@ -1,9 +1,12 @@
 """What several test files need to know of a run: its moments, written down without the loop."""
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from time_tuner import Plan
+from time_tuner import TUNERS, Plan, tune
 from time_tuner.sampling import coefficients
 
 
@@ -34,3 +37,10 @@ def moments(
         x_weights[0] += on_start * start_std
         x_weights[1:] += on_draws
     return float(x_mean), float(x_weights.norm())
+
+
+def tune_by(eps: Any, plan: Plan, name: str = "sequential", data: Any = None, **options: Any) -> Plan:
+    """`tune` by the tuner of this name; its own options and those of `tune` are given together."""
+    own = {field.name for field in fields(TUNERS[name])}
+    tuner = TUNERS[name](**{option: value for option, value in options.items() if option in own})
+    return tune(eps, plan, tuner, data, **{option: value for option, value in options.items() if option not in own})

@@ -1,24 +1,25 @@
-"""What `tune` does around a tuner: budgets, batches, objectives, and runs that are interrupted and continued."""
+"""The work of `tune` around a tuner: budgets, batches, objectives, and runs that are interrupted and continued."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import tune_by
 from torch import Tensor
+from typer.testing import CliRunner
 
-from time_tuner import TUNERS, NoiseScheduleVP, Plan, exact, make_plan, model_wrapper, sample, tune
-from time_tuner.models.base import HookedModel
+from time_tuner import NoiseScheduleVP, Plan, Sequential, estimate, exact, make_plan, model_wrapper, sample, tune
+from time_tuner.cli import output as report
+from time_tuner.cli.app import app
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
-from time_tuner.tuners.base import Tuner
-from time_tuner.tuners.timesteps import search as ratios
-from time_tuner.tuners.timesteps import tuner as conditioning
 from time_tuner.tuners.timesteps.objectives import step_loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
-from time_tuner.tuners.tune import estimate
 
 SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 MIXTURE = exact.Mixture(torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]]), 0.2)
@@ -39,10 +40,10 @@ class Counted:
         self.calls += 1
         self.evaluations += len(x)
         self.largest = max(self.largest, len(x))
-        said = EPS(x, t, tau)
-        if said.requires_grad:
-            said.register_hook(self._backward)
-        return said
+        noise = EPS(x, t, tau)
+        if noise.requires_grad:
+            noise.register_hook(self._backward)
+        return noise
 
     def _backward(self, gradient: Tensor) -> None:
         self.calls += 2
@@ -53,19 +54,8 @@ def quadratic(calls: int = 5) -> Plan:
     return make_plan("ddim", SCHEDULE, calls, "quadratic")
 
 
-def tuner_of(method: str, options: dict[str, Any]) -> Tuner:
-    """The tuner with those of the options that are its own, which leave the options."""
-    names = {field.name for field in fields(TUNERS[method])}
-    return TUNERS[method](**{name: options.pop(name) for name in list(options) if name in names})
-
-
 def tuned(eps: Any = EPS, plan: Plan | None = None, method: str = "sequential", **options: Any) -> Plan:
-    tuner = tuner_of(method, options)
-    return tune(eps, plan or quadratic(), tuner, **{"data": DATA, "samples": 64, "guard": False, **options})
-
-
-def expected_costs(plan: Plan, method: str, **options: Any) -> dict[str, Any]:
-    return dict(estimate(EPS, plan, tuner_of(method, options), samples=64, **options).costs)
+    return tune_by(eps, plan or quadratic(), method, **{"data": DATA, "samples": 64, "guard": False, **options})
 
 
 # --- batches ---
@@ -73,7 +63,7 @@ def expected_costs(plan: Plan, method: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "unipc", "heun", "ddpm"])
 @pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
-def test_all_steps_at_once_come_to_what_they_come_to_one_by_one(sampler: str, objective: str) -> None:
+def test_steps_tuned_together_have_the_ratios_of_steps_tuned_alone(sampler: str, objective: str) -> None:
     if sampler == "ddpm" and objective == "substeps":
         pytest.skip("it is for samplers without noise")
     plan = make_plan(sampler, SCHEDULE, 6, "leading")
@@ -84,7 +74,7 @@ def test_all_steps_at_once_come_to_what_they_come_to_one_by_one(sampler: str, ob
     assert one.tuned
     assert alone.largest == 64 and together.largest == 64 * 5
     assert together.calls < alone.calls
-    assert together.evaluations == alone.evaluations + 6, "but for the question whether it takes a time for each sample"
+    assert together.evaluations == alone.evaluations + 6, "and those that show whether it accepts times"
 
 
 def one_time_only(x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -97,7 +87,7 @@ def first_time_only(x: Tensor, t: Any, tau: Any = None) -> Tensor:
 
 
 @pytest.mark.parametrize("eps", [one_time_only, first_time_only])
-def test_a_model_of_one_time_is_asked_about_one_step_after_the_other(eps: Any) -> None:
+def test_a_model_of_one_time_is_tuned_one_step_after_the_other(eps: Any) -> None:
     plan = tuned(eps, method="parallel", batch=10**6)
     assert torch.equal(plan.tau, tuned(method="parallel").tau)
 
@@ -136,7 +126,7 @@ def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: in
     made = model_wrapper(network, SCHEDULE, guidance_type="classifier-free", guidance_scale=1.5)
     eps = made.bind(torch.arange(64) % 2, torch.tensor([1]))
     expected = tuned(eps, method=method, batch=64, objective="published")
-    for model in (eps, HookedModel(eps, lambda *_: None)):
+    for model in (eps, report.Meter(eps)):
         got = tuned(model, method=method, batch=batch, objective="published")
         torch.testing.assert_close(got.tau, expected.tau, rtol=0, atol=1e-5)
     assert expected.tuned
@@ -145,7 +135,7 @@ def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: in
 # --- budgets ---
 
 
-def test_budgets_are_read_as_people_write_them() -> None:
+def test_budgets_have_several_forms() -> None:
     assert Budget.parse("20000calls") == Budget.parse(20000) == Budget(calls=20000)
     assert Budget.parse("60s") == Budget(seconds=60)
     assert Budget.parse("2m") == Budget(seconds=120) and Budget.parse(" 1.5 h ") == Budget(seconds=5400)
@@ -160,7 +150,7 @@ def test_budgets_are_read_as_people_write_them() -> None:
 
 @METHODS
 @pytest.mark.parametrize("how", [{}, {"batch": 10**6}, {"batch": 20}, {"objective": "substeps"}, {"optimizer": "adam"}])
-def test_a_budget_is_kept_and_the_best_so_far_handed_over(method: str, how: dict[str, Any]) -> None:
+def test_a_budget_is_kept_and_the_best_so_far_returned(method: str, how: dict[str, Any]) -> None:
     how = {"iterations": 10, **how} if "optimizer" in how else how
     free = Counted()
     whole = tuned(free, method=method, **how)
@@ -168,12 +158,12 @@ def test_a_budget_is_kept_and_the_best_so_far_handed_over(method: str, how: dict
         model, budget = Counted(), int(share * free.calls)
         plan = tuned(model, method=method, budget=budget, **how)
         assert model.calls <= budget
-        assert model.calls > budget / 3 or how.get("batch") == 10**6, "all steps at once spend much at a time"
+        assert model.calls > budget / 3 or how.get("batch") == 10**6, "steps tuned together spend much at a time"
         assert plan.provenance["cost"]["tuning"]["calls"] == model.calls
         assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
         if "optimizer" not in how:
-            notes = plan.provenance
-            assert all(a <= b for a, b in zip(notes["loss"]["tuned"], notes["loss"]["untuned"], strict=True))
+            loss = plan.provenance["loss"]
+            assert all(a <= b for a, b in zip(loss["tuned"], loss["untuned"], strict=True))
     assert tuned(method=method, budget=free.calls + 200, **how).tau.equal(whole.tau)
     assert "stopped" not in whole.provenance
 
@@ -189,42 +179,6 @@ def test_a_budget_of_time_is_kept() -> None:
     assert "0.1 s" in plan.provenance["stopped"]
 
 
-@METHODS
-@pytest.mark.parametrize("optimizer", ["search", "adam"])
-@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
-def test_the_cost_is_foretold(method: str, optimizer: str, objective: str) -> None:
-    how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
-    plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
-    result = tuned(model, plan, method, data=None, guard=True, **how)
-    costs = expected_costs(plan, method, **how)
-    spent = result.provenance["cost"]
-    assert spent.keys() == costs.keys()
-    for purpose, (usual, most) in costs.items():
-        made = spent[purpose]
-        assert made["calls"] <= most.calls and made["evaluations"] <= most.evaluations
-        if purpose in ("data", "reference") or (purpose == "tuning" and optimizer == "adam"):
-            assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
-        else:
-            assert made["calls"] >= usual.calls / 2
-    assert sum(made["calls"] for made in spent.values()) == model.calls
-    assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
-
-
-@METHODS
-@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
-def test_the_cost_of_one_value_a_step_is_foretold_exactly(
-    monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
-) -> None:
-    """Nothing is asked twice: what a step has shown is not asked again by the next one."""
-    monkeypatch.setattr(ratios, "MOST", 1)
-    monkeypatch.setattr(conditioning, "MOST", 1)
-    plan = make_plan(sampler, SCHEDULE, 6)
-    spent = tuned(plan=plan, method=method, objective=objective).provenance["cost"]["tuning"]
-    _, most = expected_costs(plan, method, objective=objective)["tuning"]
-    assert spent == {"calls": most.calls, "evaluations": most.evaluations}
-
-
 def test_cost_grows_linearly_with_the_calls() -> None:
     each = []
     for calls in (5, 10, 20, 40):
@@ -238,8 +192,8 @@ def test_cost_grows_linearly_with_the_calls() -> None:
 
 
 def own(step: Step, x: Tensor) -> Tensor:
-    after = step.batch.model(x, step.q.t, step.q.t)
-    return (after - step.untuned_noise).square().sum(1)
+    noise = step.batch.model(x, step.q.t, step.q.t)
+    return (noise - step.untuned_noise).square().sum(1)
 
 
 @METHODS
@@ -249,25 +203,25 @@ def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str, objective: Any, sa
     plan = make_plan(sampler, SCHEDULE, 6, "leading")
     found = tuned(plan=plan, method=method, objective=objective, last=True)
     goal = OBJECTIVES["published"] if objective is own else OBJECTIVES[objective]
-    draws = Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
+    batch = Calibration(EPS, SCHEDULE, DATA, 64).fixed(EPS)
     run = PlanRun(found)
-    state = first_state(run, draws)
+    state = first_state(run, batch)
     untuned = 0
     for k in range(6):
         t = plan.t[k]
-        state = state if method == "sequential" else direct_state(run, k, draws)
-        written_out = {"published": EPS(state[1], t, t), "noise": draws.noise, own: EPS(state[1], t, t)}
-        target = written_out[objective] if objective in written_out else goal.target(Step(run, k, state, draws))
+        state = state if method == "sequential" else direct_state(run, k, batch)
+        written_out = {"published": EPS(state[1], t, t), "noise": batch.noise, own: EPS(state[1], t, t)}
+        target = written_out[objective] if objective in written_out else goal.target(Step(run, k, state, batch))
         at = [
-            float(step_loss(run, k, state, t * r, draws, target, goal))
+            float(step_loss(run, k, state, t * r, batch, target, goal))
             for r in torch.linspace(0.8, 1.2, 81)
             if t * r <= 1
         ]
-        value = float(step_loss(run, k, state, found.tau[k], draws, target, goal))
+        value = float(step_loss(run, k, state, found.tau[k], batch, target, goal))
         assert value <= min(at) * 1.002 + 1e-6 * at[0]
         assert value == pytest.approx(found.provenance["loss"]["tuned"][k], rel=1e-5)
         untuned += int(found.tau[k] == t)
-        state = run.step(k, state, found.tau[k], draws)
+        state = run.step(k, state, found.tau[k], batch)
     assert untuned <= 2
 
 
@@ -277,18 +231,18 @@ def test_a_function_of_ones_own_is_an_objective() -> None:
         torch.testing.assert_close(a.tau, b.tau, rtol=0, atol=1e-9)
 
 
-def test_the_finer_step_is_where_the_exact_solution_is() -> None:
+def test_the_target_of_substeps_is_near_the_exact_solution() -> None:
     """Sub-steps of second order are much nearer to it than the step is; both calls of Heun begin where it does."""
     for sampler in ("ddim", "heun"):
         plan = make_plan(sampler, SCHEDULE, 10, "logsnr")
-        run, draws = PlanRun(plan), Calibration(EPS, SCHEDULE, DATA, 64).draws(EPS)
-        state = direct_state(run, 4, draws)
+        run, batch = PlanRun(plan), Calibration(EPS, SCHEDULE, DATA, 64).fixed(EPS)
+        state = direct_state(run, 4, batch)
         ks = (4,) if sampler == "ddim" else (4, 5)
         times = torch.linspace(float(plan.t[4]), float(plan.t[ks[-1] + 1]), 101)
         truth = sample(EPS, make_plan("dpmpp", SCHEDULE, times=times), state[1])
         for k in ks:
-            target = OBJECTIVES["substeps"].target(Step(run, k, state, draws))
-            state = run.step(k, state, plan.t[k], draws)
+            target = OBJECTIVES["substeps"].target(Step(run, k, state, batch))
+            state = run.step(k, state, plan.t[k], batch)
         assert (target - truth).norm() < 0.2 * (state[1] - truth).norm()
 
 
@@ -296,7 +250,7 @@ def test_an_objective_without_noise_refuses_samplers_with_noise() -> None:
     with pytest.raises(ValueError, match=r"objective='substeps' compares with a run without noise.*'published'"):
         tuned(plan=make_plan("ddpm", SCHEDULE, 5), objective="substeps")
     with pytest.raises(
-        ValueError, match=r"objective must be one of published, noise, substeps, or a function, got 'best'"
+        ValueError, match=r"objective must be one of published, noise, substeps, or a function .*, got 'best'"
     ):
         tuned(objective="best")
 
@@ -311,7 +265,7 @@ def test_the_last_ratio_is_tuned_when_asked_for() -> None:
     assert tuned(plan=to_zero, last=True, objective="substeps").tau[-1] != to_zero.t[-2]
 
 
-def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
+def test_the_guard_finds_where_the_objective_alone_does_harm() -> None:
     plan = make_plan("ddim", SCHEDULE, 5, "leading")
     notes = tuned(plan=plan, guard=True, objective="published").provenance
     assert (
@@ -321,9 +275,17 @@ def test_the_guard_says_where_the_objective_alone_does_harm() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["search", "adam"])
-def test_an_objective_that_returns_no_tensor_is_named(optimizer: str) -> None:
-    with pytest.raises(ValueError, match="objective must return a tensor, a number for each sample, got float"):
-        tuned(objective=lambda step, x: 1.0, optimizer=optimizer)
+def test_an_objective_that_returns_no_number_for_each_sample_is_refused(optimizer: str) -> None:
+    for objective, got in (
+        (lambda step, x: 1.0, "float"),
+        (lambda step, x: x.square().mean(), r"shape \(\)"),
+        (lambda step, x: x.square(), r"shape \(2, 2\)"),
+        (Objective(lambda step: step.batch.noise, loss=lambda noise, target: (noise - target).mean()), r"shape \(\)"),
+    ):
+        model = Counted()
+        with pytest.raises(ValueError, match=rf"objective must return .* of shape \(2,\), got {got}"):
+            tuned(model, objective=objective, optimizer=optimizer, data=None)
+        assert model.evaluations <= 10, "before own samples are drawn"
 
 
 @pytest.mark.parametrize("shape", ["a", 4, (), (2, -1), (2.0,)])
@@ -333,10 +295,8 @@ def test_a_shape_that_is_none_is_named(shape: Any) -> None:
 
 
 def test_unknown_options_are_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"method 'sequential' has no option 'step'; its options: optimizer, objective"
-    ):
-        tuned(step=3)
+    with pytest.raises(ValueError, match=r"tuner 'sequential' has no option 'step'; its options: optimizer, objective"):
+        tune(EPS, quadratic(), "sequential(step=3)")
 
 
 def test_several_plans_are_tuned_on_one_calibration() -> None:
@@ -378,45 +338,62 @@ def stopped_after(steps: int, **options: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("budget", [None, 40])
-def test_an_interrupted_run_comes_to_the_same_plan(tmp_path: Path, how: dict[str, Any], budget: int | None) -> None:
-    partial, said = tmp_path / "partial", []
+def test_an_interrupted_run_finds_the_same_plan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: dict[str, Any], budget: int | None
+) -> None:
+    partial = tmp_path / "partial"
+    caplog.set_level("INFO")
     how = {**how, "budget": budget and 3 * budget if "optimizer" in how else budget}
     expected = tuned(**how)
     for steps in (1, 2):
-        stopped_after(steps, checkpoint=partial, say=lambda sentence: None, **how)
+        stopped_after(steps, checkpoint=partial, **how)
         assert json.loads(partial.read_text())
     seen: list[Progress] = []
-    assert tuned(checkpoint=partial, say=said.append, progress=seen.append, **how) == expected
-    assert said == [f"going on from {partial}"]
-    assert not seen or seen[0].step > 2 or how.get("batch")
+    caplog.clear()
+    assert tuned(checkpoint=partial, progress=seen.append, **how) == expected
+    assert caplog.messages[0] == f"continuing from {partial}"
+    assert all(each.step > 2 or not each.step for each in seen) or how.get("batch")
     model = Counted()
-    assert tuned(model, checkpoint=partial, say=said.append, **how) == expected
-    assert model.calls == 1, "the plan is kept, too: the model is asked once, to see that it is the same"
+    assert tuned(model, checkpoint=partial, **how) == expected
+    assert model.calls == 1, "the plan is kept, too: the model is called once, to see that it is the same"
 
 
 @METHODS
 @pytest.mark.parametrize("batch", [64, 10**6])
-def test_a_run_that_was_all_but_finished_costs_no_more(tmp_path: Path, method: str, batch: int) -> None:
-    how = {"method": method, "batch": batch, "checkpoint": tmp_path / "partial", "say": lambda sentence: None}
+def test_a_run_that_was_almost_finished_costs_no_more(tmp_path: Path, method: str, batch: int) -> None:
+    how = {"method": method, "batch": batch, "checkpoint": tmp_path / "partial"}
     stopped_after(4, **how)
     assert tuned(**how) == tuned(method=method, batch=batch)
 
 
-def test_other_arguments_start_anew_and_say_so(tmp_path: Path) -> None:
+def test_other_arguments_start_anew_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     partial = tmp_path / "partial"
-    for what, other in (("seed", {"seed": 1}), ("options", {"last": True}), ("plan", {"plan": quadratic(6)}),
-                        ("data", {"data": DATA + 1}), ("method", {"method": "parallel"}), ("guard", {"guard": True}),
-                        ("options", {"objective": own}), ("options", {"objective": lambda step, x: own(step, x)}),
+    for what, other in (("seed", {"seed": 1}), ("last", {"last": True}), ("plan", {"plan": quadratic(6)}),
+                        ("data", {"data": DATA + 1}), ("tuner", {"method": "parallel"}), ("guard", {"guard": True}),
+                        ("objective", {"objective": own}), ("objective", {"objective": lambda step, x: own(step, x)}),
+                        ("samples", {"samples": 32}), ("objective, another last", {"objective": own, "last": True}),
                         ("model", {"eps": exact.Mixture(DATA[:9] + 1, 0.2).eps(SCHEDULE)})):  # fmt: skip
         stopped_after(2, checkpoint=partial)
-        said: list[str] = []
-        plan = tuned(checkpoint=partial, say=said.append, **other)
-        assert said == [f"{partial} was made with other {what}: starting anew"]
+        caplog.clear()
+        plan = tuned(checkpoint=partial, **other)
+        assert caplog.messages == [f"{partial} was made with another {what}: starting anew"]
         assert plan == tuned(**other)
-    partial.write_text('{"format": "time-tuner partial plan", "made": [1]}')
-    said = []
-    assert tuned(checkpoint=partial, say=said.append) == tuned()
-    assert "was made with other plan, other method" in said[0] and said[0].endswith("starting anew")
+    partial.write_text('{"format": "time-tuner partial plan", "inputs": [1]}')
+    caplog.clear()
+    assert tuned(checkpoint=partial) == tuned()
+    assert caplog.messages == [f"{partial} was made with another version: starting anew"]
+
+
+def test_other_samples_alone_are_named_where_own_samples_follow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    partial = tmp_path / "partial"
+    for samples in (32, 48):
+        caplog.clear()
+        tuned(data=None, samples=samples, checkpoint=partial)
+    assert caplog.messages == [f"{partial} was made with another samples: starting anew"]
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b"PK\x03\x04\xff weights", b"[1]", b'{"format": "time-tuner plan"}'])
@@ -428,46 +405,129 @@ def test_a_file_that_is_something_else_is_not_written_over(tmp_path: Path, conte
     assert file.read_bytes() == content
 
 
-def test_functions_are_known_by_their_code(tmp_path: Path) -> None:
-    """Two of one name, and with other numbers of their surroundings, are told apart; one made again is the same."""
+def test_functions_are_recognised_by_their_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of one name, and with other numbers around them, differ; one made again is the same."""
+    caplog.set_level("INFO")
 
     def times(factor: float) -> Any:
         return lambda step, x: factor * own(step, x)
 
-    def said_of(objective: Any) -> str:
-        said: list[str] = []
-        tuned(checkpoint=tmp_path / "partial", say=said.append, objective=objective)
-        return " ".join(said)
+    def message_of(objective: Any) -> str:
+        caplog.clear()
+        tuned(checkpoint=tmp_path / "partial", objective=objective)
+        return " ".join(caplog.messages)
 
-    assert said_of(times(2.0)) == ""
-    assert "going on" in said_of(times(2.0))
-    assert "other options" in said_of(times(3.0))
-    assert "other options" in said_of(lambda step, x: own(step, x))
-    assert "other options" in said_of(Objective(lambda step: step.untuned_noise))
-    assert "going on" in said_of(Objective(lambda step: step.untuned_noise)), "of an objective made again, too"
+    assert message_of(times(2.0)) == ""
+    assert "continuing" in message_of(times(2.0))
+    assert "another objective" in message_of(times(3.0))
+    assert "another objective" in message_of(lambda step, x: own(step, x))
+    assert "another objective" in message_of(Objective(lambda step: step.untuned_noise))
+    assert "continuing" in message_of(Objective(lambda step: step.untuned_noise)), "of an objective made again, too"
 
 
-def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+def test_a_run_continues_in_a_larger_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     partial = tmp_path / "partial"
-    said: list[str] = []
     few = tuned(checkpoint=partial, budget=20)
-    more = tuned(checkpoint=partial, say=said.append)
-    assert "stopped" in few.provenance and said == [f"going on from {partial}"]
+    caplog.set_level("INFO")
+    more = tuned(checkpoint=partial)
+    assert "stopped" in few.provenance and caplog.messages == [f"continuing from {partial}"]
     assert torch.equal(more.tau, tuned().tau)
 
 
-def test_progress_says_how_far_it_is() -> None:
-    seen: list[Progress] = []
-    plan = tuned(progress=seen.append)
-    assert [(p.step, p.steps) for p in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [p.before for p in seen] == plan.provenance["loss_before"]
-    assert [p.after for p in seen] == plan.provenance["loss_after"]
-    assert seen[-1].calls == plan.provenance["cost"]["tuning"]["calls"] and seen[-1].seconds_left == 0
-    assert str(seen[0]).startswith("step 1 of 4, loss ")
+# --- on the command line ---
+
+SLOW = """
+import time, time_tuner as tt
+def model():
+    schedule = tt.NoiseScheduleVP('linear')
+    eps = tt.exact.Mixture([[1.0, 0.5], [-1.0, 0.0]], 0.3).eps(schedule)
+    def slow(x, t, tau=None):
+        time.sleep(0.02)
+        return eps(x, t, tau)
+    return tt.as_model(slow, schedule, (2,))
+"""
+
+
+def command(*extra: str) -> list[str]:
+    return [
+        *(sys.executable, "-c", "from time_tuner.cli.app import main; main()", "tune", "--model", "slow:model"),
+        *("--calls", "6", "--samples", "32", "--out", "plan.json", *extra),
+    ]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_continues_where_it_was(tmp_path: Path, end: signal.Signals) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    partial = tmp_path / "plan.json.partial"
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )  # fmt: skip
+    began = time.monotonic()
+    while not (partial.exists() and len(json.loads(partial.read_text())["state"]["values"]) >= 2):
+        assert process.poll() is None and time.monotonic() - began < 120
+        time.sleep(0.01)
+    process.send_signal(end)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == (130 if end == signal.SIGINT else -end)
+    if end == signal.SIGINT:
+        assert (
+            complaint
+            == "interrupted: what was found is kept in plan.json.partial; the same command goes on from there\n"
+        )
+    assert partial.exists() and not (tmp_path / "plan.json").exists()
+    again = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "continuing from plan.json.partial" in again.stdout and not again.stderr
+    assert not partial.exists()
+    resumed = (tmp_path / "plan.json").read_text()
+    if end == signal.SIGKILL:
+        whole = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "continuing" not in whole.stdout
+        assert (tmp_path / "plan.json").read_text() == resumed
+
+
+def call(*args: Any) -> Any:
+    return CliRunner().invoke(app, ["tune", "--model", "gaussian", "--samples", "16", *map(str, args)])
+
+
+def test_a_dry_run_says_what_it_costs_and_does_nothing(tmp_path: Path) -> None:
+    shown = call("--dry-run", "--out", tmp_path / "plan.json", "--batch", 8)
+    assert shown.exit_code == 0 and not list(tmp_path.iterdir())
+    words = [line.replace("│", " ").split() for line in shown.stdout.splitlines()]
+    rows = {" ".join(w for w in line if not w[0].isdigit()): [n for n in line if n[0].isdigit()] for line in words}
+    costs = estimate(exact.Gaussian(5.0, 2.0).eps(SCHEDULE), make_plan("ddim", SCHEDULE, 10), samples=16, batch=8).costs
+    assert rows["tuning"][0] == str(costs["tuning"][0].calls)
+    assert rows["samples to tune on"] == ["100", "100", "800", "800"]
+    assert rows["in all"][0] == str(sum(usual.calls for usual, _ in costs.values()))
+    assert "at the speed of this model here" in shown.stdout
+
+
+def test_a_dry_run_of_joint_tuning_knows_the_budget(tmp_path: Path) -> None:
+    shown = call(
+        "--dry-run", "--method", "joint", "--budget", "300calls", "--calls", 5, "--out", tmp_path / "plan.json"
+    )
+    assert shown.exit_code == 0 and not list(tmp_path.iterdir())
+    tuning = next(line for line in shown.stdout.splitlines() if "tuning" in line)
+    usual, most = map(int, tuning.replace("│", " ").split()[1:3])
+    assert 270 <= usual <= most == 300
+
+
+def test_options_of_the_command_reach_the_tuner(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    done = call("--calls", 5, "--objective", "substeps", "--last", "--batch", 8, "--budget", "70calls", "--out", path)
+    assert done.exit_code == 0, done.stderr
+    notes = Plan.load(path).provenance
+    assert notes["objective"] == "substeps" and len(notes["loss"]["untuned"]) <= 5
+    assert notes["cost"]["data"] == {"calls": 100, "evaluations": 800}
+    assert notes["cost"]["tuning"]["calls"] <= 70 and "70 calls" in notes["stopped"]
+    wrong = call("--budget", "much", "--out", path)
+    assert wrong.exit_code == 2 and "budget must be written as" in wrong.stderr
+    assert "objective must be one of" in call("--objective", "best", "--out", path).stderr
 
 
 def test_adam_does_not_leave_the_trained_range() -> None:
-    """At a learning rate far too high the ratios run anywhere; the network is told what it was trained at."""
+    """At a learning rate far too high the ratios run anywhere; the network receives times that it was trained at."""
     plan = make_plan("ddim", EPS.schedule, 4, "quadratic")
-    tuned = tune(EPS, plan, "sequential", optimizer="adam", objective="published", lr=3.0, iterations=3, guard=False)
+    tuner = Sequential(optimizer="adam", objective="published", lr=3.0, iterations=3)
+    tuned = tune(EPS, plan, tuner, guard=False)
     assert (tuned.tau >= plan.schedule.t_min).all() and (tuned.tau <= plan.schedule.T).all()

@@ -246,6 +246,7 @@ class TimeTuner:
                 ratios = adam(run, calibration.batch, tune_type, rate, calibration.iterations, tuning=tuning)
             with cost_log.purpose("reference"):
                 untuned, tuned = _distances(run, ratios, held_out)
+            tuning.finish({})
         gain, error = gain_with_error(untuned, tuned, _stochastic(run))
         if not gain >= -error:  # also where the tuned run is not finite
             warnings.warn(

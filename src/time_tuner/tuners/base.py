@@ -259,13 +259,16 @@ class TuningRun:
 
     def _left(self, seconds: float, tuned: bool) -> float | None:
         """The seconds left; None where nothing is known."""
-        planned, spent = self._planned or {}, self.cost_log.total.evaluations
-        if not spent:
+        planned, spent = self._planned or {}, dict(self.cost_log.spent)
+        if self._spent is not None:  # by an earlier run
+            spent["tuning"] = spent.get("tuning", Cost()) + self._spent
+        evaluations = sum(cost.evaluations for cost in spent.values())
+        if not evaluations:
             return None
 
         def of(*phases: str) -> float:
-            left = [planned.get(phase, Cost()).evaluations - self.cost_log.of(phase).evaluations for phase in phases]
-            return seconds / spent * sum(max(0, one) for one in left)
+            left = [planned.get(phase, Cost()).evaluations - spent.get(phase, Cost()).evaluations for phase in phases]
+            return seconds / evaluations * sum(max(0, one) for one in left)
 
         (share, at), ways = self._first, [of("teacher", "tuning")] if "tuning" in planned else []
         if self._share > share:

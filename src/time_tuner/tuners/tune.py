@@ -307,8 +307,8 @@ def _planned(
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:
-        # The untuned plan, the tuned one, and one for each call that may be set back, of which the first is usual.
-        costs["guard"] = run * (3 * len(plan)), run * (len(plan) * (2 + len(plan)))
+        # The untuned plan, the tuned one, and one for each call that may be set back, of which two are usual.
+        costs["guard"] = run * (len(plan) * min(4, 2 + len(plan))), run * (len(plan) * (2 + len(plan)))
     return costs
 
 

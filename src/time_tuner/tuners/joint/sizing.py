@@ -7,7 +7,7 @@ from .successive_halving import max_candidates, num_trials
 from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
 
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
-FEWEST_RUNS, RUNS, MOST_RUNS = 4, 6, 8  # runs of BATCH pairs that an iteration costs: one, a backward or two, one to
+FEWEST_RUNS, RUNS, MOST_RUNS = 4, 5.5, 8  # runs of BATCH pairs that an iteration costs: one, a backward or two, one to
 RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # judge it, differences in times; and one more for each backward of a checkpoint
 MOST_ITERATIONS = 800  # in the default budget: twice as many gained nothing (benchmarks/joint.py cost)
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
@@ -37,7 +37,7 @@ def num_iterations(
     """The iterations that are expected in a budget of calls, or in this many seconds at this speed."""
     once = forward(BATCH, batch)
     if budget.calls is not None:
-        return max(1, budget.calls // (RUNS * len(plan) * once.calls))
+        return max(1, int(budget.calls / (RUNS * len(plan) * once.calls)))
     if speed is None or seconds is None:
         return MOST_ITERATIONS
     count = int(seconds / (RUNS * len(plan) * max(LEAST_CALL, speed.seconds(once))))
@@ -79,7 +79,7 @@ def joint_cost(
     if iterations is not None:
         usual_count, most_count = min(iterations, usual_count) if budget else iterations, iterations
     elif limit is not None:
-        most_count = usual_count * RUNS // FEWEST_RUNS
+        most_count = int(usual_count * RUNS / FEWEST_RUNS)
     held = max(1, min(MOST_HELD, made // 4))
 
     def looks(count: int) -> Cost:

@@ -107,7 +107,9 @@ class _Clock:
         self.seconds, self.done = seconds, done
         if not new or done < FEWEST:
             return FEWEST if seconds < self.limit else 0
-        return max(0, min(self.at_once, int((SHARE * self.limit - seconds) / max(pace, 1e-9))))
+        left = int((SHARE * self.limit - seconds) / max(pace, 1e-9))
+        # A quarter of what is left at a time: so a machine that becomes four times as slow meanwhile is in time.
+        return max(0, min(self.at_once, left, max(FEWEST, left // 4)))
 
 
 def described(plan: Plan) -> str:

@@ -1,0 +1,154 @@
+"""`estimate`: the costs of the real run, in calls, sample evaluations and seconds."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from clock import Clock
+from helpers import tune_by
+from joint_problem import EPS, SMOOTH, one_time
+from test_tuning import DATA, METHODS, SCHEDULE, Counted, tuned
+
+from time_tuner import TUNERS, estimate, make_plan, tune
+from time_tuner.models.counting import Cost
+from time_tuner.tuners import Joint
+from time_tuner.tuners.timesteps import search as ratios
+from time_tuner.tuners.timesteps import tuner as timesteps
+
+
+def total(costs: dict[str, dict[str, int]]) -> int:
+    """The sample evaluations of a run, without those that show how fast and of what kind the network is."""
+    return sum(cost["evaluations"] for purpose, cost in costs.items() if purpose != "sizing")
+
+
+@METHODS
+@pytest.mark.parametrize("optimizer", ["search", "adam"])
+@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
+@pytest.mark.parametrize("batch", [None, 24])
+def test_the_estimate_is_the_cost_of_timestep_tuning(
+    method: str, optimizer: str, objective: str, batch: int | None
+) -> None:
+    how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
+    plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
+    spent = tuned(model, plan, method, data=None, guard=True, batch=batch, **how).provenance["cost"]
+    assert sum(made["calls"] for made in spent.values()) == model.calls
+    assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
+    costs = estimate(model, plan, TUNERS[method](**how), samples=64, batch=batch).costs
+    assert spent.keys() == costs.keys()
+    for purpose, (usual, most) in costs.items():
+        made = spent[purpose]
+        assert made["calls"] <= most.calls and made["evaluations"] <= most.evaluations
+        if purpose in ("data", "reference") or (purpose == "tuning" and optimizer == "adam"):
+            assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
+    assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
+
+
+@METHODS
+@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
+def test_the_cost_of_one_value_a_step_is_estimated_exactly(
+    monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
+) -> None:
+    """No prediction is made twice: one that a step has made is not made again by the next step."""
+    monkeypatch.setattr(ratios, "MOST", 1)
+    monkeypatch.setattr(timesteps, "MOST", 1)
+    plan = make_plan(sampler, SCHEDULE, 6)
+    spent = tuned(plan=plan, method=method, objective=objective).provenance["cost"]["tuning"]
+    _, most = estimate(Counted(), plan, TUNERS[method](objective=objective), samples=64).costs["tuning"]
+    assert spent == {"calls": most.calls, "evaluations": most.evaluations}
+
+
+@METHODS
+@pytest.mark.parametrize("budget", [40, 10**6])
+def test_the_estimate_of_timestep_tuning_knows_the_budget(method: str, budget: int) -> None:
+    plan = make_plan("ddim", SCHEDULE, 6)
+    spent = tuned(plan=plan, method=method, budget=budget).provenance["cost"]
+    costs = estimate(Counted(), plan, method, samples=64, budget=budget, own_samples=False, guard=False).costs
+    assert spent["tuning"]["evaluations"] == pytest.approx(costs["tuning"][0].evaluations, rel=0.3)
+    assert spent["tuning"]["calls"] <= costs["tuning"][1].calls <= budget
+
+
+@pytest.mark.parametrize("batch", [None, 4, 24])
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"budget": 2000},
+        {"budget": 4000, "candidates": 4},
+        {"pairs": 40, "iterations": 20},
+        {"pairs": 64, "iterations": 120, "candidates": 4},
+        {"pairs": 1024, "iterations": 4, "warm_starts": [make_plan("ddim", SMOOTH, 4, "leading")]},
+        {"pairs": 40, "iterations": 20, "checkpoint_steps": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", [EPS, one_time])
+def test_the_estimate_is_the_cost_of_joint_tuning(model: Any, batch: int | None, size: dict[str, Any]) -> None:
+    plan, size = make_plan("ddim", SMOOTH, 4, "quadratic"), {"candidates": 1, **size}
+    budget, how = size.pop("budget", None), {"shape": (4,), "batch": batch, "guard": False}
+    spent = tune(model, plan, Joint(**size), budget=budget, **how).provenance["cost"]
+    costs = estimate(model, plan, Joint(**size), budget=budget, **how).costs
+    usual, most = costs["teacher"]
+    assert spent["teacher"] == asdict(usual) == asdict(most)
+    usual, most = costs["tuning"]
+    assert usual.calls <= most.calls and usual.evaluations <= most.evaluations
+    for name, made in spent["tuning"].items():
+        assert 0.75 * getattr(usual, name) <= made <= getattr(most, name)
+    assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
+
+
+@pytest.mark.parametrize(("name", "how"), [("joint", {}), ("sequential", {"optimizer": "adam"}), ("parallel", {})])
+@pytest.mark.parametrize("batch", [16, 64])
+@pytest.mark.parametrize("pace", [1e-3, 4e-3])
+def test_the_estimate_knows_the_speed_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, Any], batch: int, pace: float
+) -> None:
+    """In a budget of seconds; the seconds of the estimate are those of the run, too."""
+    plan, how = make_plan("ddim", SMOOTH, 4, "quadratic"), {**how, "budget": "15s", "samples": 64}
+    clock = Clock(monkeypatch, pace)
+    tuner = TUNERS[name](**{option: how.pop(option) for option in ("optimizer",) if option in how})
+    foretold = estimate(clock(EPS), plan, tuner, shape=(4,), batch=batch, **how)
+    before = clock.now
+    spent = tune(clock(EPS), plan, tuner, shape=(4,), batch=batch, **how).provenance["cost"]
+    assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in foretold.costs.values()), rel=0.25)
+    assert clock.now - before == pytest.approx(foretold.seconds, rel=0.25)
+
+
+def test_the_seconds_of_the_estimate_are_those_of_the_clock() -> None:
+    """A call takes some time in any case, and some for each sample."""
+
+    def slow(x: torch.Tensor, t: Any, tau: Any = None) -> torch.Tensor:
+        time.sleep(2e-3 + 5e-5 * len(x))
+        return EPS(x, t, tau)
+
+    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
+    foretold = estimate(slow, plan, samples=32, shape=(4,), batch=16)
+    began = time.monotonic()
+    tune_by(slow, plan, samples=32, shape=(4,), batch=16)
+    assert time.monotonic() - began == pytest.approx(foretold.seconds, rel=0.5)
+
+
+def test_the_estimate_refuses_what_tuning_refuses() -> None:
+    plan = make_plan("ddpm", SMOOTH, 4)
+    for tuner, message in (("joint", "without noise"), ("sequential(objective=substeps)", "compares with a run")):
+        with pytest.raises(ValueError, match=message):
+            estimate(EPS, plan, tuner, shape=(4,))
+    with pytest.raises(ValueError, match="data must be left out"):
+        estimate(EPS, make_plan("ddim", SMOOTH, 4), "joint", shape=(4,), own_samples=False)
+
+
+def test_runs_in_a_cache_are_not_estimated_again(tmp_path: Any) -> None:
+    cache, plan = tmp_path / "teacher.safetensors", make_plan("ddim", SMOOTH, 4, "quadratic")
+    tuner = Joint(pairs=64, iterations=1, candidates=1, teacher_cache=cache)
+    costs = []
+    for _ in range(2):
+        costs.append(estimate(EPS, plan, tuner, shape=(4,), guard=False).costs["teacher"][0])
+        assert tune(EPS, plan, tuner, shape=(4,), guard=False).provenance["cost"]["teacher"] == asdict(costs[-1])
+    assert costs == [Cost(40, 40 * 64), Cost(40, 40)]
+
+
+def test_what_is_not_needed_costs_nothing() -> None:
+    plan = make_plan("ddim", SCHEDULE, 4)
+    assert estimate(Counted(), plan, own_samples=False, guard=False).costs.keys() == {"tuning"}
+    assert tuned(plan=plan, data=DATA).provenance["cost"].keys() == {"tuning"}
