@@ -54,7 +54,8 @@ class OwnGrid:
         return schedule.from_sigma_ratio(facts.schedule.sigma_ratio(times))  # another shift
 
     def _facts(self, schedule: NoiseSchedule, mu: float | None = None) -> SchedulerFacts:
-        return facts_of(self.scheduler, mu=mu) if mu is not None else replace(facts_of(self.scheduler), schedule=schedule)
+        facts = facts_of(self.scheduler, mu=mu)
+        return facts if mu is not None else replace(facts, schedule=schedule)
 
     def __repr__(self) -> str:
         return "that of the pipeline's own scheduler"
