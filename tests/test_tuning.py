@@ -1,9 +1,6 @@
 """The work of `tune` around a tuner: budgets, batches, objectives, and runs that are interrupted and continued."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +9,9 @@ import pytest
 import torch
 from helpers import tune_by
 from torch import Tensor
-from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, Sequential, estimate, exact, make_plan, model_wrapper, sample, tune
-from time_tuner.cli import output as report
-from time_tuner.cli.app import app
+from time_tuner import NoiseScheduleVP, Plan, Sequential, exact, make_plan, model_wrapper, sample, tune
+from time_tuner.models.base import HookedModel
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, Step
 from time_tuner.tuners.timesteps.objectives import step_loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
@@ -118,7 +113,7 @@ def test_where_memory_is_short_the_batch_is_halved() -> None:
 @pytest.mark.parametrize("method", ["sequential", "parallel"])
 @pytest.mark.parametrize("batch", [24, 10**6])
 def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: int) -> None:
-    """A network whose noise depends on the condition of the sample, one by one; behind a progress bar as well."""
+    """A network whose noise depends on the condition of the sample, one by one; inside another model as well."""
 
     def network(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         return torch.where(c[:, None] == 1, EPS(x, (t.double() + 1) / 1000), 0.5 * x)
@@ -126,7 +121,7 @@ def test_samples_keep_their_own_conditions_in_every_batch(method: str, batch: in
     made = model_wrapper(network, SCHEDULE, guidance_type="classifier-free", guidance_scale=1.5)
     eps = made.bind(torch.arange(64) % 2, torch.tensor([1]))
     expected = tuned(eps, method=method, batch=64, objective="published")
-    for model in (eps, report.Meter(eps)):
+    for model in (eps, HookedModel(eps, lambda *_: None)):
         got = tuned(model, method=method, batch=batch, objective="published")
         torch.testing.assert_close(got.tau, expected.tau, rtol=0, atol=1e-5)
     assert expected.tuned
@@ -432,97 +427,6 @@ def test_a_run_continues_in_a_larger_budget(tmp_path: Path, caplog: pytest.LogCa
     more = tuned(checkpoint=partial)
     assert "stopped" in few.provenance and caplog.messages == [f"continuing from {partial}"]
     assert torch.equal(more.tau, tuned().tau)
-
-
-# --- on the command line ---
-
-SLOW = """
-import time, time_tuner as tt
-def model():
-    schedule = tt.NoiseScheduleVP('linear')
-    eps = tt.exact.Mixture([[1.0, 0.5], [-1.0, 0.0]], 0.3).eps(schedule)
-    def slow(x, t, tau=None):
-        time.sleep(0.02)
-        return eps(x, t, tau)
-    return tt.as_model(slow, schedule, (2,))
-"""
-
-
-def command(*extra: str) -> list[str]:
-    return [
-        *(sys.executable, "-c", "from time_tuner.cli.app import main; main()", "tune", "--model", "slow:model"),
-        *("--calls", "6", "--samples", "32", "--out", "plan.json", *extra),
-    ]
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_command_continues_where_it_was(tmp_path: Path, end: signal.Signals) -> None:
-    (tmp_path / "slow.py").write_text(SLOW)
-    partial = tmp_path / "plan.json.partial"
-    process = subprocess.Popen(
-        command(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
-    )  # fmt: skip
-    began = time.monotonic()
-    while not (partial.exists() and len(json.loads(partial.read_text())["state"]["values"]) >= 2):
-        assert process.poll() is None and time.monotonic() - began < 120
-        time.sleep(0.01)
-    process.send_signal(end)
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == (130 if end == signal.SIGINT else -end)
-    if end == signal.SIGINT:
-        assert (
-            complaint
-            == "interrupted: what was found is kept in plan.json.partial; the same command goes on from there\n"
-        )
-    assert partial.exists() and not (tmp_path / "plan.json").exists()
-    again = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "continuing from plan.json.partial" in again.stdout and not again.stderr
-    assert not partial.exists()
-    resumed = (tmp_path / "plan.json").read_text()
-    if end == signal.SIGKILL:
-        whole = subprocess.run(command(), cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert "continuing" not in whole.stdout
-        assert (tmp_path / "plan.json").read_text() == resumed
-
-
-def call(*args: Any) -> Any:
-    return CliRunner().invoke(app, ["tune", "--model", "gaussian", "--samples", "16", *map(str, args)])
-
-
-def test_a_dry_run_says_what_it_costs_and_does_nothing(tmp_path: Path) -> None:
-    shown = call("--dry-run", "--out", tmp_path / "plan.json", "--batch", 8)
-    assert shown.exit_code == 0 and not list(tmp_path.iterdir())
-    words = [line.replace("│", " ").split() for line in shown.stdout.splitlines()]
-    rows = {" ".join(w for w in line if not w[0].isdigit()): [n for n in line if n[0].isdigit()] for line in words}
-    costs = estimate(exact.Gaussian(5.0, 2.0).eps(SCHEDULE), make_plan("ddim", SCHEDULE, 10), samples=16, batch=8).costs
-    assert rows["tuning"][0] == str(costs["tuning"][0].calls)
-    assert rows["samples to tune on"] == ["100", "100", "800", "800"]
-    assert rows["in all"][0] == str(sum(usual.calls for usual, _ in costs.values()))
-    assert "at the speed of this model here" in shown.stdout
-
-
-def test_a_dry_run_of_joint_tuning_knows_the_budget(tmp_path: Path) -> None:
-    shown = call(
-        "--dry-run", "--method", "joint", "--budget", "300calls", "--calls", 5, "--out", tmp_path / "plan.json"
-    )
-    assert shown.exit_code == 0 and not list(tmp_path.iterdir())
-    tuning = next(line for line in shown.stdout.splitlines() if "tuning" in line)
-    usual, most = map(int, tuning.replace("│", " ").split()[1:3])
-    assert 270 <= usual <= most == 300
-
-
-def test_options_of_the_command_reach_the_tuner(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    done = call("--calls", 5, "--objective", "substeps", "--last", "--batch", 8, "--budget", "70calls", "--out", path)
-    assert done.exit_code == 0, done.stderr
-    notes = Plan.load(path).provenance
-    assert notes["objective"] == "substeps" and len(notes["loss"]["untuned"]) <= 5
-    assert notes["cost"]["data"] == {"calls": 100, "evaluations": 800}
-    assert notes["cost"]["tuning"]["calls"] <= 70 and "70 calls" in notes["stopped"]
-    wrong = call("--budget", "much", "--out", path)
-    assert wrong.exit_code == 2 and "budget must be written as" in wrong.stderr
-    assert "objective must be one of" in call("--objective", "best", "--out", path).stderr
 
 
 def test_adam_does_not_leave_the_trained_range() -> None:
