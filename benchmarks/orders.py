@@ -4,55 +4,26 @@
 
 Gradients of log error against log step length over 96 to 256 steps from t = 0.8 to 0.2 of the linear schedule, on a
 mixture whose probability flow is known (deterministic samplers) and on a Gaussian by propagated moments (stochastic
-ones): on a graded grid, whose first and last steps are short, and on one even in lam. Then DPM-Solver of order 3 with
-the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown.
+ones): on a graded grid, whose first and last steps are short, and on one even in lam. Samplers of distilled models have
+no order. Prints a table in Markdown.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from time_tuner import SPACINGS, make_plan
-from time_tuner.samplers import SAMPLERS, Evaluation, Noise, Sampler
-from time_tuner.samplers.dpm import DPMSolver
-from time_tuner.samplers.exponential import frame, phi
-from time_tuner.schedules import Point
+from time_tuner import SAMPLERS, SPACINGS
+from time_tuner.samplers import Sampler
+from time_tuner.testing.samplers import SMOOTH, measured_order
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import test_conformance as suite
 
 
-@dataclass(frozen=True)
-class AsPublished(DPMSolver):
-    """DPM-Solver-3 with the state at 2/3 of alg. 2: (phi_1 / h - 1) / r in place of phi_1 / (2 r)."""
-
-    order: int = 3
-
-    def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
-        if len(past) != 2:
-            return super().step(past, q, noise)
-        p, last = past
-        x, b, hh = frame(p, q, self.data)
-        w, r = phi(hh), (last.p.lam - p.p.lam) / (q.lam - p.p.lam)
-        return x - b * w[0] * p.eps - b * w[1] / r * (last.eps - p.eps)
-
-
 def even(steps: int) -> Tensor:
     """From t = 0.8 to 0.2, even in lam."""
-    return SPACINGS["logsnr"](suite.SMOOTH, steps, 0.8, 0.2)
-
-
-def measured(sampler: Sampler, grid: Callable[[int], Tensor]) -> float:
-    plans = [make_plan(sampler, suite.SMOOTH, times=grid(steps)) for steps in suite.COUNTS]
-    error = suite.error_of_moments if plans[0].stochastic else suite.error_of_states
-    steps = torch.tensor(suite.COUNTS).double().log()
-    errors = torch.tensor([error(plan) for plan in plans]).double().log()
-    steps, errors = steps - steps.mean(), errors - errors.mean()
-    return float(-(steps @ errors) / (steps @ steps))
+    return SPACINGS["logsnr"](SMOOTH, steps, 0.8, 0.2)
 
 
 def options(sampler: Sampler) -> str:
@@ -69,11 +40,12 @@ def options(sampler: Sampler) -> str:
 def main() -> None:
     names = {kind: name for name, kind in SAMPLERS.items()}
     print("| name | options | declared | graded grid | even in lam |\n|---|---|---|---|---|")
-    for sampler in [*suite.EVERY, AsPublished()]:
-        orders = " | ".join(f"{measured(sampler, grid):.2f}" for grid in (suite.graded, even))
-        name = f"`{names[type(sampler)]}`" if type(sampler) in names else "DPM-Solver-3 as published"
-        shown = options(sampler)
-        print(f"| {name} | {f'`{shown}`' if shown else ''} | {sampler.convergence} | {orders} |", flush=True)
+    for sampler in suite.EVERY:
+        if sampler.convergence:
+            orders = " | ".join(f"{measured_order(sampler, grid):.2f}" for grid in (None, even))
+            shown = options(sampler)
+            name = f"`{names[type(sampler)]}`"
+            print(f"| {name} | {f'`{shown}`' if shown else ''} | {sampler.convergence} | {orders} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -72,16 +72,26 @@ def check_order(sampler: Sampler) -> None:
     if sampler.convergence == 0:
         check_distribution(sampler)
         return
-    plans = [make_plan(sampler, SMOOTH, times=_graded(steps)) for steps in STEPS]
-    error = _error_of_moments if plans[0].stochastic else _error_of_states
-    steps = torch.tensor(STEPS).double().log()
-    errors = torch.tensor([error(plan) for plan in plans]).double().log()
-    steps, errors = steps - steps.mean(), errors - errors.mean()
-    order = float(-(steps @ errors) / (steps @ steps))
+    order = measured_order(sampler)
     holds(
         abs(order - sampler.convergence) <= 0.3,
         f"the order of convergence of {sampler!r} is {order:.2f}, declared is {sampler.convergence}",
     )
+
+
+def measured_order(sampler: Sampler, grid: Callable[[int], Tensor] | None = None) -> float:
+    """The gradient of log error against log step length over `STEPS`.
+
+    Args:
+        sampler: the sampler.
+        grid: the step ends for a number of steps; by default one whose first and last steps are short.
+    """
+    plans = [make_plan(sampler, SMOOTH, times=(grid or _graded)(steps)) for steps in STEPS]
+    error = _error_of_moments if plans[0].stochastic else _error_of_states
+    steps = torch.tensor(STEPS).double().log()
+    errors = torch.tensor([error(plan) for plan in plans]).double().log()
+    steps, errors = steps - steps.mean(), errors - errors.mean()
+    return float(-(steps @ errors) / (steps @ steps))
 
 
 def _varied(sampler: Sampler, times: Sequence[float]) -> Plan:
