@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/singlestep.py [--samples 128]
 
 The mean distance of the ends to those of 900 calls of the same sampler (150 of the bundled network) from the same
-noise, in float64 on exact digits and in float32 on the bundled network, with grids even in lam and quadratic. A cell has
-the distances with the weights "taylor" and "midpoint", and the latter over the former. Prints Markdown.
+noise, in float64 on exact digits and in float32 on the bundled network, with grids even in lam and quadratic. A cell
+has the distances with the weights "taylor" and "midpoint", and the latter over the former. Prints Markdown.
 """
 
 import argparse
