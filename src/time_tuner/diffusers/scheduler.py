@@ -391,8 +391,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             return earlier[-1]
         raise ValueError(
             f"call {earlier[-1]} (timestep {value:g}) was made already, and {self._plan.sampler!r} remembers its "
-            "calls: for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a new run "
-            "call set_timesteps first"
+            "calls: for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a "
+            "new run call set_timesteps first"
         )
 
     def _solver_time(self, timestep: float) -> float:
