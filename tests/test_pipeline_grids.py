@@ -1,5 +1,6 @@
-"""Pipelines that pass sigmas or a shift of their own to their scheduler: the untuned plan has the grid that they run; and
-pipelines of flows that noise pictures or read sigmas: they run plans, and are tuned."""
+"""Pipelines that pass sigmas or a shift of their own to their scheduler: the untuned plan has the grid that they run.
+
+Pipelines of flows that noise pictures or read sigmas: they run plans, and are tuned."""
 
 from typing import Any
 

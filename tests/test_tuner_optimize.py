@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from time_tuner import SAMPLERS, SeededNoise, TimeTuner, model_wrapper
+from time_tuner.paper import interface
 
 # On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
@@ -154,6 +155,21 @@ def test_it_warns_where_the_tuned_run_is_worse(own_step: bool) -> None:
     exact = exact_end(ANY.eps(DISCRETE), x)
     tuned, plain = (tuner.ddim_sample(x, num_steps=10, t_ratios=r) for r in (ratios, None))
     assert (tuned - exact).norm(dim=1).mean() > (plain - exact).norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("own_step", [False, True], ids=["ddim", "user"])
+@pytest.mark.parametrize("worse", [0.0, 1e-3, 0.5])
+def test_it_warns_only_beyond_the_standard_error(monkeypatch: pytest.MonkeyPatch, own_step: bool, worse: float) -> None:
+    """Ends that are as far, or farther by chance, need no word."""
+    spread = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    distances = torch.ones(64).double(), 1 + worse + 0.1 * (spread - spread.mean())
+    monkeypatch.setattr(interface, "_distances", lambda run, ratios, batch: distances)
+    tuner = TimeTuner(ANY.eps(DISCRETE), DISCRETE)
+    step = euler(ANY.eps(DISCRETE), DISCRETE) if own_step else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tuner.optimize_timesteps(loader(), step, num_steps=3)
+    assert len(caught) == (worse == 0.5)
 
 
 def energy(x: Tensor, y: Tensor) -> Tensor:
@@ -284,6 +300,47 @@ def test_conditions_are_embedded_once_a_run(own_step: bool) -> None:
     torch.testing.assert_close(ratios, expected, rtol=0, atol=1e-4)
     # Nothing, and the labels to tune on, some of which serve to judge; a step of the user's own embeds these itself.
     assert sorted(map(len, seen)) == ([0, 64, 128] if own_step else [0, 128])
+
+
+@pytest.mark.parametrize("own_step", [False, True], ids=["ddim", "user"])
+@pytest.mark.parametrize("how", [{}, {"total_iters": 3}], ids=["search", "adam"])
+@pytest.mark.parametrize("texts", [False, True], ids=["labels", "texts"])
+def test_the_unconditional_condition_has_any_batch_that_fits(texts: bool, how: dict[str, int], own_step: bool) -> None:
+    """One, that of the loader's batches, which fill the samples several times, or that of the samples."""
+
+    def embed(raw: Any) -> Tensor:
+        words = [raw] if isinstance(raw, str) else raw
+        return torch.tensor([{"left": 0, "right": 1, "": NONE}[word] for word in words])
+
+    model_fn = wrapped(DISCRETE, "noise", "classifier-free", **({"cond_process_fn": embed} if texts else {}))
+    tuner, step = TimeTuner(model_fn, DISCRETE), euler(model_fn, DISCRETE) if own_step else None
+    data = loader(3, 16)
+    if texts:
+        data = [{**batch, "label": [("left", "right")[c] for c in batch["label"].tolist()]} for batch in data]
+
+    def tuned(uncond: Any, samples: int = 256) -> Tensor:
+        return tuner.optimize_timesteps(data, step, num_steps=3, uncond_condition=uncond, samples=samples, **how)
+
+    expected, fewer = tuned("" if texts else torch.tensor([NONE])), tuned("" if texts else torch.tensor([NONE]), 40)
+    for count in (16, 48):
+        got = tuned([""] * count if texts else torch.full((count,), NONE))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    for count in (16, 40):
+        got = tuned([""] * count if texts else torch.full((count,), NONE), samples=40)
+        torch.testing.assert_close(got, fewer, rtol=0, atol=1e-6)
+    for count in (7, 17, 64):
+        with pytest.raises(
+            ValueError, match=f"uncond_condition must be one condition, .* 1 or 16 or 48 .*, got {count}"
+        ):
+            tuned([""] * count if texts else torch.full((count,), NONE))
+
+
+def test_conditions_of_two_sizes_are_refused() -> None:
+    model_fn = wrapped(DISCRETE, "noise", "classifier-free")
+    with pytest.raises(
+        ValueError, match=r"uncond_condition must have a batch of 1 or of condition, 48, got shape \(16,\)"
+    ):
+        model_fn.bind(torch.zeros(48).long(), torch.full((16,), NONE))
 
 
 def test_images_and_labels_are_moved_to_the_device() -> None:
