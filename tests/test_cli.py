@@ -361,7 +361,7 @@ def test_the_demo_compares_and_writes(tmp_path: Path, quick_demo: None) -> None:
         plan = Plan.load(tmp_path / "shown" / file)
         assert len(plan) == 2
         assert f"{name}: {output.verdict(plan)}." in result.output
-        rows = [line for line in result.output.splitlines() if line.strip().startswith(f"ddim, {name}")]
+        rows = [line for line in result.output.splitlines() if line.strip().startswith(f"ddim:2, {name}")]
         assert len(rows) == (not output.unchanged(plan)), "a plan that tuning has not changed has no row"
 
 
@@ -375,11 +375,13 @@ def test_an_interrupted_demo_keeps_finished_plans(
             raise KeyboardInterrupt
         return tune(model, plan, text, *args, **kwargs)
 
+    (tmp_path / "timetuner-2.json").write_text("of an earlier demo")
     with monkeypatch.context() as patched:
         patched.setattr(demo, "tune", interrupted)
         stopped = call("demo", "--out", tmp_path)
     assert stopped.exit_code == 130 and "the same command continues" in stopped.stderr
     kept = (tmp_path / "timetuner-2.json").read_bytes()
+    assert len(Plan.load(tmp_path / "timetuner-2.json")) == 2
     called = []
     monkeypatch.setattr(demo, "tune", lambda m, p, text, *a, **k: called.append(text) or tune(m, p, text, *a, **k))
     done("demo", "--out", tmp_path)

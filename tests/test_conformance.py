@@ -53,7 +53,7 @@ from time_tuner.testing.samplers import NoReading
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ddpm": [{"variance": "small"}],
     "ddim": [{"eta": 0.5}, {"eta": 1.0}],
-    "dpm": [{"order": 1}, {"order": 3}],
+    "dpm": [{"order": 1}, {"order": 3}, {"order": 3, "stage_weight": "midpoint"}],
     "dpmpp": [
         {"order": 1},
         {"order": 3},
@@ -64,7 +64,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"order": 3, "algorithm_type": "dpmsolver"},
         {"order": 3, "algorithm_type": "dpmsolver", "third_order_weight": "taylor"},
     ],
-    "dpmpp_single": [{"order": 1}, {"order": 3}],
+    "dpmpp_single": [{"order": 1}, {"order": 3}, {"order": 3, "stage_weight": "midpoint"}],
     "sde_dpmpp": [{"order": 1}],
     "unipc": [
         {"order": 1},

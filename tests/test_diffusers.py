@@ -423,7 +423,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
-    with refused("calls=1 with spacing=the pipeline's own: the run would begin at t = 0.001, where the"):
+    with refused("calls=1 with spacing=that of the pipeline's own scheduler: the run would begin at t = 0.001"):
         TimeTunerScheduler.from_config(config(), calls=1)
     with refused("sampler 'ddim' has no option 'order'"):
         TimeTunerScheduler.from_config(config(), sampler="ddim", calls=4, order=2)

@@ -67,6 +67,23 @@ def test_lcm_is_multistep_consistency_sampling_on_any_grid(end, discrete) -> Non
     torch.testing.assert_close(sample(eps, plan, x, drawn(x.shape, x.dtype)), y, rtol=1e-11, atol=1e-12)
 
 
+def test_dpm_of_order_3_is_algorithm_2(discrete) -> None:
+    eps, times, y = MIXTURE.eps(discrete), GRID, start(torch.float64)
+    for t, next_t in pairwise(times):
+        p, q = discrete.at(t), discrete.at(next_t)
+        h = q.lam - p.lam
+        one, two = (discrete.at(discrete.inverse_lambda(p.lam + r * h)) for r in (1 / 3, 2 / 3))
+        at_p = eps(y, t)
+        u = one.alpha / p.alpha * y - one.sigma * torch.expm1(h / 3) * at_p
+        d1 = eps(u, one.t) - at_p
+        u = two.alpha / p.alpha * y - two.sigma * torch.expm1(2 / 3 * h) * at_p
+        u = u - two.sigma * 2 * (torch.expm1(2 / 3 * h) / (2 / 3 * h) - 1) * d1
+        d2 = eps(u, two.t) - at_p
+        y = q.alpha / p.alpha * y - q.sigma * torch.expm1(h) * at_p - q.sigma * 1.5 * (torch.expm1(h) / h - 1) * d2
+    plan = make_plan("dpm(order=3)", discrete, times=times)
+    torch.testing.assert_close(sample(eps, plan, start(torch.float64)), y, rtol=1e-9, atol=1e-10)
+
+
 def test_lcm_runs_on_the_grid_of_its_training(discrete) -> None:
     """Down to sigma = 0, where no noise is added."""
     plan = make_plan("lcm", discrete, 4)
@@ -203,6 +220,11 @@ def test_who_draws_noise(name, options, stochastic, linear) -> None:
         ),
         ("sde_dpmpp", {"order": 3}, "order of SDEDPMSolverPP must be one of 1, 2, got 3"),
         ("dpm", {"order": 4}, "order of DPMSolver must be one of 1, 2, 3, got 4"),
+        (
+            "dpm",
+            {"stage_weight": "heun"},
+            "stage_weight of DPMSolver must be one of taylor, midpoint, got 'heun'",
+        ),
         ("unipc", {"order": 0}, "order of UniPC must be one of 1, 2, 3, got 0"),
         (
             "unipc",
@@ -274,7 +296,8 @@ def test_steps_that_are_given_are_of_full_order(linear) -> None:
 def test_a_last_step_of_order_2_is_that_of_the_solver_of_order_2(name, calls, linear) -> None:
     """3, 1 and 3, 2 calls: the last step alone, from where the first one ends."""
     times = [0.9, 0.6, 0.3]
-    plan, x = make_plan(SAMPLERS[name](order=3), linear, calls=calls, times=times), start(torch.float64)
+    sampler = SAMPLERS[name](order=3, stage_weight="midpoint")
+    plan, x = make_plan(sampler, linear, calls=calls, times=times), start(torch.float64)
     states = list(trajectory(MIXTURE.eps(linear), plan, x))
     alone = make_plan(SAMPLERS[name](order=calls - 3), linear, times=times[1:])
     torch.testing.assert_close(sample(MIXTURE.eps(linear), alone, states[2]), states[-1])

@@ -224,7 +224,7 @@ def test_complex_states_are_sampled_as_their_parts_are(name: str) -> None:
     torch.testing.assert_close(torch.view_as_real(got), sample(eps, plan, parts, noise), rtol=1e-9, atol=1e-9)
     single = sample(eps, plan, torch.view_as_complex(parts).to(torch.complex64), SeededNoise(5))
     assert single.dtype == torch.complex64 and single.isfinite().all()
-    with pytest.raises(ValueError, match="eps returned NaN or infinity at call [1-9]"):
+    with pytest.raises(ValueError, match=r"eps returned NaN or infinity at call [1-9]"):
         sample(lambda x, t, tau: x * (math.nan if t < 0.5 else 0.5), plan, torch.view_as_complex(parts), noise)
 
 

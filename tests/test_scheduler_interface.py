@@ -98,15 +98,11 @@ def test_refused_pipelines_are_refused_by_name_with_the_reason() -> None:
     known = {name for path in PIPELINES.rglob("pipeline_*.py") for name in classes(path)}
     assert REFUSED_PIPELINES.keys() <= known
     pipe = type("LTXConditionPipeline", (), {"scheduler": FLOW})()
-    with pytest.raises(
-        ValueError, match="LTXConditionPipeline cannot be driven by a plan: parts of its state have noise"
-    ):
+    with pytest.raises(ValueError, match="LTXConditionPipeline cannot be driven by a plan: parts of its"):
         TimeTunerScheduler.from_config(pipe, calls=4)
 
 
-@pytest.mark.parametrize(
-    "own", [ddim(), EulerDiscreteScheduler(**{k: v for k, v in BETAS.items() if k != "clip_sample"})]
-)
+@pytest.mark.parametrize("own", [ddim(), EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1)])
 def test_numbers_of_the_schedule_are_those_of_the_stock_scheduler(own: Any) -> None:
     made = ours(own, calls=6)
     torch.testing.assert_close(made.alphas_cumprod, own.alphas_cumprod, rtol=1e-5, atol=1e-6)
@@ -226,7 +222,7 @@ def test_tiles_are_those_of_the_stock_scheduler() -> None:
 def test_tiles_under_a_sampler_with_memory_are_refused_with_the_way_out(sampler: str) -> None:
     made, x = ours(sampler=sampler), seeded(1, 2)
     made.step(x, made.timesteps[0], x)
-    with pytest.raises(ValueError, match="was made already, and .* remembers its calls: .*such as 'ddim'"):
+    with pytest.raises(ValueError, match=r"was made already, and .* remembers its calls: .*such as 'ddim'"):
         made.step(x, made.timesteps[0], x)
 
 
@@ -354,11 +350,14 @@ def test_a_round_trip_gives_what_two_stock_classes_give(source: Any, target: Any
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "uniform"])
-def test_sigmas_for_flow_match_euler_leave_out_the_0_that_it_appends(spacing: str) -> None:
+def test_sigmas_for_flow_match_euler_leave_out_the_0_that_it_appends(
+    spacing: str, recwarn: pytest.WarningsRecorder
+) -> None:
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    plan = make_plan("euler", NoiseScheduleFlow(3.0), 4, spacing=spacing)
-    with pytest.warns(UserWarning, match="set_shift"):
-        flow.set_shift(1.0)
-        flow.set_timesteps(sigmas=to_sigmas(plan, flow))
+    plan = make_plan("ddim", NoiseScheduleFlow(3.0), 4, spacing=spacing)
+    flow.set_shift(1.0)
+    sigmas = to_sigmas(plan, flow)
+    assert any("ends at sigma = 0" in str(one.message) for one in recwarn) == bool(plan.sigma[-1] > 0)
+    flow.set_timesteps(sigmas=sigmas)
     received = plan.schedule.network_time(plan.tau)
     torch.testing.assert_close(flow.timesteps.double(), received, rtol=1e-5, atol=1e-3)

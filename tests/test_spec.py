@@ -234,7 +234,10 @@ def test_a_text_is_a_sampler_wherever_one_is_taken(linear: NoiseScheduleVP) -> N
     from time_tuner.diffusers import TimeTunerScheduler
 
     text, sampler = "dpmpp(order=3, lower_order_final=false)", SAMPLERS["dpmpp"](order=3, lower_order_final=False)
-    tuner, config = TimeTuner(lambda x, t, tau: x, linear), {"beta_start": 1e-4, "beta_end": 0.02}
+    tuner, config = (
+        TimeTuner(lambda x, t, tau: x, linear),
+        {"_class_name": "DDIMScheduler", "beta_start": 1e-4, "beta_end": 0.02},
+    )
     config |= {"beta_schedule": "linear", "num_train_timesteps": 1000}
     for one in (sampler, text):
         made = TimeTunerScheduler.from_config(config, sampler=one, calls=4, spacing="trailing")

@@ -515,6 +515,7 @@ def test_functions_are_recognised_by_their_code(tmp_path: Path, caplog: pytest.L
 def test_a_run_continues_in_a_larger_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     partial = tmp_path / "partial"
     few = tuned(checkpoint=partial, budget=20)
+    caplog.clear()
     caplog.set_level("INFO")
     more = tuned(checkpoint=partial)
     assert "stopped" in few.provenance and caplog.messages == [f"continuing from {partial}"]

@@ -55,7 +55,7 @@ def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "") -> 
     for axes, strip in zip(panels, strips, strict=True):
         axes.imshow(_displayable(_mosaic(strip.images, count, GAP, larger)), cmap="gray", vmin=0, vmax=1)
         axes.spines[:].set_visible(False)
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="E")  # what is left over is for captions
         caption = f"{strip.caption}\n{strip.note}" if strip.note else strip.caption
         axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, color=INK)
     figure.suptitle(title, fontsize=13, weight="bold", color=INK)

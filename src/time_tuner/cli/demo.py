@@ -94,8 +94,7 @@ def _choose_threads(model: Model, plan: Plan) -> Speed:
     chosen = 1 if took[default] > SLOWER * took[1] else default
     torch.set_num_threads(chosen)
     if default > 1:
-        listed = ", ".join(f"{1000 * seconds:.0f} ms with {threads}" for threads, seconds in took.items())
-        output.result(f"Threads: {chosen}, for {MOST} digits take {listed}.")
+        output.result(f"Threads: {chosen} of {default}, which is faster here.")
     return speeds[chosen]
 
 
@@ -151,7 +150,9 @@ def _tune(
     for name, (text, _) in TUNERS.items():
         clock.phase = f"tuning, {name}"
         path = plan_file(out, name)
-        if not (path.exists() and checkpoint_of(path).exists()):
+        if not checkpoint_of(path).exists():
+            path.unlink(missing_ok=True)  # of an earlier demo
+        if not path.exists():
             start = plan.with_provenance(model="digits", spacing=SPACING)
             limit, kept = Budget(seconds=budgets[name]), checkpoint_of(path)
             tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
@@ -166,10 +167,10 @@ def plan_file(out: Path, name: str) -> Path:
 
 def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed: int, out: Path, clock: Clock) -> None:
     """Compare, print and draw; a tuned plan that is the untuned one is left out."""
-    plans = {"ddim": plan, OTHER: make_plan(OTHER, model.schedule, CALLS, SPACING)}
+    plans = {f"ddim:{CALLS}": plan, f"{OTHER}:{CALLS}": make_plan(OTHER, model.schedule, CALLS, SPACING)}
     changed = {name: one for name, one in tuned.items() if not output.unchanged(one)}
-    plans |= {f"ddim, {name}": one for name, one in changed.items()}
-    plans |= {f"ddim in {calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
+    plans |= {f"ddim:{CALLS}, {name}": one for name, one in changed.items()}
+    plans |= {f"ddim:{calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
     clock.phase = "comparison"
     compared = compare(model, plans, count, seed, count, clock, REFERENCE_CALLS)
     output.result(table(compared, seed))

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._checks import choose
@@ -103,9 +102,8 @@ def facts_of(config: Any, tokens: int | None = None, mu: float | None = None) ->
             raise ValueError(f"pipelines with {name}=True cannot be driven: {reason}")
     if tokens is None and mu is None:
         mu = 1.0 if entries.get("time_shift_type") == "linear" else 0.0
-    facts = scheduler_facts(
-        entries if isinstance(config, Mapping) else getattr(config, "scheduler", config), tokens, mu
-    )
+    source = entries if isinstance(config, Mapping) else getattr(config, "scheduler", config)
+    facts = scheduler_facts(source, tokens, mu)
     facts.schedule.scheduler_config()  # raises where pipelines are not driven
     return facts
 

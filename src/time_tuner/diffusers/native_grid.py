@@ -54,12 +54,11 @@ class OwnGrid:
         return schedule.from_sigma_ratio(facts.schedule.sigma_ratio(times))  # another shift
 
     def _facts(self, schedule: NoiseSchedule, mu: float | None = None) -> SchedulerFacts:
-        return (
-            facts_of(self.scheduler, mu=mu) if mu is not None else replace(facts_of(self.scheduler), schedule=schedule)
-        )
+        facts = facts_of(self.scheduler, mu=mu)
+        return facts if mu is not None else replace(facts, schedule=schedule)
 
     def __repr__(self) -> str:
-        return "the pipeline's own"
+        return "that of the pipeline's own scheduler"
 
 
 def own_spacing(config: Any, passed: Callable[[int], GridArguments] | None = None) -> OwnGrid | None:

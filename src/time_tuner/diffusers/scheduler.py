@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..plans.build import make_plan
 from ..plans.plan import Plan
-from ..plans.rows import Call
+from ..plans.rows import Call, Row
 from ..samplers import Sampler, sampler_of
 from ..sampling import advance
 from ..schedules import NoiseSchedule
@@ -72,7 +72,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
     `from_plan` makes one, and `from_config` makes one of untuned plans. `num_inference_steps` of the pipeline is the
     number of network calls, and there must be a plan for it. `timesteps` are the network times of the conditioning
-    times tau; the solver's times t stay inside. A call is found by its timestep, and calls of one timestep by their order.
+    times tau; the solver's times t stay inside. A call is found by its timestep, and calls of one timestep by their
+    order.
 
     `scheduler_config.json` holds the plans and the arguments below, as numbers and names alone. A saved pipeline is
     loaded like any other once `time_tuner.diffusers` is imported.
@@ -186,11 +187,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         check_pipeline(config)
         schedule, prediction = schedule_of(config, tokens), prediction_of(config)
         if reason := None if config_of(config).get("plans") else facts_of(config).distilled:
-            warnings.warn(
-                f"{reason}: solvers of an ODE, which plans are, do not converge with its network",
-                UserWarning,
-                stacklevel=2,
-            )
+            text = f"{reason}: solvers of an ODE, which plans are, do not converge with its network"
+            warnings.warn(text, UserWarning, stacklevel=2)
         counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
         grid = spacing or own_spacing(config)
         plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, grid) for n in counts]
@@ -227,7 +225,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """Start a run of a plan, at call `begin` if that is given."""
         self._plan, self._begin = plan, begin
         self._step_index: int | None = None
-        self._single_step = all(row.history == 1 for row in plan.rows)
+        self._single_step = not any(ago for row in plan.rows for ago in _reads(row))
         self._start_at(begin or 0)
         if begin is None:
             self.timesteps = plan.schedule.network_time(plan.tau).to(device=device, dtype=torch.float32)
@@ -340,7 +338,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                 f"eta must be 0 in the pipeline, got {eta}: it is an option of the sampler, 'ddim' with eta="
             )
         call = self._next_call(timestep)
-        if self._step_index is None and call != self._first or call < self._first:
+        if (self._step_index is None and call != self._first) or call < self._first:
             self._start_at(0 if self._single_step else call)
         k, run = call - self._first, self._run
 
@@ -392,9 +390,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if self._single_step:
             return earlier[-1]
         raise ValueError(
-            f"call {earlier[-1]} (timestep {value:g}) was made already, and {self._plan.sampler!r} remembers its calls: "
-            "for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a new run "
-            "call set_timesteps first"
+            f"call {earlier[-1]} (timestep {value:g}) was made already, and {self._plan.sampler!r} remembers its "
+            "calls: for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a "
+            "new run call set_timesteps first"
         )
 
     def _solver_time(self, timestep: float) -> float:
@@ -428,6 +426,12 @@ def rest(plan: Plan, begin: int) -> Plan:
         **{name: getattr(plan, name)[begin:] for name in ("t", "alpha", "sigma", "tau")},
         corrections=None if c is None else c[begin:, begin:],
     )
+
+
+def _reads(row: Row) -> set[int]:
+    """How many calls ago the tensors are from that a row reads."""
+    parts = (row.next_state,) if row.corrected is None else (row.next_state, row.corrected)
+    return {ago for part in parts for _, ago in part.terms}
 
 
 def _firsts(plan: Plan) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import accepts
+from .._dtypes import like
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..spacings import Spacing
 
@@ -244,7 +245,7 @@ def for_samples(p: Point, x: Tensor) -> Point:
         return p
     if p.t.shape != (len(x),):
         raise ValueError(f"t must be one time, or one for each sample of x, {len(x)}, got shape {tuple(p.t.shape)}")
-    return Point(*(value.to(x).view(-1, *[1] * (x.dim() - 1)) for value in (p.t, p.alpha, p.sigma)))
+    return Point(*(like(value, x).view(-1, *[1] * (x.dim() - 1)) for value in (p.t, p.alpha, p.sigma)))
 
 
 def for_rows(model: Model, rows: Tensor) -> Model:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._dtypes import like
 from ..schedules import NoiseSchedule
 from .base import Model, for_samples
 
@@ -52,12 +53,12 @@ class Gaussian:
 
     def noise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[eps | x] in a state with this alpha and sigma."""
-        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        mean, variance = _beside(self.mean, x), _beside(self.std**2, x)
         return sigma * (x - alpha * mean) / (alpha**2 * variance + sigma**2)
 
     def data(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x] in a state with this alpha and sigma."""
-        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        mean, variance = _beside(self.mean, x), _beside(self.std**2, x)
         return (alpha * variance * x + sigma**2 * mean) / (alpha**2 * variance + sigma**2)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
@@ -118,7 +119,7 @@ class Mixture:
         if key not in self._cached:
             means = self.means.flatten(1)
             parts = (means, means.square().sum(1), torch.log(self.weights))
-            self._cached[key] = (parts[0].to(x), parts[1].to(x), parts[2].to(x))
+            self._cached[key] = (like(parts[0], x), like(parts[1], x), like(parts[2], x))
         return self._cached[key]
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
@@ -127,6 +128,11 @@ class Mixture:
         pick = torch.multinomial(self.weights, n, replacement=True, generator=draw)
         shape = (n, *self.means.shape[1:])
         return self.means[pick] + self.std * torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def _beside(value: Tensor, x: Tensor) -> Tensor:
+    """`value` as x is; a single number as it is, for it computes with every dtype and device."""
+    return like(value, x) if value.dim() else value
 
 
 def _numbers(name: str, values: Any) -> Tensor:

@@ -115,7 +115,7 @@ class NetworkModel(Model):
         time = self._rounded(self.schedule.network_time(tau))
         if self.time_dtype == "int":
             return time.long().expand(len(x)).to(x.device)
-        return time.to(device=x.device, dtype=torch.float32).expand(len(x))
+        return time.to(torch.float32).to(x.device).expand(len(x))
 
     def rounded_times(self, tau: Any) -> Tensor:
         times = as_float64(tau).detach()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._dtypes import HALF
+from .._dtypes import HALF, like
 from ..samplers import Evaluation, Sampler
 from ..schedules import Point
 
@@ -74,7 +74,7 @@ class Combination:
         total: Tensor
         if self.weights.requires_grad:  # one operation, whose backward pass is fast
             terms = torch.stack([calls[i][j] for i, j, _ in self._parts]).to(torch.float32 if half else dtype)
-            total = torch.tensordot(self.weights.to(terms.dtype), terms, 1)
+            total = torch.tensordot(like(self.weights, terms), terms, 1)
         else:  # the inner loop of every run
             (i, j, weight), *rest = self._parts
             total = torch.mul(calls[i][j].float() if half else calls[i][j], weight)

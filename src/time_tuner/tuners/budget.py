@@ -113,7 +113,7 @@ def measure_speed(
     model: Model, plan: Plan, shape: tuple[int, ...], most: int = 64, device: torch.device | str = "cpu"
 ) -> Speed:
     """The speed of a model at the last call of a plan: by the least times of three calls with one sample of this shape,
-    and of three with `most`, fewer of a slow network."""
+    and of three with `most`, or fewer of a slow network."""
 
     def seconds(count: int) -> float:
         x = torch.zeros(count, *shape, device=device)

@@ -26,8 +26,8 @@ def adam(
     calls: int = 1,
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on one after the other, from 1, with a fresh batch at every
-    iteration, in which the states are computed anew. `batches(i)` is the batch of iteration i of them all, for which a
-    prediction takes `calls` network calls."""
+    iteration, in which the states are computed anew. `batches(i)` gives the batch of iteration i of them all; a
+    prediction for it takes `calls` network calls."""
     iterations = check_int("iterations", iterations, 1)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")

@@ -1,0 +1,92 @@
+"""Runs need no float64 on the device of the states; Apple's has none. Points and times are float64, on the CPU."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_conformance import AROUND, DISCRETE, EVERY, FLOW, INNER, MIXTURE, VE
+from torch import Tensor
+
+from time_tuner import SeededNoise, make_plan, sample, trajectory
+from time_tuner.models.exact import Gaussian
+from time_tuner.samplers import Sampler
+from time_tuner.schedules import NoiseSchedule
+from time_tuner.testing._assertions import NoFloat64
+
+GRIDS = {DISCRETE: [1.0, 0.7, 0.4, 0.1, 0.0], FLOW: [1.0, 0.7, 0.4, 0.1, 0.0], VE: [80.0, 10.0, 1.0, 0.1, 0.0]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.double(),
+        lambda x: x.to(torch.float64),
+        lambda x: x.sum(dtype=torch.float64),
+        lambda x: x.bfloat16().double(),
+        lambda x: x * torch.ones(1, dtype=torch.float64),
+        lambda x: torch.zeros(2, 3, dtype=torch.float64).copy_(x),
+        lambda x: x.to(torch.complex128),
+    ],
+)
+def test_float64_made_of_a_state_is_noticed(make: Callable[[Tensor], Tensor]) -> None:
+    for mode in (NoFloat64(), NoFloat64((3,))):
+        with pytest.raises(AssertionError, match="computed without float64"), mode:
+            make(torch.ones(2, 3))
+
+
+def test_float64_of_other_numbers_is_free() -> None:
+    with NoFloat64((3,)):
+        torch.ones(4).double()
+    with NoFloat64():
+        x = torch.ones(2, 3) * torch.tensor(0.5, dtype=torch.float64)  # which does not change the dtype of x
+        torch.ones(2, 3, dtype=torch.float64).float()
+    assert x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", GRIDS, ids=repr)
+@pytest.mark.parametrize("sampler", EVERY, ids=repr)
+def test_sampling_needs_no_float64(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    plan = make_plan(sampler, schedule, times=GRIDS[schedule])
+    moved = plan.with_corrections(0.1 * torch.ones(len(plan), len(plan), dtype=torch.float64).tril(-1))
+    for dtype in (torch.float32, torch.bfloat16):
+        noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+        with NoFloat64():
+            for each in (plan, moved):
+                end = sample(MIXTURE.eps(schedule), each, each.initial_state(noise), SeededNoise(5))
+                assert end.dtype == dtype and end.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=repr)
+def test_gradients_through_a_run_need_no_float64(sampler: Sampler) -> None:
+    plan = make_plan(sampler, DISCRETE, times=GRIDS[DISCRETE])
+    times, tau = plan.step_times.clone().requires_grad_(), plan.tau.clone().requires_grad_()
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    moved = plan.with_times(times).with_tau(tau)
+    with NoFloat64((4, 2)):
+        *_, end = trajectory(MIXTURE.eps(DISCRETE), moved, x, SeededNoise(5))
+        loss = end.square().mean()
+    loss.backward()
+    assert tau.grad is not None and tau.grad.isfinite().all() and times.grad is not None
+
+
+@pytest.mark.parametrize("name", [*INNER, *(f"{around}: {inner}" for around in AROUND for inner in ("Mixture",))])
+def test_models_need_no_float64(name: str) -> None:
+    around, _, inner = name.rpartition(": ")
+    model = INNER[inner]() if not around else AROUND[around](INNER[inner]())
+    if name == "function":
+        return  # of the test, which reads its time
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    t = 0.5 * model.schedule.T
+    each = t * torch.linspace(0.5, 1.0, 6, dtype=torch.float64)
+    with NoFloat64((2,)):  # the networks of this test have their time in float64
+        for time in (t, each):
+            for quantity in ("eps", "x0"):
+                prediction = model.predict(quantity, x, time, 0.9 * time)
+                assert prediction.dtype == torch.float32 and prediction.isfinite().all()
+
+
+def test_exact_models_of_single_numbers_need_no_float64() -> None:
+    """0-dim tensors of two dtypes make float64, where a device holds both."""
+    model, x = Gaussian(1.0, 0.5).eps(DISCRETE), torch.ones(4, 1)
+    with NoFloat64():
+        assert model(x, 0.5).dtype == model.x0(x, 0.5).dtype == torch.float32
