@@ -42,7 +42,7 @@ def from_network_time(schedule: NoiseScheduleVP, t_input: Tensor) -> Tensor:
 
 
 def network(schedule: NoiseScheduleVP, model_type: str = "noise") -> Callable[..., Tensor]:
-    """A network of this type, exact at the time it is told, for each class and for all data."""
+    """A network of this type, exact at the time that it receives, for each class and for all data."""
 
     def predict(x: Tensor, t_input: Tensor, cond: Tensor | None = None) -> Tensor:
         p = schedule.at(from_network_time(schedule, t_input))
@@ -54,7 +54,7 @@ def network(schedule: NoiseScheduleVP, model_type: str = "noise") -> Callable[..
 
 
 def classifier(schedule: NoiseScheduleVP) -> Callable[..., Tensor]:
-    """log p(c | x), exact at the time it is told."""
+    """log p(c | x), exact at the time that it receives."""
 
     def log_p(x: Tensor, t_input: Tensor, cond: Tensor) -> Tensor:
         p = schedule.at(from_network_time(schedule, t_input))
@@ -78,18 +78,18 @@ def wrapped(schedule: NoiseScheduleVP, model_type: str = "noise", guidance: str 
 
 
 def by_hand(schedule: NoiseScheduleVP, model_type: str = "noise", guidance: str = "uncond", c: Any = None) -> Any:
-    """eps(x, t, tau) of it in closed form: what is said at tau, read at t."""
+    """eps(x, t, tau) of it in closed form: the prediction at tau, read at t."""
 
     def eps(x: Tensor, t: Any, tau: Any) -> Tensor:
         p, q = schedule.at(t), schedule.at(tau)
 
-        def read(said: Tensor) -> Tensor:
-            x0 = (x - q.sigma * said) / q.alpha
+        def read(predicted: Tensor) -> Tensor:
+            x0 = (x - q.sigma * predicted) / q.alpha
             return {
-                "noise": said,
+                "noise": predicted,
                 "x_start": (x - p.alpha * x0) / p.sigma,
-                "v": p.alpha * (q.alpha * said - q.sigma * x0) + p.sigma * x,
-                "score": said * p.sigma / q.sigma,
+                "v": p.alpha * (q.alpha * predicted - q.sigma * x0) + p.sigma * x,
+                "score": predicted * p.sigma / q.sigma,
             }[model_type]
 
         of_all = eps_of(None, x, q.alpha, q.sigma)
@@ -104,13 +104,13 @@ def by_hand(schedule: NoiseScheduleVP, model_type: str = "noise", guidance: str 
 
 
 def ddim_step(schedule: NoiseScheduleVP, eps: Any, x: Tensor, t: Any, s: Any, ratio: Any, eta: float = 0, z: Any = 0):
-    """(x_s, x0): one step of DDIM with the network told ratio t."""
+    """(x_s, x0): one step of DDIM in which the network receives ratio t."""
     p, q = schedule.at(t), schedule.at(s)
-    said = eps(x, t, ratio * t)
-    x0 = (x - p.sigma * said) / p.alpha
+    predicted = eps(x, t, ratio * t)
+    x0 = (x - p.sigma * predicted) / p.alpha
     beta = 1 - p.alpha**2 / q.alpha**2
     deviation = eta * torch.sqrt(q.sigma**2 / p.sigma**2 * beta)
-    return q.alpha * x0 + torch.sqrt(q.sigma**2 - deviation**2) * said + deviation * z, x0
+    return q.alpha * x0 + torch.sqrt(q.sigma**2 - deviation**2) * predicted + deviation * z, x0
 
 
 def leading(calls: int, levels: int = 1000) -> Tensor:
@@ -138,8 +138,8 @@ def images(batches: list[dict[str, Any]]) -> Tensor:
 
 def recording(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[float]]:
     """The network, and the list of the times that it receives."""
-    heard: list[float] = []
-    return lambda x, t_input, *rest: (heard.append(float(t_input[0])), model(x, t_input, *rest))[1], heard
+    received: list[float] = []
+    return lambda x, t_input, *rest: (received.append(float(t_input[0])), model(x, t_input, *rest))[1], received
 
 
 def noting_first(model: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -155,24 +155,24 @@ def euler(model_fn: Any, schedule: NoiseScheduleVP) -> Callable[..., tuple[Tenso
     """Euler's step in u = x / alpha over sigma / alpha, where du = eps d(sigma / alpha)."""
 
     def step_fn(x: Tensor, t: Any, s: Any, t_ratio: Any = 1.0, **conditions: Any) -> tuple[Tensor, Tensor]:
-        (p, q), said = (schedule.at(t), schedule.at(s)), model_fn(x, t, t_ratio * t, **conditions)
-        u = x / p.alpha + (q.sigma / q.alpha - p.sigma / p.alpha) * said
-        return q.alpha * u, (x - p.sigma * said) / p.alpha
+        (p, q), predicted = (schedule.at(t), schedule.at(s)), model_fn(x, t, t_ratio * t, **conditions)
+        u = x / p.alpha + (q.sigma / q.alpha - p.sigma / p.alpha) * predicted
+        return q.alpha * u, (x - p.sigma * predicted) / p.alpha
 
     return step_fn
 
 
 def midpoint(model_fn: Any, schedule: NoiseScheduleVP) -> Callable[..., tuple[Tensor, Tensor]]:
-    """DPM-Solver-2: a first-order step to the middle in lam, then the whole step with what is said there."""
+    """DPM-Solver-2: a first-order step to the middle in lam, then the whole step with the prediction there."""
 
     def step_fn(x: Tensor, t: Any, s: Any, t_ratio: Any = 1.0, **conditions: Any) -> tuple[Tensor, Tensor]:
         p, q = schedule.at(t), schedule.at(s)
         h = q.lam - p.lam
         m = schedule.at(schedule.inverse_lambda(p.lam + h / 2))
-        said = model_fn(x, t, t_ratio * t, **conditions)
-        middle = m.alpha / p.alpha * x - m.sigma * torch.expm1(h / 2) * said
+        predicted = model_fn(x, t, t_ratio * t, **conditions)
+        middle = m.alpha / p.alpha * x - m.sigma * torch.expm1(h / 2) * predicted
         there = model_fn(middle, m.t, t_ratio * m.t, **conditions)
-        return q.alpha / p.alpha * x - q.sigma * torch.expm1(h) * there, (x - p.sigma * said) / p.alpha
+        return q.alpha / p.alpha * x - q.sigma * torch.expm1(h) * there, (x - p.sigma * predicted) / p.alpha
 
     return step_fn
 

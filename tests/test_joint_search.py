@@ -147,7 +147,7 @@ def test_the_worse_half_is_out_after_every_round() -> None:
     assert halving.solver is tried[1]
     assert share == pytest.approx(TRIAL_SHARE, abs=0.02)
     assert not halving.trial_ends(1.0)
-    halving.rescale(0.5)  # it goes on in a budget of twice as much
+    halving.rescale(0.5)  # it continues in a budget of twice as much
     assert all(one.improved_at < 0.2 for one in tried)
 
 

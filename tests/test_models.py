@@ -364,7 +364,7 @@ def test_guidance_needs_conditions(guidance: str, discrete: NoiseScheduleVP) -> 
     if guidance == "classifier-free":
         with pytest.raises(ValueError, match="needs uncond_condition= unless guidance_scale is 1"):
             wrapped.bind(torch.zeros(1))
-        with pytest.raises(ValueError, match="uncond_condition must have a batch of 1 or of x, 4"):
+        with pytest.raises(ValueError, match="uncond_condition must have a batch of 1 or of condition, 4, got shape"):
             wrapped(torch.zeros(4, 2), 0.5, None, torch.zeros(4), torch.zeros(2))
 
 

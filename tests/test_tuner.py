@@ -34,7 +34,7 @@ from torch import Tensor
 from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, SeededNoise, TimeTuner, make_plan, model_wrapper
 from time_tuner.models.exact import Gaussian
 
-# On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
+# On data like these the published loss does harm as often as good, and the tuner warns; the warning is tested apart.
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
 
 # --- the schedule's published names ---
@@ -89,11 +89,11 @@ def test_eta_is_zero_by_default_or_that_of_the_plan() -> None:
 
 
 def test_timesteps_are_labels_of_the_network_in_any_order() -> None:
-    net, heard = recording(network(DISCRETE))
+    net, received = recording(network(DISCRETE))
     tuner = TimeTuner(model_wrapper(net, DISCRETE), DISCRETE)
     x = seeded(3, 2)
     falling = tuner.ddim_sample(x, timesteps=[900, 500, 20])
-    assert heard == pytest.approx([900, 500, 20], abs=1e-3)
+    assert received == pytest.approx([900, 500, 20], abs=1e-3)
     for timesteps in ([20, 900, 500], torch.tensor([500, 20, 900]), np.array([20, 500, 900])):
         assert torch.equal(tuner.ddim_sample(x, num_steps=3, timesteps=timesteps), falling)
     assert tuner.plan(timesteps=[900, 500, 20]).t.tolist() == pytest.approx([0.901, 0.501, 0.021, 0.001])
@@ -101,10 +101,10 @@ def test_timesteps_are_labels_of_the_network_in_any_order() -> None:
 
 
 def test_timesteps_are_times_on_a_continuous_schedule() -> None:
-    net, heard = recording(network(LINEAR))
+    net, received = recording(network(LINEAR))
     tuner = TimeTuner(model_wrapper(net, LINEAR), LINEAR)
     tuner.ddim_sample(seeded(3, 2), timesteps=[0.02, 0.9, 0.5])
-    assert heard == pytest.approx([0.9, 0.5, 0.02])
+    assert received == pytest.approx([0.9, 0.5, 0.02])
     assert tuner.plan(timesteps=[0.02, 0.9, 0.5]).t.tolist() == pytest.approx([0.9, 0.5, 0.02, 1e-3])
 
 
@@ -119,7 +119,7 @@ def test_ratios_come_in_any_container_or_as_a_plan(container: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("t_ratios", "says"),
+    ("t_ratios", "message"),
     [
         ([1.0, 1.0], r"t_ratios must be 3 positive numbers, one for each call, got \[1.0, 1.0\]"),
         ([1.0, 0.0, 1.0], "t_ratios must be 3 positive numbers"),
@@ -133,15 +133,15 @@ def test_ratios_come_in_any_container_or_as_a_plan(container: Any) -> None:
         (make_plan("ddim", LINEAR, calls=3), "plan was made for another noise schedule"),
     ],
 )
-def test_wrong_ratios_are_named(t_ratios: Any, says: str) -> None:
+def test_wrong_ratios_are_named(t_ratios: Any, message: str) -> None:
     for model_fn in (ANY.eps(DISCRETE), lambda x, t, tau: x):  # one that knows its schedule, and one that does not
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             TimeTuner(model_fn, DISCRETE).ddim_sample(seeded(3, 2), num_steps=3, t_ratios=t_ratios)
 
 
 def test_wrong_steps_are_named() -> None:
     tuner, x = TimeTuner(ANY.eps(DISCRETE), DISCRETE), seeded(3, 2)
-    for options, says in (
+    for options, message in (
         ({}, "num_steps= is needed, the number of network calls, or timesteps="),
         ({"timesteps": [5, 5]}, "times must fall strictly"),
         ({"timesteps": [1000]}, "times must lie in the trained range"),
@@ -153,7 +153,7 @@ def test_wrong_steps_are_named() -> None:
         ({"num_steps": 2, "t_ratios": tuner.plan(2), "eta": 0.5}, "t_ratios is a plan of DDIM"),
         ({"num_steps": 2, "condition": torch.zeros(3)}, "condition= needs a model_fn made by model_wrapper"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             tuner.ddim_sample(x, **options)
 
 
@@ -278,7 +278,7 @@ def test_a_second_order_step_of_the_users_is_tuned_as_it_stands(tune_type: str) 
 
 
 def test_the_users_steps_have_their_orders() -> None:
-    """What is tuned above is what it is said to be."""
+    """The step tuned above is the one that it is meant to be."""
     data, x = Gaussian(0.7, 0.5), seeded(6, 1)
     p, q = LINEAR.at(0.9), LINEAR.at(0.2)
     exact = q.alpha * 0.7 + (x - p.alpha * 0.7) * ((q.alpha / 2) ** 2 + q.sigma**2).sqrt() / (
@@ -295,14 +295,14 @@ def test_the_users_steps_have_their_orders() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "says"),
+    ("step", "message"),
     [
         (lambda x, t, s, t_ratio: x, r"step_fn must return \(x_s, x0_pred\), got Tensor"),
         (lambda x, t, s, t_ratio: (x[:1], x), r"x_s of the shape of x, \(128, 2\), got \(1, 2\) at step 0"),
     ],
 )
-def test_a_step_that_returns_something_else_is_refused(step: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_step_that_returns_something_else_is_refused(step: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TimeTuner(ANY.eps(DISCRETE), DISCRETE).optimize_timesteps(loader(), step, num_steps=3)
 
 
@@ -312,9 +312,9 @@ def test_a_step_with_times_for_each_sample_is_tuned_all_the_same() -> None:
 
     def vector_step(x: Tensor, t: Any, s: Any, t_ratio: Any = 1.0, **conditions: Any) -> tuple[Tensor, Tensor]:
         p, q, many = DISCRETE.at(t), DISCRETE.at(s), t.expand(len(x))
-        said = model_fn(x, many, t_ratio * many, **conditions)
-        x0 = (x - p.sigma * said) / p.alpha
-        return q.alpha * x0 + q.sigma * said, x0
+        predicted = model_fn(x, many, t_ratio * many, **conditions)
+        x0 = (x - p.sigma * predicted) / p.alpha
+        return q.alpha * x0 + q.sigma * predicted, x0
 
     tuner, uncond = TimeTuner(model_fn, DISCRETE), torch.tensor([NONE])
     got = tuner.optimize_timesteps(loader(), vector_step, num_steps=3, uncond_condition=uncond)

@@ -51,7 +51,7 @@ def test_velocity_prediction_runs() -> None:
     ends = [
         TimeTuner(wrapped(DISCRETE, model_type), DISCRETE).ddim_sample(x, num_steps=5) for model_type in ("v", "noise")
     ]
-    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-3)  # told the true time, both say the same
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-3)  # at the true time both predict the same
 
 
 @pytest.mark.parametrize("guidance", ["uncond", "classifier-free"])
@@ -79,7 +79,7 @@ def test_tuning_without_guidance_takes_eta() -> None:
 
 
 def test_ratios_may_be_a_list() -> None:
-    """There: a list has no attribute that was asked of it."""
+    """There: a list has no attribute of a tensor."""
     tuner, x = TimeTuner(wrapped(DISCRETE), DISCRETE), seeded(6, 2)
     ratios = [0.9, 0.95, 1.0]
     listed, tensor = (tuner.ddim_sample(x, num_steps=3, t_ratios=r) for r in (ratios, torch.tensor(ratios).double()))
@@ -89,18 +89,18 @@ def test_ratios_may_be_a_list() -> None:
 @pytest.mark.parametrize("steps", [2, 3, 6, 7, 9, 13, 300])
 def test_as_many_steps_as_asked_for(steps: int) -> None:
     """There: 7 gave 8, wherever the steps do not divide the levels."""
-    net, heard = recording(network(DISCRETE))
+    net, received = recording(network(DISCRETE))
     tuner = TimeTuner(model_wrapper(net, DISCRETE), DISCRETE)
     tuner.ddim_sample(seeded(2, 2), num_steps=steps)
-    assert heard == pytest.approx([1 + i * (1000 // steps) for i in reversed(range(steps))], abs=1e-3)
+    assert received == pytest.approx([1 + i * (1000 // steps) for i in reversed(range(steps))], abs=1e-3)
     torch.testing.assert_close(tuner.plan(steps).t, leading(steps))
 
 
 def test_a_single_step_of_the_published_grid_is_refused() -> None:
     """There: it went from level 1 to level 0, and returned the noise."""
     tuner = TimeTuner(wrapped(DISCRETE), DISCRETE)
-    says = "calls=1 with spacing='leading': the run would begin at t = 0.002, where the state is data"
-    with pytest.raises(ValueError, match=re.escape(says)):
+    message = "calls=1 with spacing='leading': the run would begin at t = 0.002, where the state is data"
+    with pytest.raises(ValueError, match=re.escape(message)):
         tuner.ddim_sample(seeded(2, 2), num_steps=1)
     assert tuner.ddim_sample(seeded(2, 2), timesteps=[999]).isfinite().all()
 
@@ -109,13 +109,13 @@ def test_a_single_step_of_the_published_grid_is_refused() -> None:
 def test_a_network_of_any_number_of_levels_is_told_its_own(levels: int) -> None:
     """There: times were divided by 1000 whatever the number, so that a network of 100 began near its clean end."""
     schedule = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, levels, dtype=torch.float64) * 1000 / levels)
-    net, heard = recording(network(schedule))
+    net, received = recording(network(schedule))
     tuner, x = TimeTuner(model_wrapper(net, schedule), schedule), seeded(6, 2)
     tuner.ddim_sample(x, num_steps=4)
-    assert heard == pytest.approx([1 + i * (levels // 4) for i in (3, 2, 1, 0)], abs=1e-3)
-    heard.clear()
+    assert received == pytest.approx([1 + i * (levels // 4) for i in (3, 2, 1, 0)], abs=1e-3)
+    received.clear()
     tuner.ddim_sample(x, timesteps=range(levels))
-    assert heard == pytest.approx(list(range(levels))[::-1], abs=1e-2)
+    assert received == pytest.approx(list(range(levels))[::-1], abs=1e-2)
 
 
 def test_nothing_asks_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from time_tuner import SAMPLERS, SeededNoise, TimeTuner, model_wrapper
 from time_tuner.paper import interface
 
-# On data like these the published loss does harm as often as good, and the tuner says so; what is said is tested apart.
+# On data like these the published loss does harm as often as good, and the tuner warns; the warning is tested apart.
 pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
 
 # --- tuning ---
@@ -149,9 +149,9 @@ def test_it_warns_where_the_tuned_run_is_worse(own_step: bool) -> None:
     """On ten steps the optimum of the published loss runs off to ratios that do harm."""
     tuner, x = TimeTuner(ANY.eps(DISCRETE), DISCRETE), seeded(200, 2, seed=5)
     step = euler(ANY.eps(DISCRETE), DISCRETE) if own_step else tuner.ddim_step_fn
-    with pytest.warns(UserWarning, match="worse than untuned ones: on held-out noise they end .*guard=True") as said:
+    with pytest.warns(UserWarning, match="worse than untuned ones: on held-out noise they end .*guard=True") as caught:
         ratios = tuner.optimize_timesteps(loader(), step, num_steps=10)
-    assert len(said) == 1 and said[0].filename == __file__
+    assert len(caught) == 1 and caught[0].filename == __file__
     exact = exact_end(ANY.eps(DISCRETE), x)
     tuned, plain = (tuner.ddim_sample(x, num_steps=10, t_ratios=r) for r in (ratios, None))
     assert (tuned - exact).norm(dim=1).mean() > (plain - exact).norm(dim=1).mean()
@@ -207,7 +207,7 @@ def test_sequential_tuning_starts_from_noise_and_parallel_tuning_where_the_run_d
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """A data set as the paper's README asks for it: dictionaries with `image` and, if it has any, `label`."""
+    """A data set as the paper's README describes it: dictionaries with `image` and, if it has any, `label`."""
 
     def __init__(self, labelled: bool = True) -> None:
         self.labelled, (self.batch,) = labelled, loader(1, 64)
@@ -364,7 +364,7 @@ def test_a_short_loader_is_cycled_and_said_to_be() -> None:
     tuner = TimeTuner(ANY.eps(DISCRETE), DISCRETE)
     with pytest.warns(UserWarning, match="data_loader has 3 batches, fewer than the 7 of one ratio: it is cycled") as w:
         got = tuner.optimize_timesteps(loader(3), num_steps=3, total_iters=7)
-    assert sum("cycled" in str(warning.message) for warning in w) == 1  # said once, not at every round
+    assert sum("cycled" in str(warning.message) for warning in w) == 1  # once, not at every round
     cycled = (loader(3) * 5)[:14]
     assert torch.equal(got, tuner.optimize_timesteps(cycled, num_steps=3, total_iters=7))
     with warnings.catch_warnings():
@@ -388,7 +388,7 @@ def test_whole_numbers_are_taken_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"tune_type": "both"}, "tune_type must be one of sequential, parallel, got 'both'"),
         ({"samples": 0}, "samples must be a whole number of at least 2, got 0"),
@@ -402,18 +402,18 @@ def test_whole_numbers_are_taken_as_such() -> None:
         ({"condition": torch.zeros(1)}, "DDIM has no option 'condition'"),
     ],
 )
-def test_wrong_arguments_of_tuning_are_named(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_of_tuning_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TimeTuner(ANY.eps(DISCRETE), DISCRETE).optimize_timesteps(
             **{"data_loader": loader(), "num_steps": 3, **options}
         )
 
 
 def test_a_network_of_integer_levels_is_tuned_by_the_search_alone() -> None:
-    net, heard = recording(lambda x, t_input: network(DISCRETE)(x, t_input.float()))
+    net, received = recording(lambda x, t_input: network(DISCRETE)(x, t_input.float()))
     tuner = TimeTuner(model_wrapper(net, DISCRETE, time_dtype="int"), DISCRETE)
     ratios = tuner.optimize_timesteps(loader(), num_steps=3)
-    assert ratios[0] != 1 and all(level == round(level) for level in heard)
+    assert ratios[0] != 1 and all(level == round(level) for level in received)
     with pytest.raises(
         ValueError, match="lr and total_iters need gradients to the time, which time_dtype='int' has none"
     ):

@@ -70,9 +70,9 @@ class Digits(Dataset[dict[str, Any]]):
 # --- what they should give, written out ---
 
 
-def said(guidance: str, x: Tensor, n: float, told: float, cond: Tensor = condition) -> Tensor:
-    """The noise in x at level n, the network and the classifier being told another level."""
-    level, no_label = torch.full((len(x),), told), torch.full((len(x),), NONE)
+def noise_of(guidance: str, x: Tensor, n: float, level_received: float, cond: Tensor = condition) -> Tensor:
+    """The noise in x at level n, where the network and the classifier receive another level."""
+    level, no_label = torch.full((len(x),), level_received), torch.full((len(x),), NONE)
     with torch.no_grad():
         of_all = network()(x, level, no_label).sample
         of_class = network()(x, level, cond).sample
@@ -88,9 +88,9 @@ def said(guidance: str, x: Tensor, n: float, told: float, cond: Tensor = conditi
 
 def ddim(guidance: str, x: Tensor, levels: list[int], ratios: Tensor, cond: Tensor = condition) -> Tensor:
     for (n, after), ratio in zip(pairwise(levels), ratios.double(), strict=True):
-        told = float(ratio * (n + 1) - 1)
+        level_received = float(ratio * (n + 1) - 1)
         a, b = alpha_bar[n].float(), alpha_bar[after].float()
-        eps = said(guidance, x, n, told, cond)
+        eps = noise_of(guidance, x, n, level_received, cond)
         x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps
     return x
 
@@ -176,11 +176,11 @@ def assert_descends(guidance: str, ratios: Tensor, shown: Tensor) -> None:
     assert ratios.shape == (10,) and ratios[-1] == 1
     torch.testing.assert_close((ratios[:-1] - 1).abs(), torch.full((9,), lr).double(), rtol=1e-2, atol=0)
     cond = torch.tensor([Digits()[i]["label"] for i in range(2)])
-    before = said(guidance, shown, 901, 901, cond)
+    before = noise_of(guidance, shown, 901, 901, cond)
 
     def loss(ratio: float) -> float:
         x = ddim(guidance, shown, [901, 801], torch.tensor([ratio]), cond)
-        return float((before - said(guidance, x, 801, 801, cond)).double().square().sum())
+        return float((before - noise_of(guidance, x, 801, 801, cond)).double().square().sum())
 
     assert (loss(1.0002) - loss(0.9998)) * float(ratios[0] - 1) < 0  # the network sees waves a few levels long
 

@@ -1,4 +1,4 @@
-"""Tuning asks nothing of a network but that it can be called forward: compiled, quantised or exported ones will do."""
+"""Tuning needs forward calls of a network alone: compiled, quantised or exported ones will do."""
 
 import io
 import weakref
@@ -31,8 +31,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         s = t[:, None] / 1000
-        told: Tensor = self.body(torch.cat([x, s, torch.sin(6 * s)], 1))
-        return s * x + 0.3 * told
+        hidden: Tensor = self.body(torch.cat([x, s, torch.sin(6 * s)], 1))
+        return s * x + 0.3 * hidden
 
 
 @pytest.fixture
