@@ -361,7 +361,7 @@ def test_the_demo_compares_and_writes(tmp_path: Path, quick_demo: None) -> None:
         plan = Plan.load(tmp_path / "shown" / file)
         assert len(plan) == 2
         assert f"{name}: {output.verdict(plan)}." in result.output
-        rows = [line for line in result.output.splitlines() if line.strip().startswith(f"ddim:2, {name}")]
+        rows = [line for line in result.output.splitlines() if line.strip().startswith(f"{name}:2")]
         assert len(rows) == (not output.unchanged(plan)), "a plan that tuning has not changed has no row"
 
 

@@ -169,7 +169,7 @@ def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed:
     """Compare, print and draw; a tuned plan that is the untuned one is left out."""
     plans = {f"ddim:{CALLS}": plan, f"{OTHER}:{CALLS}": make_plan(OTHER, model.schedule, CALLS, SPACING)}
     changed = {name: one for name, one in tuned.items() if not output.unchanged(one)}
-    plans |= {f"ddim:{CALLS}, {name}": one for name, one in changed.items()}
+    plans |= {f"{name}:{CALLS}": one for name, one in changed.items()}
     plans |= {f"ddim:{calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
     clock.phase = "comparison"
     compared = compare(model, plans, count, seed, count, clock, REFERENCE_CALLS)
