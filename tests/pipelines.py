@@ -323,7 +323,7 @@ def pixart() -> Family:
 
 
 def _stir(network: torch.nn.Module) -> None:
-    """Random weights where a network is built to say nothing at first."""
+    """Random weights where a network is built to predict zero at first."""
     with torch.no_grad():
         for i, weight in enumerate(network.parameters()):
             if not weight.any():

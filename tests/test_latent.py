@@ -76,8 +76,8 @@ def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tenso
     labels = torch.arange(40) % 10
     embed.sizes.clear()
     ends = {
-        name: tuner.ddim_sample(noise, t_ratios=told, condition=labels, uncond_condition=NULL_LABEL, **grid)
-        for name, told, grid in (
+        name: tuner.ddim_sample(noise, t_ratios=given, condition=labels, uncond_condition=NULL_LABEL, **grid)
+        for name, given, grid in (
             ("untuned", None, {"timesteps": levels}),
             ("tuned", ratios, {"timesteps": levels}),
             ("many", None, {"num_steps": 50}),
@@ -109,18 +109,18 @@ def test_decoded_samples_are_encoded_again(model: LatentDigits, drawn: tuple[Ten
 
 @pytest.mark.parametrize("n", [50, 200, 400, 700])
 def test_network_knows_digits(model: LatentDigits, drawn: tuple[Tensor, Tensor], n: int) -> None:
-    """Who knows the variance alone says sigma x, and errs by E |eps - sigma x|^2 = alpha^2."""
+    """A predictor that knows the variance alone predicts sigma x, with an error of E |eps - sigma x|^2 = alpha^2."""
     images, labels = model.decode(drawn[0]), drawn[1]
     p = model.schedule.at((n + 1) / 1000)
     x0 = model.encode(images)
     eps = SeededNoise(2000)(x0)
 
     def error(labels: Tensor) -> float:
-        said = model.network(p.alpha * x0 + p.sigma * eps, torch.full((len(x0),), float(n)), model.embed(labels))
-        return float((said - eps).square().mean())
+        predicted = model.network(p.alpha * x0 + p.sigma * eps, torch.full((len(x0),), float(n)), model.embed(labels))
+        return float((predicted - eps).square().mean())
 
     assert error(labels) < 0.85 * p.alpha**2
-    assert error(labels) < error((labels + 1) % 10)  # it heeds what it is told
+    assert error(labels) < error((labels + 1) % 10)  # it depends on its condition
 
 
 def test_bundled_model_is_the_wrapped_network(model: LatentDigits) -> None:
@@ -165,5 +165,5 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sys, "argv", ["latent.py", str(picture), "--calls", "4", "--samples", "16"])
     runpy.run_path(EXAMPLE, run_name="__main__")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "4 calls:" in said and "4 calls, tuned:" in said
+    printed = capsys.readouterr().out
+    assert "4 calls:" in printed and "4 calls, tuned:" in printed

@@ -2,7 +2,6 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -28,11 +27,11 @@ def load_model(name: str, label: Any = None, guidance_scale: float | None = None
 
     Args:
         name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "latent-digits": the one for their latents
-            (4, 7, 7), which the model's `decode` turns into digits; "gaussian": the tutorial's exact N(5, 2^2);
+            (4, 7, 7), of which the model's `decode` makes digits; "gaussian": the tutorial's exact N(5, 2^2);
             "package.module:function": a function that returns a `Model` with a shape, or a function eps(x, t, tau) with
             the attributes `schedule` and `shape`; it receives those of the conditions that are among its parameters;
             or a diffusers pipeline: the folder that it was saved to, or its id on the Hub.
-        label: for digits and pipelines of classes: a label, or several, which samples have in turn; None for any.
+        label: for digits and pipelines of classes: a label, or several, which samples have in a cycle; None for any.
         guidance_scale: of classifier-free guidance; the model's own by default, which is 1 (none) for digits.
         **conditions: see `Conditions`.
 
@@ -190,16 +189,15 @@ def _from_function(name: str, function: Callable[..., Any], conditions: Conditio
     """The model that a function of the user's returns, for the conditions among its parameters."""
     parameters = signature(function).parameters
     _check(name, conditions, *parameters, way_out="leave it out, or give the function that parameter")
-    values = {field.name: getattr(conditions, field.name) for field in fields(conditions)}
-    needed = [p.name for p in parameters.values() if p.default is p.empty]
-    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    if unknown := [one for one in needed if one not in values and parameters[one].kind not in kinds]:
+    values, given = vars(conditions), conditions.given()
+    variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in variable]
+    if unknown := [one for one in needed if one not in values]:
         raise ValueError(
             f"model {name!r} needs the argument {unknown[0]!r}: a function that returns a model receives "
             f"{', '.join(values)}, where these are among its parameters, and nothing else"
         )
-    given = conditions.given()
-    made = function(**{one: values[one] for one in parameters if one in given or (one in needed and one in values)})
+    made = function(**{one: values[one] for one in parameters if one in given or one in needed})
     try:
         model = as_model(made)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The demo: the bundled digits in a few network calls, untuned and tuned, beside runs of more calls.
 
-It is bounded by the clock: the tuners have budgets in seconds, and of the other phases each has a number of seconds
-from which the number of samples follows, by the speed of the network that is measured first.
+It is bounded by the clock: the tuners have budgets in seconds, and so have the other phases, from which the number of
+samples follows, by the speed of the network that is measured first.
 """
 
 import sys
@@ -27,14 +27,9 @@ OTHER = "ipndm(order=2)"  # the best untuned sampler in so few calls
 TUNERS = {"TimeTuner": ("sequential(objective=published)", 25.0), "joint": ("joint", 60.0)}
 """The text and the budget in seconds of each tuner."""
 
-DATA, GUARD, COMPARISON = 20.0, 30.0, 30.0
-"""The seconds of the other phases."""
-
-LONGEST = 180.0
-"""The seconds in all, for which the budgets are cut where the other phases take longer."""
-
+OTHERS = 80.0  # seconds of the other phases, from which the number of samples follows
 OWN_CALLS, REFERENCE_CALLS = 50, 50  # of the runs that draw samples to tune on, and of the reference runs
-FEWEST, MOST = 6, 100  # samples of a phase
+FEWEST, MOST = 4, 100  # samples
 SLOWER = 1.5  # as many times must the default number of threads be slower before one thread is used
 
 
@@ -65,17 +60,15 @@ def run(out: Path, seed: int = 0) -> None:
         model = load_model("digits")
     plan = make_plan("ddim", model.schedule, CALLS, SPACING)
     speed = _choose_threads(model, plan)
-    sizes = _sizes(speed)
-    budgets = _budgets(_seconds(speed, sizes))
-    seconds = _seconds(speed, sizes) + sum(budgets.values())
+    count, seconds = plan_time(speed)
     output.result(
         f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all parts of a "
         f"plan (joint). This takes about {seconds:.0f} s."
     )
     try:
         with Clock("", seconds) as clock:
-            tuned = _tune(model, plan, sizes, budgets, seed, out, clock)
-            _compare(model, plan, tuned, sizes["comparison"], seed, out, clock)
+            tuned = _tune(model, plan, count, seed, out, clock)
+            _compare(model, plan, tuned, count, seed, out, clock)
     except KeyboardInterrupt:
         print(f"interrupted: the plans found so far are kept in {out}, the same command continues", file=sys.stderr)
         sys.exit(130)
@@ -103,58 +96,32 @@ def _of_call(speed: Speed, samples: int) -> float:
     return speed.call + samples * speed.evaluation
 
 
-def _work() -> dict[str, tuple[float, int]]:
-    """The seconds of each phase, and the network calls that it makes for a sample."""
+def plan_time(speed: Speed) -> tuple[int, float]:
+    """The number of samples that there is time for, and the seconds that the demo takes."""
     guards = len(TUNERS) * CALLS * (2 + CALLS)  # untuned, tuned, and each call set back
     runs = CALLS * (2 + len(TUNERS)) + sum(MORE_CALLS) + REFERENCE_CALLS
-    return {"data": (DATA, OWN_CALLS), "guard": (GUARD, REFERENCE_CALLS + guards), "comparison": (COMPARISON, runs)}
+    calls = OWN_CALLS + REFERENCE_CALLS + guards + runs
+    affordable = (OTHERS / calls - speed.call) / max(speed.evaluation, 1e-9)
+    count = int(min(MOST, max(FEWEST, affordable)))
+    return count, calls * _of_call(speed, count) + sum(budget for _, budget in TUNERS.values())
 
 
-def _sizes(speed: Speed) -> dict[str, int]:
-    """The samples of each phase that its seconds are enough for."""
-    sizes = {}
-    for phase, (seconds, calls) in _work().items():
-        affordable = (seconds / calls - speed.call) / max(speed.evaluation, 1e-9)
-        sizes[phase] = int(min(MOST, max(FEWEST, affordable)))
-    return sizes
-
-
-def _seconds(speed: Speed, sizes: dict[str, int]) -> float:
-    """The seconds that phases of these sizes take."""
-    return sum(calls * _of_call(speed, sizes[phase]) for phase, (_, calls) in _work().items())
-
-
-def _budgets(others: float) -> dict[str, float]:
-    """The budget of each tuner, in whole seconds, where the other phases take so many."""
-    whole = sum(budget for _, budget in TUNERS.values())
-    share = min(1.0, max(0.1, (LONGEST - others) / whole))
-    return {name: max(1.0, budget * share // 1) for name, (_, budget) in TUNERS.items()}
-
-
-def _tune(
-    model: Model,
-    plan: Plan,
-    sizes: dict[str, int],
-    budgets: dict[str, float],
-    seed: int,
-    out: Path,
-    clock: Clock,
-) -> dict[str, Plan]:
+def _tune(model: Model, plan: Plan, count: int, seed: int, out: Path, clock: Clock) -> dict[str, Plan]:
     """The plan tuned by each tuner; those that an interrupted run has finished are read from their files."""
     watched = HookedModel(model, lambda *_: clock.advance())
-    calibration = Calibration(watched, model.schedule, None, sizes["data"], seed, model.shape)
+    calibration = Calibration(watched, model.schedule, None, count, seed, model.shape)
     clock.phase = "reference run"
-    noise = calibration.held_out()[: sizes["guard"]]
-    guard = ReferenceDistance(watched, model.schedule, float(plan.t[-1]), noise, REFERENCE_CALLS, seed)
+    end, noise = float(plan.t[-1]), calibration.held_out()
+    guard = ReferenceDistance(watched, model.schedule, end, noise, REFERENCE_CALLS, seed)
     tuned = {}
-    for name, (text, _) in TUNERS.items():
+    for name, (text, budget) in TUNERS.items():
         clock.phase = f"tuning, {name}"
         path = plan_file(out, name)
         if not checkpoint_of(path).exists():
             path.unlink(missing_ok=True)  # of an earlier demo
         if not path.exists():
             start = plan.with_provenance(model="digits", spacing=SPACING)
-            limit, kept = Budget(seconds=budgets[name]), checkpoint_of(path)
+            limit, kept = Budget(seconds=budget), checkpoint_of(path)
             tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
         tuned[name] = Plan.load(path)
     return tuned

@@ -23,75 +23,38 @@ from ..spacings import SPACINGS, spacing_of
 SAMPLER = "dpmpp"  # the default, as of `tune_pipeline`
 CALLS = 10  # the default
 
-Sampler_ = Annotated[
-    str | None,
-    typer.Option("--sampler", help=f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]"),
-]
-Spacing_ = Annotated[
-    str | None,
-    typer.Option(
-        "--spacing",
-        help=f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of "
-        "pipelines that of their own scheduler]",
-    ),
-]
-Seed_ = Annotated[int, typer.Option("--seed", help="Of the first sample; the next ones count up.")]
 
-MODEL_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "model": (
-        Annotated[
-            str,
-            typer.Option(
-                "--model",
-                help="digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: "
-                "the folder that it was saved to, or its id on the Hub.",
-            ),
-        ],
-        "digits",
+def _option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
+    """An option of this type, with its help; by default its flag is the name of the parameter."""
+    return Annotated[kind, typer.Option(*flags, help=text, **more)]
+
+
+Sampler_ = _option(str | None, f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]")
+Spacing_ = _option(
+    str | None,
+    f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of pipelines "
+    "that of their own scheduler]",
+)
+Seed_ = _option(int, "Of the first sample; the next ones count up.")
+
+MODEL_OPTIONS: dict[str, Any] = {
+    "model": _option(
+        str,
+        "digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: the folder "
+        "that it was saved to, or its id on the Hub.",
     ),
-    "label": (
-        Annotated[str | None, typer.Option("--label", help="Of the samples: 3, or 0,1,2 in turn.  [default: any]")],
-        None,
-    ),
-    "prompt": (Annotated[str | None, typer.Option("--prompt", help="Of a pipeline that takes prompts.")], None),
-    "prompts": (
-        Annotated[Path | None, typer.Option("--prompts", help="A file of prompts, one a line, used in turn.")],
-        None,
-    ),
-    "negative_prompt": (
-        Annotated[str | None, typer.Option("--negative-prompt", help="For all prompts.")],
-        None,
-    ),
-    "guidance_scale": (
-        Annotated[
-            float | None,
-            typer.Option("--guidance-scale", help="Classifier-free guidance; 1 for none.  [default: the model's own]"),
-        ],
-        None,
-    ),
-    "height": (Annotated[int | None, typer.Option("--height", help="Of a pipeline's pictures, in pixels.")], None),
-    "width": (Annotated[int | None, typer.Option("--width", help="Of a pipeline's pictures, in pixels.")], None),
-    "dtype": (
-        Annotated[str | None, typer.Option("--dtype", help="Of a pipeline: float32, float16 or bfloat16.")],
-        None,
-    ),
-    "device": (
-        Annotated[
-            str | None, typer.Option("--device", help="cpu, cuda, ...  [default: cpu, of pipelines cuda if any]")
-        ],
-        None,
-    ),
-    "batch": (
-        Annotated[
-            int | None,
-            typer.Option(
-                "--batch", min=1, help="The most samples in one network call.  [default: 256, of pipelines 4]"
-            ),
-        ],
-        None,
-    ),
+    "label": _option(str | None, "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
+    "prompt": _option(str | None, "Of a pipeline that takes prompts."),
+    "prompts": _option(Path | None, "A file of prompts, one a line, used in a cycle."),
+    "negative_prompt": _option(str | None, "For all prompts."),
+    "guidance_scale": _option(float | None, "Classifier-free guidance; 1 for none.  [default: the model's own]"),
+    "height": _option(int | None, "Of a pipeline's pictures, in pixels."),
+    "width": _option(int | None, "Of a pipeline's pictures, in pixels."),
+    "dtype": _option(str | None, "Of a pipeline: float32, float16 or bfloat16."),
+    "device": _option(str | None, "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
+    "batch": _option(int | None, "The most samples in one network call.  [default: 256, of pipelines 4]", min=1),
 }
-"""The options of every command that runs a model: annotation and default, by the name of the parameter."""
+"""The options of every command that runs a model, by the names of their parameters."""
 
 
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,7 +62,11 @@ def with_model(command: Callable[..., None]) -> Callable[..., None]:
     kind = inspect.Parameter.KEYWORD_ONLY
     own = [p.replace(kind=kind) for p in inspect.signature(command).parameters.values()]
     own = [p for p in own if p.name not in ("model", "conditions")]
-    others = [inspect.Parameter(n, kind, annotation=a, default=d) for n, (a, d) in MODEL_OPTIONS.items()]
+    defaults = {"model": "digits"}
+    others = [
+        inspect.Parameter(name, kind, annotation=option, default=defaults.get(name))
+        for name, option in MODEL_OPTIONS.items()
+    ]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:

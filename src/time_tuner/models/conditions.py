@@ -1,6 +1,6 @@
 """What a model is run with: its conditions, its guidance, the size of its samples and its device."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -31,5 +31,4 @@ class Conditions:
 
     def given(self) -> dict[str, Any]:
         """The values that are not None, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
