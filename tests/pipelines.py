@@ -78,6 +78,7 @@ def vae(channels: int = 4) -> Any:
         block_out_channels=(8, 8),
         norm_num_groups=4,
         latent_channels=channels,
+        shift_factor=0.0,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     ).eval()

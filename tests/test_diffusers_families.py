@@ -14,10 +14,12 @@ pytest.importorskip("transformers", reason="the text encoders of most pipelines;
 
 from pipelines import FAMILIES, Family, inpaint, random
 
-from time_tuner import make_plan, sample
+from time_tuner import load_model, make_plan, sample
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler
+from time_tuner.diffusers.loading import read_pipeline
 from time_tuner.diffusers.scheduler import rest
 from time_tuner.samplers import sampler_of
+from time_tuner.testing import check_model
 
 CALLS = 5
 
@@ -270,3 +272,58 @@ def test_heun_begins_an_image_to_image_run_with_a_whole_step() -> None:
     run(family, calls=9, strength=0.8)  # 7 calls, from the third on
     with pytest.raises(ValueError, match=r"may begin at call 0, 2, 4, 6, 8, .*another strength"):
         run(family, calls=9, strength=0.7)
+
+
+def test_one_negative_prompt_is_for_all_prompts() -> None:
+    family = FAMILIES["sd"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    given = {"guidance_scale": 3.0, "height": 16, "width": 16}
+    x = random(3, *family.shape)
+    predictions = []
+    for negative in ("x", ["x", "x"], "yes"):
+        with PipelineModel(family.pipe, ["a", "bcd"], negative_prompt=negative, **given) as eps, torch.no_grad():
+            predictions.append(eps(x, 0.5, 0.4))
+    torch.testing.assert_close(predictions[1], predictions[0])
+    assert (predictions[2] - predictions[0]).abs().max() > 1e-3
+
+
+def test_pictures_are_decoded_by_the_pipeline_itself(family: Family) -> None:
+    """The same as its own run has them at its end, whatever the family."""
+    if family.inputs.get("output_type") != "latent":
+        pytest.skip("its own run returns pictures alone")
+    x = random(3, *family.shape)
+    with model(family, batch=2) as eps:
+        pictures = eps.decode(x)
+        again = eps.decode(x[2:])
+    assert pictures.shape[:2] == (3, 3) and pictures.abs().max() <= 1
+    torch.testing.assert_close(pictures[2:], again, rtol=1e-4, atol=1e-4)  # its condition is no part of the decoder
+    if type(family.pipe).__name__ == "StableDiffusionPipeline":
+        with torch.no_grad():
+            expected = family.pipe.vae.decode(x / family.pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
+        torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_strength_that_leaves_no_call_is_refused_with_the_least_that_does() -> None:
+    family = FAMILIES["img2img"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    family.pipe.scheduler = TimeTunerScheduler.from_config(family.pipe, sampler="ddim", calls=4)
+    with pytest.raises(ValueError, match=r"leaves none of the plan's 4 calls: .*at least 0\.25"):
+        run(family, calls=4, strength=0.1)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_saved_pipelines_are_read_whatever_parts_they_lack(name: str, tmp_path: Path) -> None:
+    FAMILIES[name]().pipe.save_pretrained(tmp_path)
+    assert type(read_pipeline(str(tmp_path))).__name__ == type(FAMILIES[name]().pipe).__name__
+
+
+def test_a_saved_pipeline_is_a_model_under_prompts(tmp_path: Path) -> None:
+    FAMILIES["sd"]().pipe.save_pretrained(tmp_path)
+    how: dict[str, Any] = {"prompts": ("a", "bcd"), "height": 16, "width": 16}
+    with load_model(str(tmp_path), guidance_scale=1.0, negative_prompt="x", **how) as eps:
+        assert eps.shape == (4, 8, 8) and eps.num_conditions == 2 and eps.facts()["guidance_scale"] == 1.0
+        check_model(eps, random(4, 4, 8, 8), precision=1e-4)
+    with load_model(str(tmp_path), **how) as eps:
+        assert eps.facts()["guidance_scale"] == 7.5, "the pipeline's own"
+    with load_model(str(tmp_path), dtype="bfloat16", **how) as eps:
+        assert eps.dtype == torch.bfloat16
