@@ -66,7 +66,9 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
             ours = index.get("_class_name") == ClassConditionalPipeline.__name__
             kind = ClassConditionalPipeline if ours else diffusers.DiffusionPipeline
             absent = {part: None for part, kind_of in index.items() if kind_of == [None, None]}
-            pipe = kind.from_pretrained(name, local_files_only=local, low_cpu_mem_usage=False, dtype=weights, **absent)
+            # Newer versions call it dtype, and take both.
+            how = {"local_files_only": local, "low_cpu_mem_usage": False, "torch_dtype": weights}
+            pipe = kind.from_pretrained(name, **how, **absent)
         except (OSError, ValueError, AttributeError, RuntimeError, ImportError) as error:
             what = "cannot be loaded as a pipeline" if local else "is no folder, and cannot be loaded from the Hub"
             raise ValueError(f"model {name!r} {what}: {error}") from error
@@ -119,7 +121,8 @@ def _quiet(bars: bool = False) -> Iterator[None]:
     names = ("diffusers", "transformers", "huggingface_hub")
     libraries = [importlib.import_module(f"{name}.utils.logging") for name in names if find_spec(name) is not None]
     verbosities = [library.get_verbosity() for library in libraries]
-    with_bars = [one for one in libraries if hasattr(one, "disable_progress_bar") and one.is_progress_bar_enabled()]
+    enabled = [getattr(one, "is_progress_bar_enabled", lambda: True)() for one in libraries]
+    with_bars = [one for one, on in zip(libraries, enabled, strict=True) if on and hasattr(one, "disable_progress_bar")]
     for library in libraries:
         library.set_verbosity_error()
     for library in [] if bars else with_bars:
