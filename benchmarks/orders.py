@@ -21,8 +21,8 @@ from time_tuner.samplers.exponential import frame, phi
 from time_tuner.schedules import Point
 from time_tuner.testing.samplers import SMOOTH, graded, measured_order
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from test_conformance import EVERY
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from tables import EVERY
 
 
 @dataclass(frozen=True)

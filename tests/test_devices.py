@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_conformance import AROUND, DISCRETE, EVERY, FLOW, INNER, MIXTURE, VE
+from tables import AROUND, DISCRETE, EVERY, FLOW, INNER, MIXTURE, VE
 from torch import Tensor
 
 from time_tuner import SeededNoise, make_plan, sample, trajectory

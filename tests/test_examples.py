@@ -309,7 +309,7 @@ def test_every_feature_names_tests_that_exist() -> None:
     rows = [line for line in lines if line.startswith("| ") and not line.endswith("| test |")]
     assert len(rows) > 40
     for row in rows:
-        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
         assert named, f"no test is named in {row!r}"
         for path, test in named:
             assert test.startswith("test_") and test in functions_of(ROOT / path), f"{path}::{test} does not exist"
@@ -317,6 +317,6 @@ def test_every_feature_names_tests_that_exist() -> None:
 
 def test_every_program_and_every_defect_is_a_feature() -> None:
     page = FEATURES.read_text()
-    for name in ("test_tuner_programs.py", "test_tuner_defects.py"):
-        for test in functions_of(ROOT / "tests" / name):
+    for name in ("test_published_programs.py", "test_published_defects.py"):
+        for test in functions_of(ROOT / "tests" / "paper" / name):
             assert not test.startswith("test_") or test in page or "cuda" in test, f"{test} is in no row"

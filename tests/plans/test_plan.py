@@ -329,7 +329,7 @@ def test_the_rows_of_a_file_are_all_that_a_run_needs(name: str, discrete: NoiseS
     plan = plan.with_tau(0.97 * plan.tau).with_corrections(0.1 * seeded(len(plan), len(plan)).tril(-1))
     plan.save(tmp_path / "plan.json")
     values = json.loads((tmp_path / "plan.json").read_text())
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "run_plan.py"))
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "run_plan.py"))
     noise, x = np.random.default_rng(0), seeded(50, 1)
     got = example["run"](values, example["gaussian"](values), x.numpy(), noise.standard_normal)
     again = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import seeded
-from test_conformance import EVERY
+from tables import EVERY
 from torch import Tensor
 
 from time_tuner import (
@@ -37,7 +37,7 @@ ZERO = NoiseScheduleVP(alphas_cumprod=rescale_zero_terminal_snr(named_betas("sca
 COSINE = NoiseScheduleVP(betas=named_betas("squaredcos_cap_v2"))  # alpha is 5e-5 at its end
 VIDEO = NoiseScheduleVE(0.002, 700.0, 1.0)
 KINDS = {"flow": FLOW, "zero": ZERO, "cosine": COSINE, "video": VIDEO}
-RUN_PLAN = str(Path(__file__).parents[1] / "examples" / "run_plan.py")
+RUN_PLAN = str(Path(__file__).parents[2] / "examples" / "run_plan.py")
 MIXTURE = Mixture([[-1.0, 0.5], [1.5, 1.0], [-0.2, -1.2]], 0.3)
 
 every = pytest.mark.parametrize("sampler", EVERY, ids=repr)

@@ -8,53 +8,16 @@ from typing import Any
 import pytest
 import torch
 from helpers import tune_by
+from mixture_runs import DATA, EPS, METHODS, SCHEDULE, Counted, Interrupt, quadratic, tuned
 from torch import Tensor
 
-from time_tuner import TUNERS, NoiseScheduleVP, Plan, Sequential, exact, make_plan, model_wrapper, sample, tune
+from time_tuner import TUNERS, Sequential, exact, make_plan, model_wrapper, sample, tune
 from time_tuner.models.base import HookedModel
 from time_tuner.noise import DATA as DATA_SEEDS
 from time_tuner.noise import TEACHER, first_seed
 from time_tuner.tuners import OBJECTIVES, Budget, Calibration, Objective, Progress, ReferenceDistance, Step
 from time_tuner.tuners.timesteps.objectives import step_loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
-
-SCHEDULE = NoiseScheduleVP("discrete", betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-MIXTURE = exact.Mixture(torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]]), 0.2)
-EPS = MIXTURE.eps(SCHEDULE)
-DATA = MIXTURE.sample(64, seed=3)
-METHODS = pytest.mark.parametrize("method", ["sequential", "parallel"])
-
-
-class Counted:
-    """A model that counts its calls, apart from the library's own count."""
-
-    schedule, shape = SCHEDULE, (2,)
-
-    def __init__(self) -> None:
-        self.calls = self.evaluations = self.largest = 0
-        self.predict = EPS
-
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        self.calls += 1
-        self.evaluations += len(x)
-        self.largest = max(self.largest, len(x))
-        noise = self.predict(x, t, tau)
-        if noise.requires_grad:
-            noise.register_hook(self._backward)
-        return noise
-
-    def _backward(self, gradient: Tensor) -> None:
-        self.calls += 2
-        self.evaluations += 2 * len(gradient)
-
-
-def quadratic(calls: int = 5) -> Plan:
-    return make_plan("ddim", SCHEDULE, calls, "quadratic")
-
-
-def tuned(eps: Any = EPS, plan: Plan | None = None, method: str = "sequential", **options: Any) -> Plan:
-    return tune_by(eps, plan or quadratic(), method, **{"data": DATA, "samples": 64, "guard": False, **options})
-
 
 # --- batches ---
 
@@ -398,10 +361,6 @@ def test_joint_tuning_has_no_data_in_its_provenance() -> None:
 
 
 # --- interrupted and continued ---
-
-
-class Interrupt(BaseException):
-    """Stops a run as Ctrl-C does."""
 
 
 def stopped_after(steps: int, **options: Any) -> None:

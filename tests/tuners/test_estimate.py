@@ -9,7 +9,7 @@ import torch
 from clock import Clock
 from helpers import tune_by
 from joint_problem import EPS, SMOOTH, one_time
-from test_tuning import DATA, METHODS, SCHEDULE, Counted, tuned
+from mixture_runs import DATA, METHODS, SCHEDULE, Counted, tuned
 
 from time_tuner import TUNERS, estimate, make_plan, tune
 from time_tuner.models.counting import Cost

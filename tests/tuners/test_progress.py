@@ -13,7 +13,7 @@ import torch
 from clock import Clock
 from helpers import tune_by
 from joint_problem import EPS, SMOOTH
-from test_tuning import DATA, Interrupt, quadratic, tuned
+from mixture_runs import DATA, Interrupt, quadratic, tuned
 
 from time_tuner import TUNERS, TimeTuner, exact, make_plan, tune
 from time_tuner.tuners import Progress

@@ -645,7 +645,7 @@ def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
 
 
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
     block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
     names: dict[str, Any] = {}
     exec(block, names)

@@ -17,7 +17,7 @@ from time_tuner.digits.metrics import digit_accuracy
 from time_tuner.digits.networks import NULL_LABEL
 from time_tuner.metrics import distance
 
-EXAMPLE = str(Path(__file__).parents[1] / "examples" / "latent.py")
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "latent.py")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import seeded
-from test_conformance import EVERY
+from tables import EVERY
 from torch import Tensor
 
 from time_tuner import (

@@ -530,7 +530,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         ("PIL", "plots", ("sample", *GAUSSIAN[:1], "digits", "-n", 1, "--calls", 1)),
     ):
         with monkeypatch.context() as patched:
-            patched.chdir(Path(__file__).parent)
+            patched.chdir(Path(__file__).parents[1])
             patched.setitem(sys.modules, package, None)
             result = call(*command)
         assert result.exit_code == 2
