@@ -60,11 +60,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
-            if getattr(self, name) is not None:
-                try:
-                    object.__setattr__(self, name, as_float64(getattr(self, name)))
-                except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-                    raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
+            if getattr(self, name) is None:
+                continue
+            try:
+                column = as_float64(getattr(self, name))
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
+            if not torch.isfinite(column).all():
+                raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
+            object.__setattr__(self, name, column)
         _validate(self)
 
     def __len__(self) -> int:
@@ -148,7 +152,7 @@ class Plan:
 
     def with_corrections(self, corrections: Any) -> "Plan":
         """The same run with other corrections, (K, K) and strictly lower triangular, or None."""
-        return replace(self, corrections=None if corrections is None else as_float64(corrections))
+        return replace(self, corrections=corrections)
 
     def with_provenance(self, **values: Any) -> "Plan":
         """The same run with these entries added to its provenance."""
@@ -276,17 +280,12 @@ def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 def _validate(plan: Plan) -> None:
     """Raise a ValueError unless the columns fit each other, lie on the schedule and hold trained times alone."""
-    for name in COLUMNS:
-        column = getattr(plan, name)
-        if column is not None and not torch.isfinite(column).all():
-            raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
     calls = plan.tau.numel()
     if plan.tau.dim() != 1 or calls < 1:
         raise ValueError(f"tau of a plan must have shape (K,) with K >= 1, got {tuple(plan.tau.shape)}")
     for name in ("t", "alpha", "sigma"):
-        if getattr(plan, name).shape != (calls + 1,):
-            got = tuple(getattr(plan, name).shape)
-            raise ValueError(f"{name} of a plan with {calls} calls must have shape ({calls + 1},), got {got}")
+        if (shape := tuple(getattr(plan, name).shape)) != (calls + 1,):
+            raise ValueError(f"{name} of a plan with {calls} calls must have shape ({calls + 1},), got {shape}")
     if (plan.tau <= 0).any():
         raise ValueError(f"tau of a plan must be positive, got {float(plan.tau.min())}")
     c = plan.corrections
@@ -297,11 +296,9 @@ def _validate(plan: Plan) -> None:
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
     point = plan.schedule.at(plan.t.detach())
     for name in ("alpha", "sigma"):
-        on_schedule, given = getattr(point, name), getattr(plan, name).detach()
-        if not torch.allclose(on_schedule, given, rtol=1e-6, atol=1e-9):
-            raise ValueError(
-                f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
-            )
+        if not torch.allclose(getattr(point, name), getattr(plan, name).detach(), rtol=1e-6, atol=1e-9):
+            own = repr(plan.schedule)
+            raise ValueError(f"{name} of a plan does not lie on its noise schedule {own}: the file was edited")
     tau, schedule = plan.tau.detach(), plan.schedule
     least, greatest = tau.aminmax()
     if least >= schedule.t_min and greatest <= schedule.T:
