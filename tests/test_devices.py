@@ -1,19 +1,50 @@
 """Runs need no float64 on the device of the states; Apple's has none. Points and times are float64, on the CPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from tables import AROUND, DISCRETE, EVERY, FLOW, INNER, MIXTURE, VE
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from time_tuner import SeededNoise, make_plan, sample, trajectory
 from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.testing._assertions import NoFloat64
 
 GRIDS = {DISCRETE: [1.0, 0.7, 0.4, 0.1, 0.0], FLOW: [1.0, 0.7, 0.4, 0.1, 0.0], VE: [80.0, 10.0, 1.0, 0.1, 0.0]}
+
+
+class NoFloat64(TorchDispatchMode):
+    """A mode in which an operation that makes float64 of float32 or less is an AssertionError: it fails on a device
+    without float64, such as Apple's. Points, times and weights are float64 from the beginning, on the CPU.
+
+    Args:
+        shape: of one state. If given, operations on other tensors than states (..., *shape) are free: numbers of a
+            state that were moved to the CPU may become float64 there.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shape = shape
+
+    def _on_device(self, value: Any) -> bool:
+        held = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        return held and (self.shape is None or tuple(value.shape[-len(self.shape) :]) == self.shape)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        doubles = (torch.float64, torch.complex128)
+        given = [value for value in tree_leaves((args, kwargs)) if self._on_device(value)]
+        single = any(value.dtype not in doubles for value in given)
+        double = any(isinstance(value, Tensor) and value.dtype in doubles for value in tree_leaves(made))
+        assert not (single and double), f"states are computed without float64, {func} makes it of them"
+        return made
 
 
 @pytest.mark.parametrize(

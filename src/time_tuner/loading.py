@@ -93,9 +93,6 @@ class _DecodedModel(ModelAround):
         super().__init__(inner)
         self.decoder, self.has_decoder = decoder, True
 
-    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.inner.predict(quantity, x, t, tau)
-
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         return self.decoder(x)
@@ -108,22 +105,35 @@ def _gaussian(conditions: Conditions) -> Model:
     return model
 
 
-def _digits(conditions: Conditions) -> Model:
-    labels, device = _checked_digits("digits", conditions)
-    require("diffusers", "diffusers")
-    return _guided(_pixel_network(device), (1, 28, 28), labels, conditions)
-
-
-def _latent_digits(conditions: Conditions) -> Model:
-    labels, device = _checked_digits("latent-digits", conditions)
+def _digits(name: str, conditions: Conditions) -> Model:
+    """The bundled network of digits under labels, with guidance: as pixels, or as latents with their decoder."""
+    _check(name, conditions, "label", "guidance_scale", "device")
+    labels, scale = torch.tensor([NULL_LABEL]), conditions.guidance_scale
+    if conditions.label is not None:
+        labels = torch.as_tensor(conditions.label)
+        if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
+            raise ValueError(f"label must be a digit 0 to 9, or several, got {conditions.label!r}")
+    elif scale not in (None, 1):
+        raise ValueError(f"guidance_scale={scale} needs label=, the digit to guide to (0 to 9)")
+    device, schedule = check_device(conditions.device), NoiseScheduleVP("discrete", betas=linear_betas())
+    wrapped = partial(
+        model_wrapper,
+        noise_schedule=schedule,
+        guidance_type="classifier-free",
+        guidance_scale=1.0 if scale is None else scale,
+    )
+    unconditional = torch.tensor([NULL_LABEL])
+    if name == "digits":
+        require("diffusers", "diffusers")
+        return wrapped(_pixel_network(device), shape=(1, 28, 28)).bind(labels, unconditional)
     latent = _latent_network(device)
-    model = _guided(latent.network, latent.shape, labels, conditions, latent.embed)
+    model = wrapped(latent.network, shape=latent.shape, cond_process_fn=latent.embed).bind(labels, unconditional)
     return _DecodedModel(model, latent.decode)
 
 
 BUNDLED: dict[str, Callable[[Conditions], Model]] = {
-    "digits": _digits,
-    "latent-digits": _latent_digits,
+    "digits": partial(_digits, "digits"),
+    "latent-digits": partial(_digits, "latent-digits"),
     "gaussian": _gaussian,
 }
 """The models that come with the library."""
@@ -139,38 +149,6 @@ def _latent_network(device: torch.device) -> "LatentDigits":
     from .digits.latent import load_latent_digits
 
     return load_latent_digits().to(device)
-
-
-def _checked_digits(name: str, conditions: Conditions) -> tuple[Tensor, torch.device]:
-    """The labels (n,) and the device."""
-    _check(name, conditions, "label", "guidance_scale", "device")
-    if conditions.label is None:
-        if conditions.guidance_scale not in (None, 1):
-            raise ValueError(f"guidance_scale={conditions.guidance_scale} needs label=, the digit to guide to (0 to 9)")
-        return torch.tensor([NULL_LABEL]), check_device(conditions.device)
-    labels = torch.as_tensor(conditions.label)
-    if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
-        raise ValueError(f"label must be a digit 0 to 9, or several, got {conditions.label!r}")
-    return labels, check_device(conditions.device)
-
-
-def _guided(
-    network: Callable[..., Tensor],
-    shape: tuple[int, ...],
-    labels: Tensor,
-    conditions: Conditions,
-    embed: Callable[[Tensor], Tensor] | None = None,
-) -> Model:
-    """A network of digits under labels, with guidance."""
-    wrapped = model_wrapper(
-        network,
-        NoiseScheduleVP("discrete", betas=linear_betas()),
-        guidance_type="classifier-free",
-        guidance_scale=1.0 if conditions.guidance_scale is None else conditions.guidance_scale,
-        cond_process_fn=embed,
-        shape=shape,
-    )
-    return wrapped.bind(labels, torch.tensor([NULL_LABEL]))
 
 
 def _imported(name: str) -> Any:

@@ -1,10 +1,10 @@
 """What a model is, a noise prediction eps(x, t, tau) that knows its noise schedule; and models around models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from inspect import signature
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ class Model(ABC):
     """A prediction of the noise in a state.
 
     `model(x, t, tau)` predicts the noise eps in the states x (B, ...) at the solver's time t, which fixes alpha and
-    sigma; its network receives tau in place of t (Xia et al., 2024). `model.x0(x, t, tau)` predicts the data. Times
-    are numbers, or tensors of shape () or (B,).
+    sigma; its network receives tau, t by default, in place of t (Xia et al., 2024). `model.x0(x, t, tau)` predicts the
+    data. Times are numbers, or tensors of shape () or (B,). A subclass implements `predict`.
 
     Attributes:
         schedule: the noise schedule of the network.
@@ -45,26 +45,16 @@ class Model(ABC):
     has_decoder: bool = False
 
     @abstractmethod
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x, (B, ...); tau is t by default."""
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The data in x, (B, ...): (x - sigma eps) / alpha, unless the model predicts it otherwise.
-
-        Raises:
-            ValueError: alpha = 0 at t, where the noise does not determine the data.
-        """
-        p = for_samples(self.schedule.at(t), x)
-        if (p.alpha == 0).any():
-            raise ValueError(
-                f"eps has no .x0, which is needed at t = {float(p.t.max()):.4g}: alpha is 0 there, and the noise does "
-                "not determine the data; give a model from model_wrapper, or start the run a little later (times=)"
-            )
-        return (x - p.sigma * check_prediction(self(x, t, tau), x)) / p.alpha
-
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The noise in x for the quantity "eps", the data for "x0", (B, ...)."""
-        return self.x0(x, t, tau) if quantity == "x0" else self(x, t, tau)
+
+    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The noise in x, (B, ...)."""
+        return self.predict("eps", x, t, tau)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        """The data in x, (B, ...)."""
+        return self.predict("x0", x, t, tau)
 
     def select(self, rows: Tensor) -> "Model":
         """The model for some rows (n,) of the batch, each under the condition that it has there."""
@@ -84,13 +74,7 @@ class Model(ABC):
 
 
 class ModelAround(Model):
-    """A model around another one, which does something before or after each of its predictions.
-
-    A subclass implements `predict`, for both quantities; `select` keeps it around the selected model.
-
-    Args:
-        inner: the model inside.
-    """
+    """A model around another one. A subclass does something before or after each prediction, in `predict`."""
 
     def __init__(self, inner: Model) -> None:
         self.inner = inner
@@ -98,24 +82,14 @@ class ModelAround(Model):
         self.spacing, self.device = inner.spacing, inner.device
         self.max_batch, self.has_decoder = inner.max_batch, inner.has_decoder
 
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.predict("eps", x, t, tau)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.predict("x0", x, t, tau)
-
-    @abstractmethod
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        """The noise in x for the quantity "eps", the data for "x0", (B, ...)."""
-
-    def around(self, inner: Model) -> Self:
-        """The same around another model."""
-        other = copy(self)
-        other.inner, other.num_conditions = inner, inner.num_conditions
-        return other
+        return self.inner.predict(quantity, x, t, tau)
 
     def select(self, rows: Tensor) -> "ModelAround":
-        return self.around(self.inner.select(rows))
+        other = copy(self)
+        other.inner = self.inner.select(rows)
+        other.num_conditions = other.inner.num_conditions
+        return other
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self.inner.rounded_times(tau)
@@ -141,17 +115,9 @@ class HookedModel(ModelAround):
 
 
 class FunctionModel(Model):
-    """A function `eps(x, t, tau)` as a model. What it does not carry as attributes is given, or is not known.
+    """A function `eps(x, t, tau)` as a model, see `as_model`."""
 
-    Args:
-        eps: the function; it may have the attributes of a `Model`: `schedule`, `shape`, `num_conditions`, `x0`,
-            `select`.
-        schedule, shape: of the model, where the function has no such attribute.
-    """
-
-    def __init__(
-        self, eps: Callable[..., Tensor], schedule: NoiseSchedule | None = None, shape: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, eps: Callable[..., Tensor], schedule: NoiseSchedule | None, shape: Sequence[int] | None) -> None:
         own = getattr(eps, "schedule", None) or schedule
         if own is None:
             raise ValueError("eps has no schedule: give schedule=, the noise schedule of its network")
@@ -165,11 +131,19 @@ class FunctionModel(Model):
         if (self._select is None) != (self.num_conditions is None):
             raise ValueError("eps must have both select(rows) and num_conditions, or none of them")
 
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.eps(x, t, t if tau is None else tau)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return super().x0(x, t, tau) if self._x0 is None else self._x0(x, t, t if tau is None else tau)
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        tau = t if tau is None else tau
+        if quantity == "eps":
+            return self.eps(x, t, tau)
+        if self._x0 is not None:
+            return self._x0(x, t, tau)
+        p = for_samples(self.schedule.at(t), x)
+        if (p.alpha == 0).any():
+            raise ValueError(
+                f"eps has no .x0, which is needed at t = {float(p.t.max()):.4g}: alpha is 0 there, and the noise does "
+                "not determine the data; give a model from model_wrapper, or start the run a little later (times=)"
+            )
+        return (x - p.sigma * check_prediction(self.eps(x, t, tau), x)) / p.alpha
 
     def select(self, rows: Tensor) -> Model:
         return self if self._select is None else as_model(self._select(rows), self.schedule, self.shape)
@@ -179,8 +153,9 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     """A model, or a function `eps(x, t, tau)` as one.
 
     Args:
-        eps: the model or function.
-        schedule, shape: of a function that does not carry them, see `FunctionModel`.
+        eps: the model or function. A function may have the attributes of a `Model`: `schedule`, `shape`,
+            `num_conditions`, `device`, `x0`, `select`.
+        schedule, shape: of a function that does not carry them.
 
     Raises:
         ValueError: something else, such as a network that is not wrapped, or no schedule.
@@ -196,30 +171,6 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     if isinstance(eps, type) or not accepts(eps, 3):
         raise ValueError(f"eps must be a model or a function eps(x, t, tau), got {eps!r}: {way_out}")
     return FunctionModel(eps, schedule, shape)
-
-
-def check_state(name: str, x: Any, real: bool = False) -> Tensor:
-    """The states (B, ...), if they are a tensor of real or complex numbers.
-
-    Args:
-        name: of the argument.
-        x: the states. The noise of complex ones has variance 1, a half in each part, as `torch.randn` has it.
-        real: whether complex states are refused.
-
-    Raises:
-        ValueError: it is something else, such as a dict of tensors or a tensor of integers.
-    """
-    if not isinstance(x, Tensor):
-        raise ValueError(
-            f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: torch.cat the parts of a state, "
-            "and split them in the network"
-        )
-    if not (x.is_floating_point() or (x.is_complex() and not real)):
-        way_out = "torch.view_as_real and a network for it" if x.is_complex() else f"{name}.float()"
-        raise ValueError(f"{name} must hold real {'' if real else 'or complex '}numbers, got {x.dtype}: give {way_out}")
-    if not x.dim():
-        raise ValueError(f"{name} must have a batch, (B, ...), got a number")
-    return x
 
 
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:

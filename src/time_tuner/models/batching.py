@@ -12,13 +12,9 @@ from .base import Model, ModelAround, for_rows
 
 
 class BatchedModel(ModelAround):
-    """A model of any number of samples, in network calls of at most `batch` samples each.
+    """A model of any number of samples, in network calls of at most `batch` samples each (None: all there are).
 
-    Row i is under condition i modulo the number of conditions.
-
-    Args:
-        inner: the model.
-        batch: the most samples in a call; None: all there are. Where the device runs out of memory it is halved.
+    Row i is under condition i modulo the number of conditions. Where the device runs out of memory `batch` is halved.
     """
 
     def __init__(self, inner: Model, batch: int | None = None) -> None:
@@ -29,23 +25,19 @@ class BatchedModel(ModelAround):
         parts: list[Tensor] = []
         first = 0
         while first < len(x):
-            batch = self.batch or len(x)
-            rows = slice(first, min(first + batch, len(x)))
+            last = min(first + (self.batch or len(x)), len(x))
             try:
-                parts.append(self._part(quantity, x, t, tau, rows))
+                whole = last - first == len(x) == self.num_conditions
+                model = self.inner if whole else for_rows(self.inner, torch.arange(first, last))
+                times = [one[first:last] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
+                parts.append(model.predict(quantity, x[first:last], *times))
             except torch.OutOfMemoryError:
-                if batch == 1:
+                if last - first == 1:
                     raise
-                self.batch = max(1, (rows.stop - first) // 2)
+                self.batch = (last - first) // 2
                 continue
-            first = rows.stop
+            first = last
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _part(self, quantity: str, x: Tensor, t: Any, tau: Any, rows: slice) -> Tensor:
-        whole = rows.start == 0 and rows.stop == len(x) == self.num_conditions
-        model = self.inner if whole else for_rows(self.inner, torch.arange(rows.start, rows.stop))
-        times = [one[rows] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
-        return model.predict(quantity, x[rows], *times)
 
 
 def predict_each(

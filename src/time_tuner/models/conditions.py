@@ -1,4 +1,4 @@
-"""What a model is run with: its conditions, its guidance, the size of its samples and its device."""
+"""What a model is run with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a model is run with; None is the model's own default.
+    """What a model is run with: conditions, guidance, size and device; None is the model's own default.
 
     Attributes:
         label: a label, or several of which sample i has number i modulo their count.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Model, ModelAround
+from .base import HookedModel, Model
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,14 @@ class CostLog:
         self.spent[purpose] = self.of(purpose) + cost
         self.on_change()
 
+    def count(self, quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
+        """Count a prediction, and its backward pass when it comes: the hook of a `CountedModel`."""
+        if isinstance(prediction, Tensor):
+            self.add(Cost(1, len(prediction)))
+            if prediction.requires_grad:
+                purpose = self.current
+                prediction.register_hook(lambda gradient: self.add(Cost(2, 2 * len(gradient)), purpose))
+
     def of(self, purpose: str) -> Cost:
         """The cost of one purpose."""
         return self.spent.get(purpose, Cost())
@@ -67,18 +75,8 @@ class CostLog:
         return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
 
 
-class CountedModel(ModelAround):
+class CountedModel(HookedModel):
     """A model whose network calls are counted in a log, and their backward passes too."""
 
     def __init__(self, inner: Model, cost_log: CostLog) -> None:
-        super().__init__(inner)
-        self.cost_log = cost_log
-
-    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        prediction = self.inner.predict(quantity, x, t, tau)
-        if isinstance(prediction, Tensor):
-            self.cost_log.add(Cost(1, len(prediction)))
-            if prediction.requires_grad:
-                log, purpose = self.cost_log, self.cost_log.current
-                prediction.register_hook(lambda gradient: log.add(Cost(2, 2 * len(gradient)), purpose))
-        return prediction
+        super().__init__(inner, cost_log.count)

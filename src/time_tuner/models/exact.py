@@ -12,26 +12,17 @@ from .base import Model, for_samples
 
 
 class ExactModel(Model):
-    """The exact prediction of the noise in data from a known distribution.
-
-    Args:
-        distribution: of the data.
-        schedule: the noise schedule.
-        shape: of one sample.
-    """
+    """The exact prediction of the noise in data from a known distribution, for samples of this shape."""
 
     shape: tuple[int, ...]
 
     def __init__(self, distribution: "Gaussian | Mixture", schedule: NoiseSchedule, shape: tuple[int, ...]) -> None:
         self.distribution, self.schedule, self.shape = distribution, schedule, shape
 
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         p = for_samples(self.schedule.at(t if tau is None else tau), x)
-        return self.distribution.noise(x, p.alpha, p.sigma)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        p = for_samples(self.schedule.at(t if tau is None else tau), x)
-        return self.distribution.data(x, p.alpha, p.sigma)
+        expected = self.distribution.data if quantity == "x0" else self.distribution.noise
+        return expected(x, p.alpha, p.sigma)
 
 
 class Gaussian:
@@ -89,7 +80,7 @@ class Mixture:
         if self.weights.shape != (len(self.means),) or (self.weights < 0).any() or not self.weights.sum() > 0:
             raise ValueError(f"weights must be {len(self.means)} numbers >= 0, not all 0, one for each of the means")
         self.weights = self.weights / self.weights.sum()
-        self._cached: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self._cached: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
 
     def eps(self, schedule: NoiseSchedule) -> ExactModel:
         """The model on this schedule."""
@@ -107,20 +98,16 @@ class Mixture:
 
     def _mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, flat; the mean m of the points that it may come from; v."""
-        means, squares, log_weights = self._as(x)
+        key = (x.dtype, x.device)
+        if key not in self._cached:
+            means = self.means.flatten(1)
+            self._cached[key] = [like(one, x) for one in (means, means.square().sum(1), torch.log(self.weights))]
+        means, squares, log_weights = self._cached[key]
         v = alpha**2 * self.std**2 + sigma**2
         flat = x.flatten(1)
         alpha, sigma, v = (value.flatten(1) if value.dim() else value for value in (alpha, sigma, v))
         w = torch.softmax(log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares, dim=1)
         return flat, w @ means, v
-
-    def _as(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key = (x.dtype, x.device)
-        if key not in self._cached:
-            means = self.means.flatten(1)
-            parts = (means, means.square().sum(1), torch.log(self.weights))
-            self._cached[key] = (like(parts[0], x), like(parts[1], x), like(parts[2], x))
-        return self._cached[key]
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data, float64 (n, ...)."""

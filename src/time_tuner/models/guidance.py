@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import as_float64
-from .base import Model, ModelAround, for_samples
+from .base import ModelAround, for_samples
 from .network import NetworkModel, rows_of
 
 
@@ -50,7 +50,8 @@ class ClassifierFreeGuidance(ModelAround):
 
     def select(self, rows: Tensor) -> "ClassifierFreeGuidance":
         uncond = self.unconditional
-        uncond = uncond if len(uncond) == 1 else uncond[rows.to(uncond.device)]
+        if len(uncond) > 1:
+            uncond = uncond[rows.to(uncond.device)]
         return ClassifierFreeGuidance(self.inner.select(rows), uncond, self.scale)
 
 
@@ -99,13 +100,3 @@ class ClassifierGuidance(ModelAround):
                     "detach() or no_grad() from it"
                 )
             return torch.autograd.grad(log_p.sum(), leaf, create_graph=keep)[0]
-
-
-def guided(model: NetworkModel, unconditional: Tensor | None, kind: str, scale: float, log_probability: Any) -> Model:
-    """The network under guidance of this kind: "uncond", "classifier" or "classifier-free"."""
-    if kind == "classifier":
-        return ClassifierGuidance(model, log_probability, scale)
-    if kind == "classifier-free" and scale != 1:
-        assert unconditional is not None
-        return ClassifierFreeGuidance(model, unconditional, scale)
-    return model

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,45 +18,37 @@ INDEXED = ("used as indices must be", "scalar types: Long", "index tensor", "Exp
 """What torch raises for a table, an embedding, a one-hot code and `gather` whose index is a fraction."""
 
 
+@dataclass(eq=False, repr=False)
 class NetworkModel(Model):
-    """A network under conditions of its own, without guidance; made by `model_wrapper(...).bind(...)`.
+    """A network under conditions of its own, without guidance; `model_wrapper` explains the fields.
 
-    Args:
-        network: called `network(x, time, [condition], **kwargs)` with the network time (B,).
-        schedule: the noise schedule that it was trained with.
-        prediction: what it predicts.
-        kwargs: given to it at every call.
-        time_dtype, shape: see `model_wrapper`.
-        condition: (B, ...), or (1, ...) for one that all samples share; None for a network without a condition.
+    `condition` is (B, ...), or (1, ...) for one that all samples share; None for a network without a condition.
     """
 
-    def __init__(
-        self,
-        network: Callable[..., Any],
-        schedule: NoiseSchedule,
-        prediction: Prediction,
-        kwargs: Mapping[str, Any],
-        time_dtype: str = "float32",
-        shape: tuple[int, ...] | None = None,
-        condition: Tensor | None = None,
-    ) -> None:
-        self.network, self.schedule, self.prediction, self.kwargs = network, schedule, prediction, kwargs
-        self.time_dtype = time_dtype
-        self.shape = None if shape is None else tuple(shape)
-        weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    network: Callable[..., Any]
+    schedule: NoiseSchedule
+    prediction: Prediction
+    kwargs: Mapping[str, Any]
+    time_dtype: str
+    shape: tuple[int, ...] | None
+    condition: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        weights = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         self.device = "cpu" if weights is None else weights.device
-        self._condition_is(condition)
+        self.num_conditions = self._count_conditions()
+
+    def _count_conditions(self) -> int | None:
+        given = [self.condition, *self.kwargs.values()]
+        counts = [len(value) for value in given if isinstance(value, Tensor) and value.dim()]
+        return next((count for count in counts if count > 1), None)
 
     def with_condition(self, condition: Tensor | None) -> "NetworkModel":
         """The network under other conditions."""
         other = copy(self)
-        other._condition_is(condition)
+        other.condition = condition
+        other.num_conditions = other._count_conditions()
         return other
-
-    def _condition_is(self, condition: Tensor | None) -> None:
-        self.condition = condition
-        given = [condition, *(value for value in self.kwargs.values() if isinstance(value, Tensor) and value.dim())]
-        self.num_conditions = next((len(value) for value in given if value is not None and len(value) > 1), None)
 
     def select(self, rows: Tensor) -> "NetworkModel":
         if clash := self._clash(0):
@@ -63,12 +56,6 @@ class NetworkModel(Model):
         if self.condition is None or len(self.condition) == 1:
             return self
         return self.with_condition(self.condition[rows.to(self.condition.device)])
-
-    def __call__(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.predict("eps", x, t, tau)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        return self.predict("x0", x, t, tau)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         p = for_samples(self.schedule.at(t), x)
@@ -82,8 +69,7 @@ class NetworkModel(Model):
         condition = () if self.condition is None else (rows_of("condition", self.condition, x),)
         output = self._output(self.prediction.network_input(x, p), time, *condition)
         convert = self.prediction.data if quantity == "x0" else self.prediction.noise
-        prediction: Tensor = convert(_checked(output, x), x, p)
-        return prediction
+        return convert(_checked(output, x), x, p)
 
     def _output(self, x: Tensor, time: Tensor, *condition: Tensor) -> Any:
         try:

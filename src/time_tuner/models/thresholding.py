@@ -23,7 +23,7 @@ def clipped(eps: Any, limit: float = 1.0, schedule: NoiseSchedule | None = None)
     Raises:
         ValueError: a limit that is not positive, or no schedule.
     """
-    _check("limit", limit, limit > 0)
+    _check("limit", limit, limit > 0, "positive")
     return ThresholdedModel(as_model(eps, schedule), lambda x0: x0.clamp(-limit, limit))
 
 
@@ -46,10 +46,9 @@ def dynamically_thresholded(
     Raises:
         ValueError: names the argument, what was got and the way out.
     """
-    _check("limit", limit, limit > 0)
-    _check("maximum", maximum, limit <= maximum)
-    _check("ratio", ratio, 0 < ratio <= 1)
-
+    _check("limit", limit, limit > 0, "positive")
+    _check("maximum", maximum, limit <= maximum, "at least limit")
+    _check("ratio", ratio, 0 < ratio <= 1, "in (0, 1]")
     return ThresholdedModel(as_model(eps, schedule), lambda x0: dynamic_threshold(x0, ratio, limit, maximum))
 
 
@@ -83,7 +82,6 @@ class ThresholdedModel(ModelAround):
         return ((wide(x) - p.alpha * data) / p.sigma).to(x.dtype)
 
 
-def _check(name: str, value: Any, holds: bool) -> None:
+def _check(name: str, value: float, holds: bool, needs: str) -> None:
     if not holds:
-        needs = {"limit": "positive", "maximum": "at least limit", "ratio": "in (0, 1]"}
-        raise ValueError(f"{name} must be {needs[name]}, got {value}")
+        raise ValueError(f"{name} must be {needs}, got {value}")

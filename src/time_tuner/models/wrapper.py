@@ -1,6 +1,7 @@
 """Any network as a model: prediction type, guidance, conditions and the unit of time are settled here."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .._checks import choose
-from ..schedules import NoiseSchedule, as_schedule
+from ..schedules import NoiseSchedule
 from .base import Model
-from .guidance import guided
+from .guidance import ClassifierFreeGuidance, ClassifierGuidance
 from .network import TIME_DTYPES, NetworkModel
 from .predictions import PREDICTIONS
 
@@ -71,7 +72,11 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be a network, called model(x, time), got {model!r}")
-        noise_schedule = as_schedule("noise_schedule", noise_schedule)
+        if not isinstance(noise_schedule, NoiseSchedule):
+            raise ValueError(
+                f"noise_schedule must be a noise schedule, got {type(noise_schedule).__name__}: for betas, "
+                "NoiseScheduleVP('discrete', betas=betas); for a diffusers scheduler, schedule_from(scheduler)"
+            )
         choose("model_type", model_type, PREDICTIONS)
         choose("guidance_type", guidance_type, GUIDANCE_TYPES)
         choose("time_dtype", time_dtype, TIME_DTYPES)
@@ -84,23 +89,23 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         except ValueError as error:
             raise ValueError(f"model_type={model_type!r} {error}") from None
         self.schedule = noise_schedule
-        self.guidance_type = guidance_type
-        self.guidance_scale = float(guidance_scale)
-        self.time_dtype = time_dtype
-        self._network = NetworkModel(model, noise_schedule, prediction, dict(model_kwargs or {}), time_dtype, shape)
-        self.shape = self._network.shape
-        self._classifier = _with_kwargs(classifier_fn, dict(classifier_kwargs or {}))
+        self.shape = None if shape is None else tuple(shape)
+        self.guidance_type, self.guidance_scale, self.time_dtype = guidance_type, float(guidance_scale), time_dtype
+        kwargs = dict(model_kwargs or {})
+        self._network = NetworkModel(model, noise_schedule, prediction, kwargs, time_dtype, self.shape)
+        self._classifier: Any = classifier_fn and partial(classifier_fn, **(classifier_kwargs or {}))
         self._process = cond_process_fn
         self._recent: list[tuple[Any, int | None, Tensor | None]] = []
+
+    def predict(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
+    ) -> Tensor:
+        return self.bind(condition, uncond_condition).predict(quantity, x, t, tau)
 
     def __call__(
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
     ) -> Tensor:
-        return self.bind(condition, uncond_condition)(x, t, tau)
-
-    def x0(self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None) -> Tensor:
-        """The data in x; arguments as for a call."""
-        return self.bind(condition, uncond_condition).x0(x, t, tau)
+        return self.predict("eps", x, t, tau, condition, uncond_condition)
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self._network.rounded_times(tau)
@@ -123,7 +128,12 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
             raise ValueError("guidance_type='classifier-free' needs uncond_condition= unless guidance_scale is 1")
         network = self._network.with_condition(self._embedded("condition", condition))
         unconditional = self._embedded("uncond_condition", uncond_condition)
-        return guided(network, unconditional, self.guidance_type, self.guidance_scale, self._classifier)
+        if self.guidance_type == "classifier":
+            return ClassifierGuidance(network, self._classifier, self.guidance_scale)
+        if self.guidance_scale == 1:
+            return network
+        assert unconditional is not None
+        return ClassifierFreeGuidance(network, unconditional, self.guidance_scale)
 
     def _embedded(self, name: str, raw: Any) -> Tensor | None:
         """A raw condition after `cond_process_fn`, which is not repeated for an object that was just given."""
@@ -139,16 +149,10 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
             return _condition(self._process(raw))
         version = raw._version if isinstance(raw, Tensor) and not raw.is_inference() else None
         same = [entry for entry in self._recent if entry[0] is raw and entry[1] == version]
-        found_entry = same[0] if same else (raw, version, _condition(self._process(raw)))
+        entry = same[0] if same else (raw, version, _condition(self._process(raw)))
         # Three are kept: the conditions of tuning and of the guard, and the unconditional one.
-        self._recent = [found_entry, *(entry for entry in self._recent if entry is not found_entry)][:3]
-        return found_entry[2]
-
-
-def _with_kwargs(function: Callable[..., Tensor] | None, kwargs: dict[str, Any]) -> Callable[..., Tensor] | None:
-    if function is None or not kwargs:
-        return function
-    return lambda x, time, condition: function(x, time, condition, **kwargs)
+        self._recent = [entry, *(other for other in self._recent if other is not entry)][:3]
+        return entry[2]
 
 
 def _of_batch(name: str, batch: Any) -> Any:

@@ -13,7 +13,7 @@ from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
 from ..spacings import Spacing, spacing_of
-from .grid import calls_for, check_calls, check_noise, checked_ends, place_calls
+from .grid import calls_for, check_noise, checked_ends, place_calls
 from .plan import Plan
 
 
@@ -43,7 +43,10 @@ def make_plan(
     """
     sampler = sampler_of(sampler)
     if calls is not None:
-        calls = check_calls(calls, schedule)
+        calls = check_int("calls", calls, 1)
+        if schedule.levels is not None and calls > schedule.levels:
+            levels = f"the schedule's {schedule.levels} trained noise levels"
+            raise ValueError(f"calls must be at most {levels}, got {calls}")
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
@@ -85,15 +88,14 @@ def resample(plan: Plan, calls: int) -> Plan:
     schedule, ends = plan.schedule, plan.step_times.detach()
     to_zero = int(ends[-1] == 0)
     steps = len(plan.sampler.steps(calls, bool(to_zero))) - to_zero
-    last, first = ends[len(ends) - to_zero :], ends[: len(ends) - to_zero]
+    first, last = ends.split([len(ends) - to_zero, to_zero])
     first = first if len(first) > 1 else as_float64([float(ends[0]), schedule.t_min])
     fractions = np.linspace(0, 1, len(first))
     angles = _monotone_cubic(fractions, schedule.at(first).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
     times = torch.cat([time_at_angle(schedule, as_float64(angles)), first[-1:]])[:steps]
     made = make_plan(plan.sampler, schedule, calls, times=torch.cat([first[:1], times, last]))
-    return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(
-        **{**plan.provenance, "resampled_from": len(plan)}
-    )
+    provenance = {**plan.provenance, "resampled_from": len(plan)}
+    return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(**provenance)
 
 
 def _ratios(plan: Plan, made: Plan) -> Tensor:
@@ -102,11 +104,9 @@ def _ratios(plan: Plan, made: Plan) -> Tensor:
     known, first = np.unique(known, return_index=True)
     angles = np.clip(made.schedule.at(made.t[:-1]).angle.numpy(), known[0], known[-1])
     read = _monotone_cubic(known, ratios[first], angles)
-    low, high = made.schedule.t_min, made.schedule.T
     t = made.t[:-1]
-    return as_float64(read ** min(1.0, len(plan) / len(made))).clamp(
-        torch.clamp(low / t, max=1.0), torch.clamp(high / t, min=1.0)
-    )
+    low, high = torch.clamp(made.schedule.t_min / t, max=1.0), torch.clamp(made.schedule.T / t, min=1.0)
+    return as_float64(read ** min(1.0, len(plan) / len(made))).clamp(low, high)
 
 
 def _monotone_cubic(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:

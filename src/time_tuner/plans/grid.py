@@ -1,12 +1,11 @@
 """The grid of a run: where its calls are made, from the times where its steps end; and the checks of these times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import check_int
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..schedules.base import BELOW, time_at_lam
@@ -14,7 +13,15 @@ from ..schedules.base import BELOW, time_at_lam
 MOST_DATA = 0.5
 """The largest share of data, alpha^2 / (alpha^2 + sigma^2), in a state that a run may replace by noise."""
 
-UNITS = ("t", "network_time", "sigma", "lam")
+
+def _units(schedule: NoiseSchedule) -> dict[str, tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]]:
+    """Every unit of times, as the functions to a time t and back."""
+    return {
+        "t": (as_float64, as_float64),
+        "network_time": (schedule.from_network_time, schedule.network_time),
+        "sigma": (schedule.from_sigma_ratio, schedule.sigma_ratio),
+        "lam": (lambda lam: time_at_lam(schedule, lam), lambda t: schedule.at(t).lam),
+    }
 
 
 def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
@@ -60,18 +67,6 @@ def calls_for(sampler: Sampler, ends: Tensor) -> int:
     raise ValueError(f"times has {steps} steps, which {type(sampler).__name__} cannot make: give calls= too")
 
 
-def check_calls(calls: int, schedule: NoiseSchedule) -> int:
-    """The number of network calls, at most one for each trained noise level.
-
-    Raises:
-        ValueError: not a positive integer, or more than there are levels.
-    """
-    calls = check_int("calls", calls, 1)
-    if schedule.levels is not None and calls > schedule.levels:
-        raise ValueError(f"calls must be at most the schedule's {schedule.levels} trained noise levels, got {calls}")
-    return calls
-
-
 def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor:
     """Step ends as times t, float64 (S + 1,): they fall strictly within the trained range, and the last may be 0.
 
@@ -87,24 +82,35 @@ def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor
     Raises:
         ValueError: names what is wrong, and where, in the unit.
     """
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    units = _units(schedule)
+    if unit not in units:
+        raise ValueError(f"unit must be one of {', '.join(units)}, got {unit!r}")
+    to_time, from_time = units[unit]
     name = "times" if unit == "t" else f"times in {unit}"
-    given = _numbers(times)
+    try:
+        given = as_float64(times)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"times must be numbers: {error}") from None
     if given.dim() != 1 or len(given) < 2:
         raise ValueError(f"{name} must be a list of at least two step ends, got shape {tuple(given.shape)}")
     if given.isnan().any() or (unit == "t" and not given.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity in them")
-    ends = given if unit == "t" else _from_unit(given, unit, schedule)
+    ends = to_time(given)
+    if unit != "t":
+        ends = _moved_inside(ends, schedule)
+    if unit == "sigma" and schedule.least_time:
+        last, least = len(given) - 1 - int(given[-1] == 0), float(schedule.sigma_ratio(schedule.least_time))
+        if least * (1 - BELOW) <= given[last] < least:
+            ends[last] = schedule.least_time
     slack = 1e-9
     inside = (ends > 0) & (ends >= schedule.least_time - slack) & (ends <= schedule.T + slack)
     inside[-1] |= ends[-1] == 0
     if not inside.all():
         k = int((~inside).nonzero()[0])
-        bounds = sorted(float(_in_unit(t, unit, schedule)) for t in (schedule.least_time, schedule.T))
-        zero = float(_in_unit(0.0, unit, schedule))
+        low, high = sorted(float(from_time(t)) for t in (schedule.least_time, schedule.T))
+        zero = float(from_time(0.0))
         raise ValueError(
-            f"{name} must lie in the trained range [{bounds[0]:.6g}, {bounds[1]:.6g}] (the last may be {zero:g}), got "
+            f"{name} must lie in the trained range [{low:.6g}, {high:.6g}] (the last may be {zero:g}), got "
             f"{float(given[k]):.6g} at index {k}"
         )
     if (ends.diff() >= 0).any():
@@ -131,36 +137,8 @@ def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:
         )
 
 
-def _from_unit(given: Tensor, unit: str, schedule: NoiseSchedule) -> Tensor:
-    """Step ends in another unit as times, where rounding and a last sigma are moved into the trained range."""
-    if unit == "network_time":
-        times = as_float64(schedule.from_network_time(given))
-    elif unit == "sigma":
-        times = as_float64(schedule.from_sigma_ratio(given))
-    else:
-        times = time_at_lam(schedule, given)
-    high, low = schedule.T, schedule.least_time
+def _moved_inside(times: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """The times, of which those that exceed the trained range by rounding are at its ends."""
+    low, high = schedule.least_time, schedule.T
     times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
-    times = torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)
-    if unit == "sigma" and low:
-        last = len(given) - 1 - int(given[-1] == 0)
-        least = float(schedule.sigma_ratio(low))
-        if least * (1 - BELOW) <= given[last] < least:
-            times[last] = low
-    return times
-
-
-def _in_unit(t: float, unit: str, schedule: NoiseSchedule) -> Tensor:
-    """A time in a unit, the inverse of `_from_unit`."""
-    if unit == "network_time":
-        return schedule.network_time(t)
-    if unit == "sigma":
-        return schedule.sigma_ratio(t)
-    return schedule.at(t).lam if unit == "lam" else as_float64(t)
-
-
-def _numbers(times: Any) -> Tensor:
-    try:
-        return as_float64(times)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"times must be numbers: {error}") from None
+    return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)

@@ -60,8 +60,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, as_float64(getattr(self, name)))
+            if getattr(self, name) is None:
+                continue
+            try:
+                column = as_float64(getattr(self, name))
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
+            if not torch.isfinite(column).all():
+                raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
+            object.__setattr__(self, name, column)
         _validate(self)
 
     def __len__(self) -> int:
@@ -127,7 +134,8 @@ class Plan:
         The ratios tau / t are kept, as far as tau stays in the trained range.
         """
         grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
-        tau = _in_range(self.schedule, self.tau / self.t[:-1] * grid.t[:-1], grid.t[:-1])
+        tau = self.tau / self.t[:-1] * grid.t[:-1]
+        tau = tau.clamp(*_range(self.schedule, grid.t[:-1]))
         return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=tau)
 
     def with_tau(self, tau: Any) -> "Plan":
@@ -139,11 +147,12 @@ class Plan:
 
     def with_ratios(self, ratios: Any) -> "Plan":
         """The same run with the conditioning times tau = ratio * t, for ratios (K,), kept in the trained range."""
-        return self.with_tau(_in_range(self.schedule, as_float64(ratios) * self.t[:-1], self.t[:-1]))
+        t = self.t[:-1]
+        return self.with_tau((as_float64(ratios) * t).clamp(*_range(self.schedule, t)))
 
     def with_corrections(self, corrections: Any) -> "Plan":
         """The same run with other corrections, (K, K) and strictly lower triangular, or None."""
-        return replace(self, corrections=None if corrections is None else as_float64(corrections))
+        return replace(self, corrections=corrections)
 
     def with_provenance(self, **values: Any) -> "Plan":
         """The same run with these entries added to its provenance."""
@@ -151,14 +160,12 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values; `rows` follow from the others, for programs without this library."""
-        corrections = None if self.corrections is None else self.corrections.tolist()
         return {
             "format": FORMAT,
             "version": VERSION,
             "calls": len(self),
             "sampler": sampler_to_dict(self.sampler),
-            **{name: getattr(self, name).tolist() for name in ("t", "alpha", "sigma", "tau")},
-            "corrections": corrections,
+            **{name: None if (column := getattr(self, name)) is None else column.tolist() for name in COLUMNS},
             "provenance": dict(self.provenance),
             "schedule": self.schedule.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
@@ -177,28 +184,16 @@ class Plan:
         version = values.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise ValueError(f"plan has version {version!r}, this library reads up to {VERSION}: update time-tuner")
-        unknown = values.keys() - set(ENTRIES)
-        if unknown:
+        if unknown := values.keys() - set(ENTRIES):
             raise ValueError(f"plan has an unknown entry {min(unknown)!r}; its entries are {', '.join(ENTRIES)}")
-        missing = [name for name in NEEDED if values.get(name) is None]
-        if missing:
+        if missing := [name for name in NEEDED if values.get(name) is None]:
             raise ValueError(f"plan lacks {', '.join(missing)}")
         for name in ("sampler", "schedule", "provenance"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
-        columns: dict[str, Tensor] = {}
-        for name in COLUMNS:
-            if values.get(name) is not None:
-                try:
-                    columns[name] = torch.tensor(values[name], dtype=torch.float64)
-                except (TypeError, ValueError, OverflowError) as error:
-                    raise ValueError(f"{name} of a plan must be a list of numbers: {error}") from None
-        plan = cls(
-            sampler=sampler_from_dict(values["sampler"]),
-            schedule=schedule_from_dict(values["schedule"]),
-            provenance=dict(values.get("provenance", {})),
-            **columns,
-        )
+        sampler, schedule = sampler_from_dict(values["sampler"]), schedule_from_dict(values["schedule"])
+        columns: dict[str, Any] = {name: values.get(name) for name in COLUMNS}
+        plan = cls(sampler, schedule, **columns, provenance=dict(values.get("provenance", {})))
         if len(plan) != values["calls"]:
             raise ValueError(f"calls of a plan must be the length of its tau, {len(plan)}, got {values['calls']!r}")
         if "rows" in values and not same_numbers(values["rows"], [row.to_dict() for row in plan.rows]):
@@ -283,22 +278,14 @@ def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
     return t.clamp(max=schedule.t_min), t.clamp(min=schedule.T)
 
 
-def _in_range(schedule: NoiseSchedule, tau: Tensor, t: Tensor) -> Tensor:
-    return tau.clamp(*_range(schedule, t))
-
-
 def _validate(plan: Plan) -> None:
-    for name in COLUMNS:
-        column = getattr(plan, name)
-        if column is not None and not torch.isfinite(column).all():
-            raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
+    """Raise a ValueError unless the columns fit each other, lie on the schedule and hold trained times alone."""
     calls = plan.tau.numel()
     if plan.tau.dim() != 1 or calls < 1:
         raise ValueError(f"tau of a plan must have shape (K,) with K >= 1, got {tuple(plan.tau.shape)}")
     for name in ("t", "alpha", "sigma"):
-        if getattr(plan, name).shape != (calls + 1,):
-            got = tuple(getattr(plan, name).shape)
-            raise ValueError(f"{name} of a plan with {calls} calls must have shape ({calls + 1},), got {got}")
+        if (shape := tuple(getattr(plan, name).shape)) != (calls + 1,):
+            raise ValueError(f"{name} of a plan with {calls} calls must have shape ({calls + 1},), got {shape}")
     if (plan.tau <= 0).any():
         raise ValueError(f"tau of a plan must be positive, got {float(plan.tau.min())}")
     c = plan.corrections
@@ -309,16 +296,9 @@ def _validate(plan: Plan) -> None:
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
     point = plan.schedule.at(plan.t.detach())
     for name in ("alpha", "sigma"):
-        on_schedule, given = getattr(point, name), getattr(plan, name).detach()
-        if not torch.allclose(on_schedule, given, rtol=1e-6, atol=1e-9):
-            raise ValueError(
-                f"{name} of a plan does not lie on its noise schedule {plan.schedule!r}: the file was edited"
-            )
-    _check_range(plan)
-
-
-def _check_range(plan: Plan) -> None:
-    """Raise a ValueError if the network would receive a time that it was not trained at."""
+        if not torch.allclose(getattr(point, name), getattr(plan, name).detach(), rtol=1e-6, atol=1e-9):
+            own = repr(plan.schedule)
+            raise ValueError(f"{name} of a plan does not lie on its noise schedule {own}: the file was edited")
     tau, schedule = plan.tau.detach(), plan.schedule
     least, greatest = tau.aminmax()
     if least >= schedule.t_min and greatest <= schedule.T:

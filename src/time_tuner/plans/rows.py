@@ -37,11 +37,6 @@ SCALE = -(2.0**-40)
 """The factor by which homogeneity is checked: a power of two, with which a linear function rounds in the same way."""
 
 
-def predicted_quantity(p: Point) -> str:
-    """The quantity that the row of a call at p uses as the network's prediction, "eps" or "x0"."""
-    return "x0" if p.sigma > X0_ABOVE * p.alpha else "eps"
-
-
 @dataclass(frozen=True)
 class Combination:
     """A weighted sum of tensors: the terms, and their weights as a tensor that may carry a gradient."""
@@ -157,7 +152,7 @@ class _Compiler:
 
     def __init__(self, sampler: Sampler, points: Sequence[Point], corrections: Tensor | None) -> None:
         self.sampler, self.points, self.corrections = sampler, points, corrections
-        self.quantities = list(map(predicted_quantity, points))
+        self.quantities = ["x0" if p.sigma > X0_ABOVE * p.alpha else "eps" for p in points]
         self.starts: list[int] = []  # for each call, the first call of its step
         self.corrected: list[bool] = []  # for each call, whether the sampler corrects its state
         self.rescaled: set[Any] = set()  # the shapes of past whose homogeneity was checked

@@ -49,11 +49,9 @@ class Sampler:
     def convergence(self) -> int:
         """Order of the global error in the step length, on smooth problems (weak order for stochastic samplers).
 
-        0 for samplers of distilled models, which are no solvers: their states have the right distribution at every
-        number of calls if the predicted data have that of the data.
-
-        A sampler that lowers its order in the first and last steps reaches it on grids whose first and last steps are
-        short.
+        A sampler that lowers its order in the first and last steps reaches it where these steps are short. 0 is for
+        samplers of distilled models, which are no solvers: every state has the right distribution if the predicted data
+        have that of the data.
         """
         return 1
 

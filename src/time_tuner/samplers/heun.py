@@ -6,7 +6,12 @@ from torch import Tensor
 
 from ..schedules import Point
 from .base import Evaluation, Noise, Sampler
-from .euler import euler_step
+
+
+def euler_step(e: Evaluation, q: Point, eps: Tensor) -> Tensor:
+    """The state at q by Euler's rule u_q = u_p + (s_q - s_p) eps; with eps the prediction at p this is DDIM."""
+    a = q.alpha / e.p.alpha
+    return a * e.x + (q.sigma - a * e.p.sigma) * eps
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,5 @@ class Heun(Sampler):
         return (0.0, 1.0)[:calls]
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
-        start = past[0]
-        eps = start.eps if len(past) == 1 else (start.eps + past[1].eps) / 2
-        return euler_step(start, q, eps)
+        eps = past[0].eps if len(past) == 1 else (past[0].eps + past[1].eps) / 2
+        return euler_step(past[0], q, eps)

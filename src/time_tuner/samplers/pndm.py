@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..schedules import Point
 from .base import Evaluation, Noise, Sampler, check_option
-from .euler import euler_step
+from .heun import euler_step
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 

@@ -46,6 +46,9 @@ class Point:
         return torch.hypot(self.alpha, self.sigma)
 
 
+Map: TypeAlias = Callable[[Tensor], Tensor]
+
+
 class NoiseSchedule(ABC):
     """A noise schedule: the states x_t = alpha_t x_0 + sigma_t eps of a diffusion, and the times of its network.
 
@@ -137,37 +140,16 @@ class NoiseSchedule(ABC):
         )
 
 
-def as_schedule(name: str, schedule: Any) -> NoiseSchedule:
-    """The noise schedule, if it is one.
-
-    Raises:
-        ValueError: it is something else; the message names the argument.
-    """
-    if not isinstance(schedule, NoiseSchedule):
-        raise ValueError(
-            f"{name} must be a noise schedule, got {type(schedule).__name__}: for betas, NoiseScheduleVP('discrete', "
-            "betas=betas); for a diffusers scheduler, schedule_from(scheduler)"
-        )
-    return schedule
-
-
 def even_grid(
-    schedule: NoiseSchedule,
-    steps: int,
-    start: float | None,
-    end: float | None,
-    transform: Callable[[Tensor], Tensor],
-    inverse: Callable[[Tensor], Tensor],
+    schedule: NoiseSchedule, steps: int, start: float | None, end: float | None, transform: Map, inverse: Map
 ) -> Tensor:
     """Times from `start` to `end` that are even in `transform(t)`, float64 (steps + 1,), falling; both ends are exact.
 
     Args:
-        schedule: the noise schedule.
-        steps: the number of steps.
+        schedule, steps: the noise schedule and the number of steps.
         start: T by default.
         end: the least trained time by default. 0 for the least trained time one step before, then 0.
-        transform: a monotone function of time.
-        inverse: its inverse.
+        transform, inverse: a monotone function of time and its inverse.
 
     Raises:
         ValueError: start does not lie above end.

@@ -4,20 +4,20 @@ Where alpha = 0 at the start, s is infinite: the grid is then that of the level 
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..schedules import NoiseSchedule, as_float64
-from ..schedules.base import even_grid
+from ..schedules.base import Map, even_grid
 
 
 def logsnr(schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Even steps in lam = log(alpha / sigma) = -log s, from T to the least trained time (Lu et al., 2022, DPM-Solver,
     https://arxiv.org/abs/2206.00927)."""
-    return _even(schedule, steps, start, end, lambda s: -torch.log(s), lambda lam: torch.exp(-lam))
+    maps = _of_noise(schedule, lambda s: -torch.log(s), lambda lam: torch.exp(-lam))
+    return even_grid(schedule, steps, start, end, *maps)
 
 
 def exponential(schedule: NoiseSchedule, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
@@ -35,7 +35,8 @@ def karras(
     https://arxiv.org/abs/2206.00364)."""
     if not 0 < rho < math.inf:
         raise ValueError(f"rho of karras must be positive, got {rho!r}")
-    return _even(schedule, steps, start, 0.0 if end is None else end, lambda s: s ** (1 / rho), lambda root: root**rho)
+    maps = _of_noise(schedule, lambda s: s ** (1 / rho), lambda root: root**rho)
+    return even_grid(schedule, steps, start, 0.0 if end is None else end, *maps)
 
 
 def kl_optimal(
@@ -45,8 +46,8 @@ def kl_optimal(
     (Sabour et al., 2024, https://arxiv.org/abs/2404.14507)."""
     if not 0 < std < math.inf:
         raise ValueError(f"std of kl_optimal must be positive, got {std!r}")
-    end = 0.0 if end is None else end
-    return _even(schedule, steps, start, end, lambda s: torch.atan(s / std), lambda angle: std * torch.tan(angle))
+    maps = _of_noise(schedule, lambda s: torch.atan(s / std), lambda angle: std * torch.tan(angle))
+    return even_grid(schedule, steps, start, 0.0 if end is None else end, *maps)
 
 
 AYS = {
@@ -95,20 +96,9 @@ def noise_at(schedule: NoiseSchedule, t: float | Tensor) -> Tensor:
     return p.sigma / p.alpha
 
 
-def _even(
-    schedule: NoiseSchedule,
-    steps: int,
-    start: float | None,
-    end: float | None,
-    transform: Callable[[Tensor], Tensor],
-    inverse: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Times that are even in `transform(s)`, see `even_grid`."""
-    return even_grid(
-        schedule,
-        steps,
-        start,
-        end,
+def _of_noise(schedule: NoiseSchedule, transform: Map, inverse: Map) -> tuple[Map, Map]:
+    """A function of s and its inverse, as functions of time."""
+    return (
         lambda t: transform(noise_at(schedule, t)),
         lambda value: schedule.inverse_lambda(-torch.log(inverse(value))),
     )

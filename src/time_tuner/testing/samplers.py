@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Evaluation, Noise, Sampler
 from ..sampling import coefficients, sample, trajectory
-from ..schedules import NoiseScheduleFlow, NoiseScheduleVP, Point, as_float64
+from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVP, Point, as_float64
 from ._assertions import close, holds, no_noise, seeded
 
 SMOOTH = NoiseScheduleVP("linear")
@@ -56,8 +58,7 @@ def check_sampler(sampler: Sampler) -> None:
         again = Plan.from_dict(json.loads(json.dumps(plan.with_provenance(scale=1 / 3).to_dict())))
         holds(again == plan.with_provenance(scale=1 / 3) and again.sampler == sampler, "a plan survives JSON exactly")
         holds(torch.equal(coefficients(again), coefficients(plan)), "a plan's coefficients survive JSON exactly")
-    _check_corrections(sampler)
-    _check_tau(sampler)
+    _check_tuned(sampler)
     _check_batches(sampler)
     _check_dtypes(sampler)
     _check_no_reading(sampler)
@@ -141,53 +142,54 @@ def _error_of_states(plan: Plan) -> float:
 MEAN, STD = 1.5, 0.5
 
 
+def _deviation(p: Point) -> Tensor:
+    """The deviation of the states at p of data from N(MEAN, STD^2)."""
+    return (p.alpha**2 * STD**2 + p.sigma**2).sqrt()
+
+
 def _error_of_moments(plan: Plan) -> float:
     """The error of mean and deviation at the end of a run with the exact prediction for N(MEAN, STD^2)."""
-    return _errors_of_moments(plan, lambda p, quantity: (0.0, p.sigma / (p.alpha**2 * STD**2 + p.sigma**2)))[-1]
+    return _errors_of_moments(plan, lambda mean: Gaussian(mean, STD).eps(plan.schedule))[-1]
 
 
-def _errors_of_moments(plan: Plan, predict: Callable[[Point, str], tuple[float, Tensor]]) -> list[float]:
-    """The error of mean and deviation after each call of a run on data from N(MEAN, STD^2), propagated through the
-    coefficient table: with a prediction that is affine in the state, every state is a mean and weights on the draws.
+def _errors_of_moments(plan: Plan, model_of: Callable[[Tensor], Model]) -> list[float]:
+    """The error of mean and deviation after each call of a run on data from N(MEAN, STD^2). With predictions that are
+    affine in the state the loop itself carries both: a state is its weights on 1, x_T and each of the draws.
 
     Args:
         plan: the plan.
-        predict: gives, for the point of tau and the quantity of the row, m and w of the prediction m + w (x - alpha
-            MEAN).
+        model_of: gives the model for the mean as weights.
     """
-    calls, table, first = len(plan), coefficients(plan), plan.point(0)
-    start_mean, start_std = first.alpha * MEAN, (first.alpha**2 * STD**2 + first.sigma**2).sqrt()
-    x_mean, x_weights = start_mean, torch.zeros(1 + calls, dtype=torch.float64)
-    x_weights[0] = start_std
-    means, weights = torch.zeros(calls, dtype=torch.float64), torch.zeros(calls, 1 + calls, dtype=torch.float64)
+    unit, p = torch.eye(len(plan) + 2, dtype=torch.float64), plan.point(0)
+    mean, draws = MEAN * unit[0], iter(unit[2:])
+    start = p.alpha * mean + _deviation(p) * unit[1]
     errors = []
-    for k in range(calls):
-        p, q = plan.schedule.at(plan.tau[k]), plan.point(k + 1)
-        mean, weight = predict(p, plan.rows[k].predicts)
-        means[k], weights[k] = mean + weight * (x_mean - p.alpha * MEAN), weight * x_weights
-        x_mean = table[k, 0] * start_mean + table[k, 1 : 1 + calls] @ means
-        x_weights = table[k, 1 : 1 + calls] @ weights
-        x_weights[0] += table[k, 0] * start_std
-        x_weights[1:] += table[k, 1 + calls :]
-        end_std = (q.alpha**2 * STD**2 + q.sigma**2).sqrt()
-        errors.append(math.hypot(float(x_mean - q.alpha * MEAN), float(x_weights.norm() - end_std)))
+    for k, x in enumerate(trajectory(model_of(mean), plan, start[None], lambda x: next(draws)[None])):
+        q = plan.point(k + 1)
+        errors.append(math.hypot(float(x[0, 0] - q.alpha * MEAN), float(x[0, 1:].norm() - _deviation(q))))
     return errors
 
 
+class _Consistent(Model):
+    """A perfect consistency model, which predicts the end of the probability flow: mean + STD (x - alpha mean) / d,
+    with d the deviation of x."""
+
+    def __init__(self, schedule: NoiseSchedule, mean: Tensor) -> None:
+        self.schedule, self.mean = schedule, mean
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        p = self.schedule.at(t if tau is None else tau)
+        data = self.mean + STD * (x - p.alpha * self.mean) / _deviation(p)
+        return data if quantity == "x0" else (x - p.alpha * data) / p.sigma
+
+
 def check_distribution(sampler: Sampler) -> None:
-    """Check that every state of a run has the distribution of its time where the predicted data have that of the data.
-
-    The predicted data are the end of the probability flow, as a perfect consistency model has it: MEAN + STD (x - alpha
-    MEAN) / d, with d the deviation of x.
-    """
-
-    def predict(p: Point, quantity: str) -> tuple[float, Tensor]:
-        weight = STD / (p.alpha**2 * STD**2 + p.sigma**2).sqrt()
-        return (MEAN, weight) if quantity == "x0" else (0.0, (1 - p.alpha * weight) / p.sigma)
-
+    """Check that every state of a run has the distribution of its time where the predicted data have that of the data,
+    as those of a perfect consistency model."""
     for schedule in (SMOOTH, NoiseScheduleFlow()):  # which begins at alpha = 0
         for times in ([1.0, 0.0], [1.0, 0.5, 0.2], *GRIDS):
-            worst = max(_errors_of_moments(make_plan(sampler, schedule, times=times), predict))
+            plan = make_plan(sampler, schedule, times=times)
+            worst = max(_errors_of_moments(plan, partial(_Consistent, schedule)))
             holds(worst < 1e-9, f"{sampler!r} keeps the distribution of exact data, it is off by {worst:.2g}")
 
 
@@ -266,25 +268,16 @@ def _check_table(plan: Plan) -> None:
     holds(plan.stochastic == bool(drawn), "a plan is stochastic if and only if its run draws noise")
 
 
-def _check_corrections(sampler: Sampler) -> None:
+def _check_tuned(sampler: Sampler) -> None:
     plan, x = make_plan(sampler, SMOOTH, times=GRIDS[0]), seeded(4, 1)
-    zero = torch.zeros(len(plan), len(plan), dtype=torch.float64)
-    untuned = _run(plan, x)
+    untuned, zero = _run(plan, x), torch.zeros(len(plan), len(plan), dtype=torch.float64)
     close(_run(plan.with_corrections(zero), x), untuned, "corrections of 0 change nothing", rtol=1e-13, atol=1e-13)
     zero[2, 0] = 0.1
     holds(not torch.allclose(_run(plan.with_corrections(zero), x), untuned), "a correction changes the run")
-
-
-def _check_tau(sampler: Sampler) -> None:
-    plan, x = make_plan(sampler, SMOOTH, times=GRIDS[0]), seeded(4, 1)
     other = plan.with_tau(plan.tau * 0.8)
-
-    def timeless(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        return torch.tanh(x)
-
-    same = torch.equal(_run(plan, x, timeless), _run(other, x, timeless))
-    holds(same, "tau changes nothing for a network that ignores its time")
-    holds(not torch.allclose(_run(plan, x), _run(other, x)), "tau changes the run of a network that uses its time")
+    holds(not torch.allclose(_run(other, x), untuned), "tau changes the run of a network that uses its time")
+    timeless = [_run(each, x, lambda x, t, tau: torch.tanh(x)) for each in (plan, other)]
+    holds(torch.equal(*timeless), "tau changes nothing for a network that ignores its time")
 
 
 def _check_gradients(plan: Plan) -> None:
