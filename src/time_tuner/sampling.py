@@ -49,6 +49,8 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
         ValueError: eps is no model, x is no tensor of numbers, or the plan was made for another noise schedule than
             that of eps.
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     model = as_model(eps, plan.schedule)
     check_schedule(model.schedule, plan)
     check_state("x", x)

@@ -1,7 +1,7 @@
 """What a model is, a noise prediction eps(x, t, tau) that knows its noise schedule; and models around models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from inspect import signature
 from typing import Any, Self, TypeAlias
@@ -210,10 +210,10 @@ def check_state(name: str, x: Any, real: bool = False) -> Tensor:
         ValueError: it is something else, such as a dict of tensors or a tensor of integers.
     """
     if not isinstance(x, Tensor):
-        raise ValueError(
-            f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: torch.cat the parts of a state, "
-            "and split them in the network"
-        )
+        way_out = f"torch.tensor({name})"
+        if isinstance(x, Mapping | list | tuple):
+            way_out = "torch.cat the parts of a state, and split them in the network"
+        raise ValueError(f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: {way_out}")
     if not (x.is_floating_point() or (x.is_complex() and not real)):
         way_out = "torch.view_as_real and a network for it" if x.is_complex() else f"{name}.float()"
         raise ValueError(f"{name} must hold real {'' if real else 'or complex '}numbers, got {x.dtype}: give {way_out}")

@@ -11,7 +11,7 @@ from .._checks import choose
 from ..schedules import NoiseSchedule, as_schedule
 from .base import Model
 from .guidance import guided
-from .network import TIME_DTYPES, NetworkModel
+from .network import TIME_DTYPES, NetworkModel, check_labels, num_classes
 from .predictions import PREDICTIONS
 
 GUIDANCE_TYPES = ("uncond", "classifier", "classifier-free")
@@ -96,11 +96,11 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     def __call__(
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
     ) -> Tensor:
-        return self.bind(condition, uncond_condition)(x, t, tau)
+        return self._bound(condition, uncond_condition)(x, t, tau)
 
     def x0(self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None) -> Tensor:
         """The data in x; arguments as for a call."""
-        return self.bind(condition, uncond_condition).x0(x, t, tau)
+        return self._bound(condition, uncond_condition).x0(x, t, tau)
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self._network.rounded_times(tau)
@@ -113,8 +113,19 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
                 them, or of dicts that hold them as `label`, which is read to its end, in its order.
 
         Raises:
-            ValueError: a condition is missing that the guidance needs.
+            ValueError: a condition is missing that the guidance needs, or given without guidance; or a label is none
+                of the network's classes, where their number is known.
         """
+        if self.guidance_type == "uncond" and not (condition is None and uncond_condition is None):
+            raise ValueError(
+                "condition= has no effect with guidance_type='uncond': give guidance_type='classifier-free' to "
+                "model_wrapper, where guidance_scale=1 gives the network the condition alone"
+            )
+        return self._bound(condition, uncond_condition, check=True)
+
+    def _bound(self, condition: Any, uncond_condition: Any, check: bool = False) -> Model:
+        """As `bind`. Without guidance the conditions are ignored, as in the published code, and labels are looked at
+        on demand only: on a GPU that waits for the device."""
         if self.guidance_type == "uncond":
             return self._network
         if condition is None:
@@ -123,6 +134,10 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
             raise ValueError("guidance_type='classifier-free' needs uncond_condition= unless guidance_scale is 1")
         network = self._network.with_condition(self._embedded("condition", condition))
         unconditional = self._embedded("uncond_condition", uncond_condition)
+        if check and self.guidance_type == "classifier-free":
+            classes = num_classes(network.network)
+            check_labels("condition", network.condition, classes)
+            check_labels("uncond_condition", unconditional, classes)
         return guided(network, unconditional, self.guidance_type, self.guidance_scale, self._classifier)
 
     def _embedded(self, name: str, raw: Any) -> Tensor | None:

@@ -261,6 +261,8 @@ class TimeTuner:
 
     def _bound(self, condition: Any, uncond_condition: Any) -> Model:
         if isinstance(self.model_fn, model_wrapper):
+            if self.model_fn.guidance_type == "uncond":  # the published code ignores conditions then
+                return self.model_fn.bind()
             return self.model_fn.bind(condition, uncond_condition)
         if condition is not None:
             raise ValueError("condition= needs a model_fn made by model_wrapper with a guidance_type, got a bare eps")
