@@ -75,7 +75,7 @@ def test_a_plan_is_tuned_measured_and_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str) -> None:
     plan = tmp_path / "plan.json"
-    done("tune", *QUICK, "--sampler", sampler, "--method", "sequential", "--calls", 5, "--out", plan)
+    done("tune", *QUICK, "--sampler", sampler, "--tuner", "sequential", "--calls", 5, "--out", plan)
     assert isinstance(Plan.load(plan).sampler, SAMPLERS[sampler])
     assert arrays(*GAUSSIAN, "--plan", plan, "-n", 3, out=tmp_path / "s.npz").shape == (3, 1)
 
@@ -84,7 +84,7 @@ def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str)
 @pytest.mark.parametrize("method", TUNERS)
 def test_every_spacing_and_method_is_accepted(tmp_path: Path, spacing: str, method: str) -> None:
     plan = tmp_path / "plan.json"
-    done("tune", *QUICK, "--spacing", spacing, "--method", method, "--calls", 3, "--out", plan)
+    done("tune", *QUICK, "--spacing", spacing, "--tuner", method, "--calls", 3, "--out", plan)
     assert Plan.load(plan).provenance["tuner"] == method
     assert Plan.load(plan).provenance["spacing"] == spacing
 
@@ -92,7 +92,7 @@ def test_every_spacing_and_method_is_accepted(tmp_path: Path, spacing: str, meth
 def test_options_are_written_in_parentheses(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     sampler = "dpmpp(order=3, lower_order_final=true)"
-    done("tune", *QUICK, "--sampler", sampler, "--method", "joint(parts=(times, tau))", "--calls", 4, "--out", path)
+    done("tune", *QUICK, "--sampler", sampler, "--tuner", "joint(parts=(times, tau))", "--calls", 4, "--out", path)
     plan = Plan.load(path)
     assert plan.sampler == SAMPLERS["dpmpp"](order=3, lower_order_final=True)
     assert plan.provenance["parts"] == ["times", "tau"] and plan.corrections is None
@@ -111,7 +111,7 @@ def test_plans_for_several_numbers_of_calls_lie_in_one_file(tmp_path: Path) -> N
 def test_data_of_ones_own_is_tuned_on_and_logged(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.linspace(0, 10, 40))
     path = tmp_path / "plan.json"
-    how = ("--method", "sequential", "--data", tmp_path / "x.npz", "--calls", 3)
+    how = ("--tuner", "sequential", "--data", tmp_path / "x.npz", "--calls", 3)
     result = done("tune", *QUICK, *how, "--out", path)
     assert Plan.load(path).provenance["data"] == "given"
     assert "16 of 40 samples" in result.stderr
@@ -119,7 +119,7 @@ def test_data_of_ones_own_is_tuned_on_and_logged(tmp_path: Path) -> None:
 
 def test_samples_that_were_written_are_data(tmp_path: Path) -> None:
     done("sample", *GAUSSIAN, "-n", 20, "--out", tmp_path / "x.npz")
-    how = ("--method", "sequential", "--data", tmp_path / "x.npz", "--calls", 3)
+    how = ("--tuner", "sequential", "--data", tmp_path / "x.npz", "--calls", 3)
     done("tune", *QUICK, *how, "--out", tmp_path / "plan.json")
 
 
@@ -144,7 +144,7 @@ def test_an_older_plan_is_not_overwritten_in_silence(plan_file: Path) -> None:
 @pytest.mark.parametrize("calls", ["4", "3,4"])
 def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: str) -> None:
     """The state lies beside the plan file, and the plan is that of a run without an interruption."""
-    command = ("tune", *GAUSSIAN, "--samples", 16, "--method", "sequential", "--calls", calls)
+    command = ("tune", *GAUSSIAN, "--samples", 16, "--tuner", "sequential", "--calls", calls)
     show = output.Bar.tuning
 
     def interrupt(self: output.Bar, progress: Any) -> None:
@@ -181,7 +181,7 @@ def model():
 def test_a_killed_command_continues(tmp_path: Path, end: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     partial, out = tmp_path / "plan.json.partial", tmp_path / "plan.json"
-    how = ("--method", "sequential", "--sampler", "ddim", "--calls", "6", "--samples", "32", "--budget", "1h")
+    how = ("--tuner", "sequential", "--sampler", "ddim", "--calls", "6", "--samples", "32", "--budget", "1h")
     command = [sys.executable, "-m", "time_tuner", "tune", "--model", "slow:model", *how]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -415,15 +415,15 @@ BAD = {
     ("tune", "--sampler", "nope"): "sampler must be one of",
     ("tune", "--sampler", "unpc"): "did you mean 'unipc'",
     ("tune", "--spacing", "quadratc"): "did you mean 'quadratic'",
-    ("tune", "--method", "jiont"): "did you mean 'joint'",
+    ("tune", "--tuner", "jiont"): "did you mean 'joint'",
     ("tune", "--sampler", "ddim(order=2)"): "no option 'order'",
     ("tune", "--sampler", "ddim(eta=2)"): "eta of DDIM",
     ("tune", "--sampler", "ddim(eta)"): "must be written name(option=value, ...)",
     ("tune", "--spacing", "karras(rho=x)"): "rho of spacing 'karras' must be a number",
-    ("tune", "--method", "joint(iteratons=3)"): "did you mean 'iterations'",
-    ("tune", "--method", "joint(parts=foo)"): "parts",
+    ("tune", "--tuner", "joint(iteratons=3)"): "did you mean 'iterations'",
+    ("tune", "--tuner", "joint(parts=foo)"): "parts",
     ("tune", "--budget", "soon"): "budget must be written",
-    ("tune", *GAUSSIAN, "--method", "joint", "--sampler", "ddpm"): "noise",
+    ("tune", *GAUSSIAN, "--tuner", "joint", "--sampler", "ddpm"): "noise",
     ("tune", *GAUSSIAN, "--calls", "1001"): "calls must be at most",
     ("tune", *GAUSSIAN, "--sampler", "heun", "--calls", "6", "--spacing", "edm"): "spacing must be one of",
     ("tune", *GAUSSIAN, "--samples", "1"): "--samples",

@@ -435,7 +435,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 
-def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
+def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_remedy() -> None:
     pipe = tiny()
     with refused("must be a diffusers pipeline with a scheduler, got Linear"):
         tune_pipeline(torch.nn.Linear(1, 1), 4)
@@ -550,7 +550,7 @@ def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> N
     saved = ("--model", folder, "--label", "1,2")
     command("sample", *saved, "--calls", 2, "-n", 2, "--out", tmp_path / "x.png")
     command("sample", *saved, "--calls", 2, "-n", 4, "--out", tmp_path / "x.npz")
-    how = ("--samples", 4, "--method", "sequential", "--calls", "2,3")
+    how = ("--samples", 4, "--tuner", "sequential", "--calls", "2,3")
     assert "3 calls" in command("tune", *saved, *how, "--dry-run")
     data = ("--data", tmp_path / "x.npz")
     command("tune", "--model", folder, "--label", 1, *how, *data, "--budget", "40calls", "--out", tmp_path / "p.json")
@@ -563,7 +563,7 @@ def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> N
 def test_an_interrupted_run_on_a_saved_pipeline_continues(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = ("tune", "--model", folder, "--label", 3, "--calls", 3, "--samples", 2, "--method", "sequential", "--out")
+    how = ("tune", "--model", folder, "--label", 3, "--calls", 3, "--samples", 2, "--tuner", "sequential", "--out")
     tuning = output.Bar.tuning
 
     def interrupt(self: output.Bar, progress: Any) -> None:
