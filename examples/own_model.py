@@ -43,7 +43,7 @@ def main() -> None:
     plan = make_plan("ddim", schedule, calls=6)
 
     # 3. Tune the conditioning time of each call. The guard sets harmful ratios back to 1.
-    tuned = tune(eps, plan, data=spiral)
+    tuned = tune(eps, plan, "sequential", data=spiral)
     print("call   t       tau     ratio")
     for k in range(len(tuned)):
         print(f"{k:4}   {tuned.t[k]:.4f}  {tuned.tau[k]:.4f}  {tuned.tau[k] / tuned.t[k]:.3f}")

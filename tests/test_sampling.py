@@ -148,7 +148,7 @@ def test_a_broken_prediction_names_its_call(bad: float, when: int, plan: Plan) -
         sample(eps, plan, seeded(2, 3))
 
 
-def test_what_breaks_without_the_prediction_is_told_apart(plan: Plan) -> None:
+def test_a_failure_outside_the_prediction_is_distinguished(plan: Plan) -> None:
     large = 6e4 * torch.ones(1, 3, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"the state became NaN or infinite at call 0 .* torch.float16 overflows"):
         sample(lambda x, t, tau: -x, plan, large)

@@ -72,10 +72,11 @@ def check_device(device: str | None) -> torch.device:
         raise ValueError(f"device must be one of this machine, such as cpu, got {device!r}: {reason}") from None
 
 
-def accepts(function: Any, count: int) -> bool:
-    """Whether this is a function that can be called with so many arguments, as far as its signature is known."""
+def accepts(function: Any, count: int, names: Iterable[str] = ()) -> bool:
+    """Whether this is a function that can be called with so many arguments, and with others by these names, as far as
+    its signature is known."""
     try:
-        signature(function).bind(*[None] * count)
+        signature(function).bind(*[None] * count, **dict.fromkeys(names))
     except TypeError:
         return False
     except ValueError:  # a built-in function without a signature

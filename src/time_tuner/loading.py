@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._checks import check_device, choose, require
+from ._checks import check_device, check_options, choose, require
 from .digits.networks import NULL_LABEL, PixelNetwork, linear_betas
 from .models.base import Model, ModelAround, as_model
 from .models.conditions import Conditions
@@ -38,6 +39,7 @@ def load_model(name: str, label: Any = None, guidance_scale: float | None = None
     Raises:
         ValueError: names the argument, what was got and the way out.
     """
+    check_options("load_model", conditions, [field.name for field in fields(Conditions)])
     return loader_of(name)(Conditions(label, guidance_scale=guidance_scale, **conditions))
 
 
@@ -110,7 +112,10 @@ def _digits(name: str, conditions: Conditions) -> Model:
     _check(name, conditions, "label", "guidance_scale", "device")
     labels, scale = torch.tensor([NULL_LABEL]), conditions.guidance_scale
     if conditions.label is not None:
-        labels = torch.as_tensor(conditions.label)
+        try:
+            labels = torch.as_tensor(conditions.label)
+        except (TypeError, ValueError, RuntimeError):
+            labels = torch.empty(0)
         if labels.is_floating_point() or labels.dim() > 1 or not ((labels >= 0) & (labels <= 9)).all():
             raise ValueError(f"label must be a digit 0 to 9, or several, got {conditions.label!r}")
     elif scale not in (None, 1):

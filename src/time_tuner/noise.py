@@ -47,7 +47,7 @@ class SeededNoise:
         seeds: one seed for each sample of the batch, or an int s for s, s + 1, s + 2, ...
 
     Raises:
-        ValueError: a batch of another size than the list of seeds.
+        ValueError: seeds of another kind, or a batch of another size than the list of seeds.
     """
 
     def __init__(self, seeds: int | Sequence[int] = 0) -> None:
@@ -55,6 +55,8 @@ class SeededNoise:
         self._generators: list[torch.Generator] = []
         if isinstance(seeds, int | Integral):
             self._first = int(seeds)
+        elif not hasattr(seeds, "__iter__"):
+            raise ValueError(f"seeds must be a whole number, or one for each sample, got {seeds!r}")
         else:
             self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self._drawn = torch.empty(0, 0)  # noise of this and later calls, (B, calls, ...)

@@ -1,6 +1,6 @@
 """The one loop of the library: from noise to a sample by a plan."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -49,6 +49,8 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
         ValueError: eps is no model, x is no tensor of numbers, or the plan was made for another noise schedule than
             that of eps.
     """
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     model = as_model(eps, plan.schedule)
     check_schedule(model.schedule, plan)
     _check_state(x)
@@ -62,10 +64,10 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
 def _check_state(x: Any) -> None:
     """Raise a ValueError unless x is a tensor of real or complex numbers with a batch."""
     if not isinstance(x, Tensor):
-        raise ValueError(
-            f"x must be one tensor of states (B, ...), got {type(x).__name__}: torch.cat the parts of a state, and "
-            "split them in the network"
-        )
+        way_out = "torch.tensor(x)"
+        if isinstance(x, Mapping | list | tuple):
+            way_out = "torch.cat the parts of a state, and split them in the network"
+        raise ValueError(f"x must be one tensor of states (B, ...), got {type(x).__name__}: {way_out}")
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"x must hold real or complex numbers, got {x.dtype}: give x.float()")
     if not x.dim():

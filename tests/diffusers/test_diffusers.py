@@ -435,7 +435,7 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config({"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}, calls=4)
 
 
-def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_way_out() -> None:
+def test_pipelines_that_cannot_be_driven_are_refused_with_the_part_and_a_remedy() -> None:
     pipe = tiny()
     with refused("must be a diffusers pipeline with a scheduler, got Linear"):
         tune_pipeline(torch.nn.Linear(1, 1), 4)

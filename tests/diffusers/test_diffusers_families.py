@@ -175,7 +175,7 @@ def test_a_closed_model_restores_the_pipeline(family: Family) -> None:
     assert family.pipe._progress_bar_config == bar
 
 
-def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_way_out() -> None:
+def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_remedy() -> None:
     family = inpaint(4)
     family.pipe.set_progress_bar_config(disable=True)
     with (

@@ -219,7 +219,7 @@ def test_tiles_are_those_of_the_stock_scheduler() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp", "unipc", "pndm"])
-def test_tiles_under_a_sampler_with_memory_are_refused_with_the_way_out(sampler: str) -> None:
+def test_tiles_under_a_sampler_with_memory_are_refused_with_a_remedy(sampler: str) -> None:
     made, x = ours(sampler=sampler), seeded(1, 2)
     made.step(x, made.timesteps[0], x)
     with pytest.raises(ValueError, match=r"was made already, and .* remembers its calls: .*such as 'ddim'"):

@@ -111,7 +111,7 @@ def test_every_type_under_every_guidance_is_its_closed_form(schedule, model_type
         assert torch.equal(inside, got) and not inside.requires_grad
 
 
-# --- the time a network is told ---
+# --- the time that a network receives ---
 
 
 def inputs_of(schedule: NoiseScheduleVP, times: list[float], **options: Any) -> list[Tensor]:
@@ -122,7 +122,7 @@ def inputs_of(schedule: NoiseScheduleVP, times: list[float], **options: Any) -> 
     return told
 
 
-def test_a_discrete_network_is_told_levels_and_what_lies_between(discrete: NoiseScheduleVP) -> None:
+def test_a_discrete_network_receives_fractional_levels(discrete: NoiseScheduleVP) -> None:
     told = inputs_of(discrete, [0.001, 0.5, 0.7256, 1.0])
     assert all(t.dtype == torch.float32 and t.shape == (3,) for t in told)
     torch.testing.assert_close(torch.stack(told)[:, 0], torch.tensor([0.0, 499.0, 724.6, 999.0]), rtol=1e-6, atol=1e-4)
@@ -130,17 +130,17 @@ def test_a_discrete_network_is_told_levels_and_what_lies_between(discrete: Noise
     assert short.tolist() == [4.0] * 3
 
 
-def test_a_network_of_integer_levels_is_told_the_nearest(discrete: NoiseScheduleVP) -> None:
+def test_a_network_of_integer_levels_receives_the_nearest(discrete: NoiseScheduleVP) -> None:
     told = inputs_of(discrete, [0.001, 0.7256, 1.0], time_dtype="int")
     assert [(t.dtype, t.tolist()) for t in told] == [(torch.int64, [n] * 3) for n in (0, 725, 999)]
 
 
-def test_a_continuous_network_is_told_the_time_itself(linear: NoiseScheduleVP) -> None:
+def test_a_continuous_network_receives_the_time_itself(linear: NoiseScheduleVP) -> None:
     (told,) = inputs_of(linear, [0.7256])
     assert told.dtype == torch.float32 and told.tolist() == pytest.approx([0.7256] * 3)
 
 
-def test_without_tau_the_network_is_told_t(discrete: NoiseScheduleVP) -> None:
+def test_without_tau_the_network_receives_t(discrete: NoiseScheduleVP) -> None:
     assert inputs_of(discrete, [None])[0].tolist() == pytest.approx([699.0] * 3)
 
 
@@ -449,6 +449,64 @@ def test_errors_of_the_network_are_its_own(discrete: NoiseScheduleVP) -> None:
                 model_wrapper(network, discrete, time_dtype=time_dtype)(seeded(2, 3), 0.5)
 
 
+@pytest.mark.parametrize("kind", [lambda network: network, lambda network: FunctionNetwork(network)])
+def test_a_network_for_other_arguments_is_refused(kind: Any, discrete: NoiseScheduleVP) -> None:
+    called = r"model must be a network called with \(x, time{}\), got one for other arguments: .*bind.*model_kwargs="
+    for network, condition, options, names in (
+        (lambda x: x, None, {}, ""),
+        (lambda x, n, c: x, None, {}, ""),
+        (lambda x, n: x, torch.tensor([1]), {}, ", condition"),
+        (lambda x, n: x, None, {"heads": 2}, ", heads="),
+    ):
+        guidance = "uncond" if condition is None else "classifier-free"
+        made = model_wrapper(kind(network), discrete, model_kwargs=options, guidance_type=guidance).bind(condition)
+        with pytest.raises(ValueError, match=called.format(names)):
+            made(seeded(2, 3), 0.5)
+
+
+class FunctionNetwork(torch.nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def test_labels_that_are_no_classes_of_the_network_are_refused(discrete: NoiseScheduleVP) -> None:
+    """By number where the network knows its classes, and by what torch raises otherwise."""
+
+    class Classes(torch.nn.Module):
+        def __init__(self, **known: Any) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 3)
+            for name, value in known.items():
+                setattr(self, name, value)
+
+        def forward(self, x: Tensor, n: Tensor, labels: Tensor) -> Tensor:
+            return x + self.table(labels)
+
+    for network in (Classes(num_classes=4), Classes(config={"num_class_embeds": 4, "num_embeds_ada_norm": None})):
+        wrapped = model_wrapper(network, discrete, guidance_type="classifier-free", guidance_scale=2.0)
+        assert wrapped.bind(torch.tensor([0, 3]), torch.tensor([3]))(seeded(2, 3), 0.5).shape == (2, 3)
+        for label in (4, -1):
+            with pytest.raises(ValueError, match=rf"condition must be 0 to 3, got {label}"):
+                wrapped.bind(torch.tensor([1, label]), torch.tensor([3]))
+        with pytest.raises(ValueError, match=r"uncond_condition must be 0 to 3, got 4"):
+            wrapped.bind(torch.tensor([1]), torch.tensor([4]))
+    unknown = model_wrapper(Classes(), discrete, guidance_type="classifier-free").bind(torch.tensor([4]))
+    with pytest.raises(ValueError, match=r"condition must be labels of the network's classes, from 0, got \[4, 4\]"):
+        unknown(seeded(2, 3), 0.5)
+
+
+def test_a_condition_that_would_be_ignored_is_refused(discrete: NoiseScheduleVP) -> None:
+    with pytest.raises(ValueError, match=r"condition= has no effect with guidance_type='uncond'"):
+        model_wrapper(lambda x, n: x, discrete).bind(torch.tensor([1]))
+
+
+def test_states_of_another_shape_are_named_where_the_network_fails(discrete: NoiseScheduleVP) -> None:
+    model = model_wrapper(lambda x, n: x @ torch.eye(3), discrete, shape=(3,)).bind()
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 3\), got \(2, 4\)"):
+        model(seeded(2, 4), 0.5)
+
+
 @pytest.mark.parametrize("guidance", ["uncond", "classifier-free"])
 def test_arguments_with_a_row_for_each_sample_are_refused_in_parts_of_the_batch(
     guidance: str, discrete: NoiseScheduleVP
@@ -466,7 +524,7 @@ def test_arguments_with_a_row_for_each_sample_are_refused_in_parts_of_the_batch(
         lambda: model(x[:3], 0.5),
         lambda: BatchedModel(model, 2)(x, 0.5),
         lambda: model.select(torch.tensor([2, 0])),
-        lambda: tune(model, make_plan("ddim", discrete, 3), shape=(3,), samples=4, batch=2),
+        lambda: tune(model, make_plan("ddim", discrete, 3), "sequential", shape=(3,), samples=4, batch=2),
     ):
         with pytest.raises(
             ValueError, match=r"model_kwargs\['y'\] has 4 rows, and a batch may hold other samples: give"

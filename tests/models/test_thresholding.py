@@ -32,7 +32,7 @@ def test_x0_is_clipped(linear: NoiseScheduleVP) -> None:
         torch.testing.assert_close(clipped(eps, 100)(x, t), eps(x, t))  # what is in range stays
 
 
-def test_what_is_told_is_not_what_x0_is_computed_at(linear: NoiseScheduleVP) -> None:
+def test_x0_is_computed_at_t_and_not_at_tau(linear: NoiseScheduleVP) -> None:
     x, eps, p = seeded(8, 2, 3), WIDE.eps(linear), linear.at(0.4)
     expected = ((x - p.sigma * eps(x, 0.4, 0.3)) / p.alpha).clamp(-1, 1)
     torch.testing.assert_close(clipped(eps)(x, 0.4, 0.3), (x - p.alpha * expected) / p.sigma)

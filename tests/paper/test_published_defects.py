@@ -87,7 +87,7 @@ def test_ratios_may_be_a_list() -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 3, 6, 7, 9, 13, 300])
-def test_as_many_steps_as_asked_for(steps: int) -> None:
+def test_num_steps_is_the_number_of_steps(steps: int) -> None:
     """There: 7 gave 8, wherever the steps do not divide the levels."""
     net, received = recording(network(DISCRETE))
     tuner = TimeTuner(model_wrapper(net, DISCRETE), DISCRETE)
@@ -106,7 +106,7 @@ def test_a_single_step_of_the_published_grid_is_refused() -> None:
 
 
 @pytest.mark.parametrize("levels", [40, 100, 2000])
-def test_a_network_of_any_number_of_levels_is_told_its_own(levels: int) -> None:
+def test_a_network_of_any_number_of_levels_receives_its_own(levels: int) -> None:
     """There: times were divided by 1000 whatever the number, so that a network of 100 began near its clean end."""
     schedule = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, levels, dtype=torch.float64) * 1000 / levels)
     net, received = recording(network(schedule))
@@ -118,7 +118,7 @@ def test_a_network_of_any_number_of_levels_is_told_its_own(levels: int) -> None:
     assert received == pytest.approx(list(range(levels))[::-1], abs=1e-2)
 
 
-def test_nothing_asks_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """There: tensors were sent to the first CUDA device."""
 
     def refuse(*args: object, **options: object) -> None:

@@ -186,7 +186,7 @@ def test_intermediates_of_ddim_lead_to_one_another() -> None:
         torch.testing.assert_close(seen["x0_pred"][k + 1], x0)
 
 
-def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
     tuner, x = TimeTuner(ANY.eps(DISCRETE), DISCRETE), seeded(3, 2)
     quiet = tuner.ddim_sample(x, num_steps=7)
     tuner.optimize_timesteps(loader(), num_steps=3)

@@ -100,7 +100,7 @@ class Counting:
     ids=["neither", "both", "total_iters", "lr"],
 )
 @pytest.mark.filterwarnings("ignore:data_loader has:UserWarning")
-def test_lr_or_total_iters_ask_for_the_published_procedure(options: dict[str, Any], adam: int) -> None:
+def test_lr_or_total_iters_select_the_published_optimiser(options: dict[str, Any], adam: int) -> None:
     modes: list[bool] = []
     model = ANY.eps(DISCRETE)
     model_fn = lambda x, t, tau: (modes.append(torch.is_grad_enabled()), model(x, t, tau))[1]  # noqa: E731
@@ -360,7 +360,7 @@ def test_images_and_labels_are_moved_to_the_device() -> None:
         assert set(devices) == {"meta" if device else "cpu"}
 
 
-def test_a_short_loader_is_cycled_and_said_to_be() -> None:
+def test_a_short_loader_is_cycled_with_a_warning() -> None:
     tuner = TimeTuner(ANY.eps(DISCRETE), DISCRETE)
     with pytest.warns(UserWarning, match="data_loader has 3 batches, fewer than the 7 of one ratio: it is cycled") as w:
         got = tuner.optimize_timesteps(loader(3), num_steps=3, total_iters=7)

@@ -129,7 +129,7 @@ def test_ddim_is_equation_12_on_any_grid(end, eta, discrete) -> None:
     ],
     ids=repr,
 )
-def test_two_ways_to_the_same_result(one: Sampler, other: Sampler, end: float, linear) -> None:
+def test_two_formulas_have_the_same_result(one: Sampler, other: Sampler, end: float, linear) -> None:
     x, times = start(torch.float64), [*GRID, end]
     paths = [
         torch.stack(

@@ -125,7 +125,7 @@ def test_float32_is_as_good_as_float64(schedule: NoiseSchedule, model_type: str,
     assert float((got.double() - exact).abs().max()) < 2e-5
 
 
-def test_by_way_of_the_noise_the_data_would_be_lost() -> None:
+def test_computed_from_the_noise_the_data_would_be_lost() -> None:
     """What the rule is for: v at sigma / alpha = 2e4, read as noise first."""
     plan, x = make_plan("ddim", COSINE, times=ends_of(COSINE)), seeded(64, 2)
     wrapped = model_wrapper(network(COSINE, "v"), COSINE, "v").bind()
@@ -141,7 +141,7 @@ def test_by_way_of_the_noise_the_data_would_be_lost() -> None:
 
 
 @kinds
-def test_the_plan_says_which_calls_have_it(schedule: NoiseSchedule) -> None:
+def test_rows_name_the_calls_that_predict_data(schedule: NoiseSchedule) -> None:
     plan, asked = make_plan("dpmpp", schedule, times=ends_of(schedule)), []
     exact = MIXTURE.eps(schedule)
 

@@ -138,7 +138,7 @@ def test_moments_of_a_gaussian_are_those_of_samples(schedule: NoiseSchedule) -> 
 
 @pytest.mark.parametrize("schedule", [VP, *OTHERS.values()], ids=["vp", *OTHERS])
 @pytest.mark.parametrize("model", [Gaussian([1.0, -2.0], [0.5, 1.5]), Mixture([[1.0, 0.0], [-1.0, 2.0]], 0.7)])
-def test_what_exact_models_say_of_noise_and_data_makes_the_state(schedule: NoiseSchedule, model: Any) -> None:
+def test_noise_and_data_of_exact_models_make_the_state(schedule: NoiseSchedule, model: Any) -> None:
     exact = model.eps(schedule)
     for t in (schedule.T, 0.4 * schedule.T, 0.02 * schedule.T):
         p = schedule.at(t)

@@ -595,7 +595,7 @@ def test_all_entries_of_a_refused_class_are_refused_without_its_name(name: str) 
         ({"shift": 3.0}, "num_train_timesteps"),
     ],
 )
-def test_entries_that_classes_fill_up_differently_are_asked_for(config: dict[str, Any], lacks: str) -> None:
+def test_entries_whose_default_depends_on_the_class_are_required(config: dict[str, Any], lacks: str) -> None:
     with pytest.raises(ValueError, match=f"config lacks {lacks}, whose default depends on the scheduler's class: give"):
         schedule_from(config)
 

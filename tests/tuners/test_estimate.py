@@ -124,7 +124,7 @@ def test_the_seconds_of_the_estimate_are_those_of_the_clock() -> None:
         return EPS(x, t, tau)
 
     plan = make_plan("ddim", SMOOTH, 4, "quadratic")
-    foretold = estimate(slow, plan, samples=32, shape=(4,), batch=16)
+    foretold = estimate(slow, plan, "sequential", samples=32, shape=(4,), batch=16)
     began = time.monotonic()
     tune_by(slow, plan, samples=32, shape=(4,), batch=16)
     assert time.monotonic() - began == pytest.approx(foretold.seconds, rel=0.5)
@@ -151,5 +151,5 @@ def test_runs_in_a_cache_are_not_estimated_again(tmp_path: Any) -> None:
 
 def test_what_is_not_needed_costs_nothing() -> None:
     plan = make_plan("ddim", SCHEDULE, 4)
-    assert estimate(Counted(), plan, own_samples=False, guard=False).costs.keys() == {"tuning"}
+    assert estimate(Counted(), plan, "sequential", own_samples=False, guard=False).costs.keys() == {"tuning"}
     assert tuned(plan=plan, data=DATA).provenance["cost"].keys() == {"tuning"}

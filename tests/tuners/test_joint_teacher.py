@@ -157,7 +157,7 @@ def test_a_machine_four_times_as_slow_does_less(monkeypatch: pytest.MonkeyPatch)
         assert 3 < notes[0][name] / notes[1][name] < 5
 
 
-def test_a_budget_of_time_that_is_too_small_is_said_to_be(
+def test_a_budget_of_time_that_is_too_small_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock(monkeypatch, 0.01)
@@ -166,7 +166,7 @@ def test_a_budget_of_time_that_is_too_small_is_said_to_be(
         caplog.clear()
         before = clock.now
         tuned = tune_by(clock(EPS), plan, "joint", shape=(4,), guard=False, budget=f"{budget}s")
-        assert tuned.provenance["stopped"] == f"the budget of {budget} s is not enough for {why}"
+        assert tuned.provenance["stopped"] == f"the budget of {budget} s is not enough for {why}: give a larger one"
         assert caplog.messages == [tuned.provenance["stopped"]] and caplog.records[0].levelname == "WARNING"
         assert not tuned.tuned and tuned.provenance["iterations"] == 0
         assert clock.now - before < budget + 1

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from time_tuner import SAMPLERS, NoiseScheduleVP, Plan, SeededNoise, Sequential, exact, make_plan, sample, tune
+from time_tuner import (
+    SAMPLERS,
+    NoiseScheduleVP,
+    Plan,
+    SeededNoise,
+    Sequential,
+    estimate,
+    exact,
+    make_plan,
+    sample,
+    tune,
+    tune_several,
+)
 from time_tuner.models.batching import BatchedModel
 from time_tuner.tuners import Calibration, ReferenceDistance, Tuner, TuningRun
 from time_tuner.tuners.guard import guarded
@@ -284,6 +296,33 @@ def test_a_tuned_plan_has_the_distance_of_its_provenance() -> None:
     plan = make_plan("ddim", SCHEDULE, calls=5, spacing="quadratic")
     calibration = Calibration(EPS, SCHEDULE, samples=64, seed=1)
     judge = ReferenceDistance(EPS, SCHEDULE, float(plan.t[-1]), calibration.held_out())
-    tuned = tune(EPS, plan, samples=64, seed=1)
+    tuned = tune(EPS, plan, "sequential", samples=64, seed=1)
     ends = sample(EPS, tuned, calibration.held_out())
     assert float(judge.of_ends(ends).mean()) == pytest.approx(tuned.provenance["distance"]["tuned"], rel=1e-6)
+
+
+# --- the default ---
+
+
+def test_the_default_tuner_is_joint_and_sequential_where_joint_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    plan, data = make_plan("ddim", SCHEDULE, calls=2), MIXTURE.sample(8, seed=0).float()
+    stochastic = make_plan("ddpm", SCHEDULE, calls=2)
+
+    def frozen(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        return EPS(x, t, tau).detach()
+
+    how = {"samples": 8, "shape": (2,), "guard": False, "budget": "2000calls"}
+    assert tune(EPS, plan, **how).provenance["tuner"] == "joint"
+    assert tune_several(EPS, [plan], **how)[0].provenance["tuner"] == "joint"
+    assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "tuning", "reference", "guard"}
+    for model, untuned, x0, reason in (
+        (EPS, plan, data, "data= is given"),
+        (EPS, stochastic, None, "the plan draws noise"),
+        (frozen, plan, None, "the network has no gradient"),
+    ):
+        for run in (tune, lambda model, plan, **how: tune_several(model, [plan], **how)[0]):
+            caplog.clear()
+            assert run(model, untuned, data=x0, **how).provenance["tuner"] == "sequential"
+            assert any(f"the tuner is sequential, because {reason}" in message for message in caplog.messages)
+    with torch.inference_mode():
+        assert tune(EPS, plan, **how).provenance["tuner"] == "sequential"

@@ -217,7 +217,7 @@ def test_an_objective_without_noise_refuses_samplers_with_noise() -> None:
         tuned(objective="best")
 
 
-def test_the_last_ratio_is_tuned_when_asked_for() -> None:
+def test_the_last_ratio_is_tuned_with_last() -> None:
     fixed, free = tuned(), tuned(last=True)
     assert fixed.tau[-1] == fixed.t[-2] and free.tau[-1] != free.t[-2]
     assert torch.equal(fixed.tau[:-1], free.tau[:-1])
@@ -264,9 +264,11 @@ def test_unknown_options_are_named() -> None:
 def test_several_plans_are_tuned_on_one_calibration() -> None:
     model = Counted()
     calibration = Calibration(model, SCHEDULE, samples=32)
-    plans = [tune(model, quadratic(calls), data=calibration, guard=False) for calls in (3, 4)]
+    plans = [tune(model, quadratic(calls), "sequential", calibration, guard=False) for calls in (3, 4)]
     assert plans == [
-        tune(EPS, quadratic(calls), samples=32, shape=(2,), guard=False).with_provenance(cost=plan.provenance["cost"])
+        tune(EPS, quadratic(calls), "sequential", samples=32, shape=(2,), guard=False).with_provenance(
+            cost=plan.provenance["cost"]
+        )
         for calls, plan in zip((3, 4), plans, strict=True)
     ]
     assert model.calls - sum(plan.provenance["cost"]["tuning"]["calls"] for plan in plans) == 50

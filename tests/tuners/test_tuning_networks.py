@@ -83,7 +83,7 @@ def test_inference_mode_will_do(network: Network, discrete: NoiseScheduleVP) -> 
     assert torch.equal(inside.tau, tuned(network, discrete).tau)
 
 
-def test_no_gradient_is_asked_for(network: Network, discrete: NoiseScheduleVP) -> None:
+def test_no_gradient_is_computed(network: Network, discrete: NoiseScheduleVP) -> None:
     def strict(x: Tensor, t: Tensor) -> Tensor:
         assert not torch.is_grad_enabled() and not t.requires_grad
         return network(x, t)

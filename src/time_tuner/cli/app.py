@@ -114,9 +114,14 @@ def tune(
     calls: Annotated[
         str, typer.Option("--calls", help="Network calls of a run; several, as in 4,5,8, for a plan for each.")
     ] = str(CALLS),
-    method: Annotated[
-        str, typer.Option("--method", help=f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.")
-    ] = "joint",
+    tuner_text: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help=f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; sequential for a "
+            "network without gradients, a sampler that draws noise, and --data]",
+        ),
+    ] = None,
     sampler: Sampler_ = None,
     spacing: Spacing_ = None,
     budget: Annotated[
@@ -153,7 +158,7 @@ def tune(
         raise ValueError(f"--label must be one label where --data is what to tune on, got {conditions.label}")
     limit, load = Budget.parse(budget), options.loader(model)
     options.check_names(sampler, spacing)
-    tuner = tuner_of(method)
+    tuner = None if tuner_text is None else tuner_of(tuner_text)
     with output.waiting(f"loading {model}"):
         loaded = load(conditions)
     assert loaded.shape is not None

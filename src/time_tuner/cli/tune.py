@@ -31,7 +31,7 @@ def check_new(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} exists: name another file (--out other.json), or give --overwrite")
 
 
-def show_estimate(model: Model, plans: Sequence[Plan], tuner: Tuner, **how: Any) -> None:
+def show_estimate(model: Model, plans: Sequence[Plan], tuner: Tuner | None, **how: Any) -> None:
     """Print what tuning these plans will cost, and about how long it takes; arguments as of `estimate`."""
     for i, plan in enumerate(plans):
         found = estimate(model, plan, tuner, shape=model.shape, device=model.device, **how)
@@ -41,7 +41,7 @@ def show_estimate(model: Model, plans: Sequence[Plan], tuner: Tuner, **how: Any)
 
 
 def tune_plans(
-    model: Model, plans: Sequence[Plan], tuner: Tuner, data: Tensor | None, seed: int, out: Path, **how: Any
+    model: Model, plans: Sequence[Plan], tuner: Tuner | None, data: Tensor | None, seed: int, out: Path, **how: Any
 ) -> None:
     """Tune plans, write them into one file, and print what tuning has gained.
 
@@ -50,7 +50,7 @@ def tune_plans(
     Args:
         model: the model.
         plans: for different numbers of calls.
-        tuner: the tuner.
+        tuner: the tuner; None for the default, see `tune`.
         data: to tune on; the model's own samples by default.
         seed: of everything that is drawn.
         out: the file.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..models.base import Model
+from ..models.network import check_labels, num_classes
 from ..schedules import as_float64
 from .config import prediction_of
 from .native_grid import GridArguments, own_spacing
@@ -237,7 +238,7 @@ class PipelineModel(Model):
         counts = {a: len(self._inputs[a]) for a in leading}
         if min(counts.values()) < 1 or len(set(counts.values())) > 1:
             raise ValueError(f"conditions must be as many of each kind, at least one, got {counts}")
-        _check_labels(network_of(self.pipe), self._inputs.get("class_labels", ()))
+        check_labels("class_labels", self._inputs.get("class_labels"), num_classes(network_of(self.pipe)))
         return counts[leading[0]]
 
 
@@ -277,15 +278,6 @@ def _listed(name: str, values: Any) -> list[Any] | None:
     if not len(values):
         raise ValueError(f"{name} must hold at least one, got none")
     return list(values)
-
-
-def _check_labels(network: Any, labels: Sequence[int]) -> None:
-    """Raise a ValueError if a label is none of the network's classes."""
-    config: Any = getattr(network, "config", {})
-    classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
-    wrong = [label for label in labels if classes and isinstance(label, int) and not 0 <= label < classes]
-    if wrong:
-        raise ValueError(f"class_labels must be 0 to {classes - 1}, got {wrong[0]}")
 
 
 def _time_dtype(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, Progress, ReferenceDistance, Tuner, tune, tuner_of
+from ..tuners import Budget, Joint, Progress, ReferenceDistance, Tuner, tune, tuner_of
 from .model import BATCH, PipelineModel
 
 SAMPLES = 32
@@ -21,7 +21,7 @@ OTHER_NAMES = {"prompt": "prompts", "num_inference_steps": "calls", "class_label
 def tune_pipeline(
     pipe: Any,
     calls: int = 8,
-    tuner: Tuner | str = "joint",
+    tuner: Tuner | str | None = None,
     *,
     prompts: Sequence[str] | None = None,
     class_labels: Sequence[int] | None = None,
@@ -45,8 +45,8 @@ def tune_pipeline(
     Args:
         pipe: a diffusers pipeline.
         calls: the number of network calls, `num_inference_steps` of a run.
-        tuner: a tuner, or the text of one such as "joint(pairs=128)". "joint" needs gradients through the network,
-            "sequential" needs forward calls only.
+        tuner: a tuner, or the text of one such as "joint(pairs=128)"; see `tune`. "joint", the default, needs gradients
+            through the network, "sequential" needs forward calls only.
         prompts: texts of the kind that the pipeline will be used with. Sample i has prompt i modulo their number.
             Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or `class_labels=`; None for a pipeline
             without conditions.
@@ -67,12 +67,12 @@ def tune_pipeline(
     Raises:
         ValueError: a pipeline that cannot be driven, no prompts where it needs them, or what `tune` raises.
     """
-    tuner = tuner_of(tuner)
+    tuner = None if tuner is None else tuner_of(tuner)
     for name in inputs:
         if name in OTHER_NAMES:
             raise ValueError(f"{name}= of a pipeline is {OTHER_NAMES[name]}= of tune_pipeline")
-        if name in {field.name for field in fields(tuner)}:
-            kind = type(tuner).__name__
+        if name in {field.name for field in fields(tuner or Joint)}:
+            kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)

@@ -29,6 +29,8 @@ def digits_network() -> Any:
 class PixelNetwork(nn.Module):
     """The bundled UNet, called with images (B, 1, 28, 28), levels (B,) and labels (B,)."""
 
+    num_classes = NULL_LABEL + 1
+
     def __init__(self) -> None:
         super().__init__()
         self.unet = digits_network()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import accepts
 from ..schedules import NoiseSchedule, as_float64
 from .base import Model, for_samples
 from .predictions import Prediction
@@ -16,6 +17,12 @@ TIME_DTYPES = ("float32", "int", "bfloat16", "float16")
 
 INDEXED = ("used as indices must be", "scalar types: Long", "index tensor", "Expected dtype int")
 """What torch raises for a table, an embedding, a one-hot code and `gather` whose index is a fraction."""
+
+CLASSES = ("num_class_embeds", "num_embeds_ada_norm")
+"""The entries of diffusers' configurations that have the number of classes."""
+
+OUT_OF_RANGE = ("out of range", "out of bounds", "Class values must be")
+"""What torch raises, on the CPU, for the same with an index that they do not have."""
 
 
 @dataclass(eq=False, repr=False)
@@ -76,13 +83,34 @@ class NetworkModel(Model):
             return self.network(x, time, *condition, **self.kwargs)
         except torch.OutOfMemoryError:
             raise
-        except (IndexError, RuntimeError) as error:
-            hint = self._clash(len(x))
-            if self.time_dtype != "int" and any(text in str(error) for text in INDEXED):
-                hint = f"the network uses its time as an index ({error}): give time_dtype='int'"
+        except (IndexError, RuntimeError, TypeError) as error:
+            hint = self._reason(error, x, time, *condition)
             if hint is None:
                 raise
             raise ValueError(hint) from error
+
+    def _reason(self, error: Exception, x: Tensor, time: Tensor, *condition: Tensor) -> str | None:
+        """Why the network has failed; None if the reason lies inside the network."""
+        names = ["x", "time", *["condition"] * len(condition), *(f"{name}=" for name in self.kwargs)]
+        called = self.network.forward if isinstance(self.network, nn.Module) else self.network
+        if not accepts(called, 2 + len(condition), self.kwargs):
+            return (
+                f"model must be a network called with ({', '.join(names)}), got one for other arguments: {error}; "
+                "a condition is given to bind, with guidance_type='classifier-free', others as model_kwargs="
+            )
+        if clash := self._clash(len(x)):
+            return clash
+        if self.shape is not None and x.shape[1:] != self.shape:
+            return f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}: {error}"
+        labels = [part for part in condition if part.dim() == 1]
+        if any(text in str(error) for text in INDEXED):
+            if labels and labels[0].is_floating_point():
+                return f"the network uses its condition or its time as an index ({error}): give condition.long()"
+            if self.time_dtype != "int":
+                return f"the network uses its time as an index ({error}): give time_dtype='int'"
+        if labels and not labels[0].is_floating_point() and any(text in str(error) for text in OUT_OF_RANGE):
+            return f"condition must be labels of the network's classes, from 0, got {labels[0].tolist()}: {error}"
+        return None
 
     def _clash(self, batch: int) -> str | None:
         """Why the arguments of the network do not fit a batch of so many samples, 0 for any part of a batch; None if
@@ -115,6 +143,26 @@ class NetworkModel(Model):
         if self.time_dtype == "int":
             return time.detach().round()
         return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
+
+
+def num_classes(network: Any) -> int | None:
+    """The number of classes of a network, "no class" included: its attribute `num_classes`, or that of the
+    configuration of a diffusers network; None where it is not known."""
+    if isinstance(known := getattr(network, "num_classes", None), int):
+        return known
+    config = getattr(network, "config", {})
+    found = [config.get(name) for name in CLASSES] if isinstance(config, Mapping) else []
+    return next((number for number in found if isinstance(number, int)), None)
+
+
+def check_labels(name: str, labels: Any, classes: int | None) -> None:
+    """Raise a ValueError if one of the labels (n,) is none of so many classes; None for an unknown number."""
+    given = torch.as_tensor(labels) if classes and labels is not None else torch.empty(0)
+    if given.is_floating_point() or given.dim() > 1:  # an embedding
+        return
+    wrong = [label for label in given.reshape(-1).tolist() if not 0 <= label < (classes or 0)]
+    if wrong:
+        raise ValueError(f"{name} must be 0 to {(classes or 0) - 1}, got {wrong[0]}")
 
 
 def rows_of(name: str, condition: Tensor | None, x: Tensor) -> Tensor:

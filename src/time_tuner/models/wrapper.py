@@ -12,7 +12,7 @@ from .._checks import choose
 from ..schedules import NoiseSchedule
 from .base import Model
 from .guidance import ClassifierFreeGuidance, ClassifierGuidance
-from .network import TIME_DTYPES, NetworkModel
+from .network import TIME_DTYPES, NetworkModel, check_labels, num_classes
 from .predictions import PREDICTIONS
 
 GUIDANCE_TYPES = ("uncond", "classifier", "classifier-free")
@@ -100,7 +100,7 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     def predict(
         self, quantity: str, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
     ) -> Tensor:
-        return self.bind(condition, uncond_condition).predict(quantity, x, t, tau)
+        return self._bound(condition, uncond_condition).predict(quantity, x, t, tau)
 
     def __call__(
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
@@ -118,8 +118,19 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
                 them, or of dicts that hold them as `label`, which is read to its end, in its order.
 
         Raises:
-            ValueError: a condition is missing that the guidance needs.
+            ValueError: a condition is missing that the guidance needs, or given without guidance; or a label is none
+                of the network's classes, where their number is known.
         """
+        if self.guidance_type == "uncond" and not (condition is None and uncond_condition is None):
+            raise ValueError(
+                "condition= has no effect with guidance_type='uncond': give guidance_type='classifier-free' to "
+                "model_wrapper, where guidance_scale=1 gives the network the condition alone"
+            )
+        return self._bound(condition, uncond_condition, check=True)
+
+    def _bound(self, condition: Any, uncond_condition: Any, check: bool = False) -> Model:
+        """As `bind`. Without guidance the conditions are ignored, as in the published code, and labels are looked at
+        on demand only: on a GPU that waits for the device."""
         if self.guidance_type == "uncond":
             return self._network
         if condition is None:
@@ -128,6 +139,10 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
             raise ValueError("guidance_type='classifier-free' needs uncond_condition= unless guidance_scale is 1")
         network = self._network.with_condition(self._embedded("condition", condition))
         unconditional = self._embedded("uncond_condition", uncond_condition)
+        if check and self.guidance_type == "classifier-free":
+            classes = num_classes(network.network)
+            check_labels("condition", network.condition, classes)
+            check_labels("uncond_condition", unconditional, classes)
         if self.guidance_type == "classifier":
             return ClassifierGuidance(network, self._classifier, self.guidance_scale)
         if self.guidance_scale == 1:

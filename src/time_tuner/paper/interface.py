@@ -261,7 +261,10 @@ class TimeTuner:
 
     def _bound(self, condition: Any, uncond_condition: Any) -> Model:
         if isinstance(self.model_fn, model_wrapper):
-            return self.model_fn.bind(condition, uncond_condition)
+            if self.model_fn.guidance_type == "uncond":  # the published code ignores conditions then
+                return self.model_fn.bind()
+            guided = self.model_fn.guidance_type != "uncond"  # without guidance conditions are ignored, as published
+            return self.model_fn.bind(condition, uncond_condition) if guided else self.model_fn.bind()
         if condition is not None:
             raise ValueError("condition= needs a model_fn made by model_wrapper with a guidance_type, got a bare eps")
         return as_model(self.model_fn, self.noise_schedule)

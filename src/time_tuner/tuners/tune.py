@@ -1,5 +1,6 @@
 """`tune` and `tune_several`: calibrate, tune, compare with the untuned plan; `estimate`: what that costs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -16,7 +17,7 @@ from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import ModelLike, check_schedule
+from ..sampling import ModelLike, check_schedule, predict
 from .base import Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
 from .calibration import OWN_CALLS, Calibration
@@ -29,6 +30,8 @@ TUNERS: dict[str, type[Tuner]] = {"sequential": Sequential, "parallel": Parallel
 """Every tuner by its name in texts and on the command line."""
 
 REFERENCE_CALLS = 100
+
+logger = logging.getLogger("time_tuner")
 
 
 def tuner_of(tuner: Tuner | str) -> Tuner:
@@ -48,7 +51,7 @@ def tuner_of(tuner: Tuner | str) -> Tuner:
 def tune(
     eps: ModelLike,
     plan: Plan,
-    tuner: Tuner | str = "sequential",
+    tuner: Tuner | str | None = None,
     data: Any = None,
     seed: int = 0,
     guard: bool | ReferenceDistance = True,
@@ -67,7 +70,8 @@ def tune(
         eps: a model, or a function `eps(x, t, tau)`.
         plan: the plan from which tuning starts: its sampler and its grid.
         tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
-            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024).
+            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint"; "sequential" for a
+            network without gradients, for a plan that draws noise, and with `data`, which a log message reports.
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
         seed: of all noise.
@@ -98,7 +102,8 @@ def tune(
         ValueError: an argument that cannot be used, before any long work; or a model that returns NaN or a wrong shape.
     """
     # 1. All that can be refused without a network call.
-    tuner, samples, seed = tuner_of(tuner), check_int("samples", samples, 2), check_int("seed", seed)
+    samples, seed, budget = check_int("samples", samples, 2), check_int("seed", seed), Budget.parse(budget)
+    tuner = None if tuner is None else tuner_of(tuner)
     for name, value, valid, kind in (
         ("plan", plan, isinstance(plan, Plan), "a Plan, as make_plan or Plan.load gives"),
         ("guard", guard, isinstance(guard, bool | ReferenceDistance), "True, False or a ReferenceDistance"),
@@ -109,7 +114,7 @@ def tune(
             raise ValueError(f"{name} must be {kind}, got {value!r}")
     if checkpoint is not None:
         check_writable(Path(checkpoint))
-    model, limit = as_model(eps, plan.schedule, shape), _budget(tuner, budget)
+    model = as_model(eps, plan.schedule, shape)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         samples, seed = data.samples, data.seed
@@ -121,7 +126,11 @@ def tune(
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
     given = isinstance(data, Calibration)
     calibration = data if given else Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
+    if tuner is None:
+        with log.purpose("sizing"):
+            tuner = _default_tuner(network, plan, calibration)
     tuner.check(plan, calibration.own)
+    limit = _budget(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
     # 2. The run: its checkpoint, its progress.
@@ -166,6 +175,31 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         return guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
 
 
+def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
+    """Joint tuning, or the sequential one where joint tuning cannot be used; the reason is logged."""
+    reason = ""
+    if not calibration.own:
+        reason = "data= is given"
+    elif plan.stochastic:
+        reason = "the plan draws noise"
+    elif not _has_gradient(model, plan, calibration):
+        reason = "the network has no gradient"
+    if not reason:
+        return Joint()
+    logger.warning("the tuner is sequential, because %s, which joint tuning does not take", reason)
+    return Sequential()
+
+
+def _has_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> bool:
+    """Whether the predictions have a gradient in the states, found by one network call."""
+    if torch.is_inference_mode_enabled():
+        return False
+    with torch.enable_grad():
+        batch = calibration.trial(model)
+        x = plan.initial_state(batch.noise).requires_grad_()
+        return predict(batch.model, plan, 0, x).requires_grad
+
+
 def _inputs(
     tuner: Tuner, plan: Plan, calibration: Calibration, guard: bool | ReferenceDistance, model: BatchedModel
 ) -> dict[str, Any]:
@@ -202,7 +236,7 @@ def _batch(batch: int | None, samples: int, device: torch.device | str) -> int |
 def tune_several(
     eps: ModelLike,
     plans: Sequence[Plan],
-    tuner: Tuner | str = "sequential",
+    tuner: Tuner | str | None = None,
     data: Any = None,
     seed: int = 0,
     *,
@@ -227,12 +261,15 @@ def tune_several(
     Raises:
         ValueError: two plans for the same number of calls; and see `tune`.
     """
-    plans, tuner = sorted(plans, key=len), tuner_of(tuner)
+    plans, tuner = sorted(plans, key=len), None if tuner is None else tuner_of(tuner)
     counts = [len(plan) for plan in plans]
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device)
+    if tuner is None:
+        model = as_model(eps, plans[0].schedule, shape)
+        tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
     for plan in plans:
         tuner.check(plan, data.own)
     tuned: list[Plan] = []
@@ -265,7 +302,7 @@ class Estimate:
 def estimate(
     eps: ModelLike,
     plan: Plan,
-    tuner: Tuner | str = "sequential",
+    tuner: Tuner | str | None = None,
     *,
     samples: int = 256,
     batch: int | None = None,
@@ -277,11 +314,14 @@ def estimate(
 ) -> Estimate:
     """What `tune` with these arguments will cost, after a few network calls that are timed; `own_samples` where no data
     will be given."""
-    tuner, samples, limit = tuner_of(tuner), check_int("samples", samples, 2), _budget(tuner_of(tuner), budget)
-    tuner.check(plan, own_samples)
-    batch = _batch(batch, samples, device)
+    samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
+    batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
     model = BatchedModel(as_model(eps, plan.schedule, shape), batch)
+    if tuner is None:
+        tuner = _default_tuner(model, plan, calibration) if own_samples else Sequential()
+    tuner.check(plan, own_samples)
+    limit = _budget(tuner, budget)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     return Estimate(_planned(tuner, plan, samples, batch, own_samples, guard, limit, speed), speed)
 

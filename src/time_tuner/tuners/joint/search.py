@@ -18,6 +18,8 @@ from .successive_halving import SuccessiveHalving
 
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
 
+TOO_SMALL = "is not enough for one iteration: give a larger one"
+
 
 class JointSearch:
     """One search.
@@ -65,7 +67,7 @@ class JointSearch:
         if not run.state and not run.can_afford(ranking + look * count + iteration):
             plans, given, count = plans[:1], 1, 1
             if not run.can_afford(2 * look + iteration):
-                run.stop("is not enough for one iteration")
+                run.stop(TOO_SMALL)
                 return plans[0], {"iterations": 0}
         # 2. Iterations, of one candidate after the other until one remains.
         self._begin(plans, given, count)
@@ -82,7 +84,7 @@ class JointSearch:
         if self.done:
             run.save_step(self.done, 1.0, (plan.first_loss, best.best_loss), self._state())
         if not run.can_afford(iteration + look):
-            run.stop(f"was spent at iteration {self.done}" if self.done else "is not enough for one iteration")
+            run.stop(f"was spent at iteration {self.done}" if self.done else TOO_SMALL)
         notes = {
             "iterations": self.done,
             "start_times": [round(float(t), 6) for t in best.parameters.start.step_times],

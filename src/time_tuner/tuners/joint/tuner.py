@@ -136,12 +136,12 @@ class Joint(Tuner):
             with run.cost_log.purpose("sizing"):
                 speed = measure_speed(model, plan, run.calibration.shape, BATCH, run.calibration.device)
             if speed.seconds(teacher_cost(FEWEST, len(teacher), model.batch)) > budget.seconds:
-                run.stop("is not enough for the runs of the teacher")
+                run.stop("is not enough for the runs of the teacher: give a larger one")
                 return plan.with_provenance(**notes)
         pairs = self._pairs(model, teacher, run)
         notes["pairs"] = len(pairs)
         if len(pairs) < FEWEST:
-            run.stop("is not enough for the runs of the teacher")
+            run.stop("is not enough for the runs of the teacher: give a larger one")
             return plan.with_provenance(**notes)
         # 2. The candidates, as many as have a long enough trial.
         given = warm_starts(plan, self.warm_starts)
