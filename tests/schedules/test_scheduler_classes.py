@@ -341,6 +341,20 @@ def test_the_grid_of_a_flow_without_sigmas_of_the_pipeline_is_its_own(
     check_grid(lambda: scheduler_of(kind, entries), steps, monkeypatch, sigmas="class")
 
 
+@pytest.mark.parametrize("entry", CONVERTED[:-1])
+@pytest.mark.parametrize("name", [name for name in HERE if SCHEDULER_CLASSES[name].noise == "betas"])
+def test_sigmas_between_the_levels_are_those_of_the_class(name: str, entry: str) -> None:
+    """They are not moved to the rounded timesteps of the class."""
+    if entry not in signature(getattr(diffusers, name)).parameters or SCHEDULER_CLASSES[name].no_grid:
+        return
+    scheduler = scheduler_of(name, SD | {entry: True})
+    facts = facts_of(scheduler)
+    scheduler.set_timesteps(20)
+    theirs = scheduler.sigmas.double().unique().flip(0)
+    ours = facts.schedule.sigma_ratio(facts.times(len(theirs) - 1))
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-7)
+
+
 def test_steps_between_the_levels_of_ddim_end_where_it_ends() -> None:
     """DDIM goes down by N // n levels: 7 trailing steps of 142 of 1000 levels end at level 0, not at alpha = 1."""
     facts = scheduler_facts({"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"})
