@@ -92,7 +92,9 @@ def test_an_untuned_plan_tells_the_network_where_the_solver_is(discrete: NoiseSc
     assert plan.with_tau(plan.tau * 0.99).tuned and plan.with_corrections(torch.zeros(6, 6)).tuned
 
 
-@pytest.mark.parametrize(("sampler", "calls", "steps"), [("ddim", 5, 5), ("dpmpp", 1, 1), ("heun", 9, 5), ("pndm", 9, 8)])
+@pytest.mark.parametrize(
+    ("sampler", "calls", "steps"), [("ddim", 5, 5), ("dpmpp", 1, 1), ("heun", 9, 5), ("pndm", 9, 8)]
+)
 @pytest.mark.parametrize("end", [0.0, 0.001])
 def test_a_spacing_gives_the_grid_of_the_run_alone(sampler: str, calls: int, steps: int, end: float) -> None:
     """A grid of another number of steps need not exist, as with PNDM of diffusers."""
