@@ -86,12 +86,12 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
     for end in trajectory(eps, plan, x, noise):  # noqa: B007 - the last state is what is wanted
         pass
     # What is broken once stays broken: one look at the end keeps the loop free of waiting for the device.
-    if not _finite(end):
+    if not finite(end):
         raise ValueError(_what_broke(eps, plan, x, noise))
     return end
 
 
-def _finite(x: Tensor) -> bool:
+def finite(x: Tensor) -> bool:
     """Whether all of x is; its sum is enough to tell, unless it overflows."""
     total = x.sum(dtype=torch.float32 if x.dtype in HALF else None)
     return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
@@ -99,15 +99,15 @@ def _finite(x: Tensor) -> bool:
 
 def _what_broke(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None) -> str:
     """What was NaN or infinite first in a run that is repeated to find it."""
-    if not _finite(x):
+    if not finite(x):
         return "x must be finite, got NaN or infinity in it"
     predictions: list[Tensor] = []
     model = HookedModel(as_model(eps, plan.schedule), lambda quantity, x, t, prediction: predictions.append(prediction))
     for k, state in enumerate(trajectory(model, plan, x, noise)):
         where = f"at call {k} (t = {float(plan.t[k]):.4g}, tau = {float(plan.tau[k]):.4g})"
-        if not _finite(predictions.pop()):
+        if not finite(predictions.pop()):
             return f"eps returned NaN or infinity {where}"
-        if not _finite(state):
+        if not finite(state):
             return f"the state became NaN or infinite {where}, though the prediction did not: {state.dtype} overflows"
     return "the state became NaN or infinite, but not when the run was repeated to find where"
 

@@ -4,10 +4,12 @@ found by their timesteps, and what is refused."""
 import ast
 import copy
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -21,7 +23,7 @@ from diffusers import (
 from helpers import seeded
 from torch import Tensor
 
-from time_tuner import NoiseScheduleFlow, make_plan, model_wrapper, sample, schedule_from
+from time_tuner import make_plan, model_wrapper, sample, schedule_from
 from time_tuner.diffusers import TimeTunerScheduler, to_sigmas
 from time_tuner.diffusers.paused import PausingScheduler
 from time_tuner.diffusers.refusals import REFUSED_PIPELINES
@@ -259,6 +261,67 @@ def test_predicted_data_is_computed_only_when_it_is_read(monkeypatch: pytest.Mon
     assert previous is output[0] is output["prev_sample"] and data is output[1] is output.pred_original_sample
 
 
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        (torch.ones(1, 4, 8), "shape (1, 4, 8)"),
+        (torch.ones(4, 4, 8), "shape (4, 4, 8)"),
+        (torch.ones(2, 12, 8), "shape (2, 12, 8)"),
+        ((torch.ones(2, 4, 8),), "tuple"),
+    ],
+    ids=["one sample", "without guidance", "too many channels", "tuple"],
+)
+@pytest.mark.parametrize("clip", [True, False])
+def test_an_output_of_another_shape_is_refused(output: Any, got: str, clip: bool) -> None:
+    made = ours(ddim(clip_sample=clip))
+    with pytest.raises(ValueError, match=re.escape(f"the shape of the state, (2, 4, 8), got {got}")):
+        made.step(output, made.timesteps[0], torch.ones(2, 4, 8))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_a_state_that_became_infinite_is_named_at_the_end(sampler: str) -> None:
+    made, x = ours(sampler=sampler, calls=3), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="the state is NaN or infinite after the last call"):  # noqa: PT012
+        for t in made.timesteps:
+            x = made.step(x * float("nan"), t, x).prev_sample
+
+
+def test_states_of_whole_numbers_are_refused() -> None:
+    made = ours()
+    with pytest.raises(ValueError, match=r"sample must hold real or complex numbers, got torch.int64"):
+        made.step(torch.ones(2, 3), made.timesteps[0], torch.ones(2, 3).long())
+
+
+@pytest.mark.parametrize("own", [ddim(), FLOW], ids=lambda own: type(own).__name__)
+@pytest.mark.parametrize("time", [-1.0, 1000.5, 5000.0])
+@pytest.mark.parametrize("method", ["add_noise", "get_velocity", "scale_noise"])
+def test_noise_at_times_that_the_network_does_not_know_is_refused(own: Any, time: float, method: str) -> None:
+    made, x, t = ours(own), torch.ones(2, 3), torch.tensor([10.0, time])
+    with pytest.raises(ValueError, match=rf"timesteps must be those of the network, 0 to (999|1000), got {time:g}"):
+        getattr(made, method)(*((x, t, x) if method == "scale_noise" else (x, x, t)))
+
+
+def test_a_plan_for_images_does_not_begin_with_noise_alone() -> None:
+    plan = make_plan("ddim", schedule_from(ddim()), times=[0.3, 0.2, 0.1, 0])
+    made = TimeTunerScheduler.from_plan(plan, ddim())
+    x, z = torch.ones(1, 3), torch.zeros(1, 3)
+    assert made.add_noise(x, z, made.timesteps[:1]).isfinite().all()
+    with pytest.raises(ValueError, match=r"the plan is for runs from an image, not from noise alone: .*t = 0.3"):
+        made.init_noise_sigma  # noqa: B018
+
+
+@pytest.mark.parametrize("calls", [0, 8.0, "8", True, [4, 2.5]])
+def test_numbers_of_calls_that_are_none_are_refused(calls: Any) -> None:
+    with pytest.raises(ValueError, match="calls must be a whole number of at least 1, got"):
+        TimeTunerScheduler.from_config(ddim(), calls=calls)
+
+
+@pytest.mark.parametrize("plans", [5, {"t": [1, 0]}, ddim(), [1, 2]], ids=lambda value: type(value).__name__)
+def test_what_is_no_plan_is_refused(plans: Any) -> None:
+    with pytest.raises(ValueError, match="plans must be a Plan, several, or the path of a plan file, got"):
+        TimeTunerScheduler.from_plan(plans)
+
+
 # --- the configuration ---
 
 
@@ -349,15 +412,25 @@ def test_a_round_trip_gives_what_two_stock_classes_give(source: Any, target: Any
 # --- export ---
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "uniform"])
-def test_sigmas_for_flow_match_euler_leave_out_the_0_that_it_appends(
-    spacing: str, recwarn: pytest.WarningsRecorder
+RECEIVERS = [
+    FlowMatchEulerDiscreteScheduler(),
+    diffusers.FlowMatchLCMScheduler(),
+    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+]
+
+
+@pytest.mark.parametrize("own", RECEIVERS, ids=lambda own: type(own).__name__)
+@pytest.mark.parametrize("end", [0.0, 0.1])
+def test_exported_sigmas_give_the_receiver_the_calls_of_the_plan(
+    own: Any, end: float, recwarn: pytest.WarningsRecorder
 ) -> None:
-    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    plan = make_plan("ddim", NoiseScheduleFlow(3.0), 4, spacing=spacing)
-    flow.set_shift(1.0)
-    sigmas = to_sigmas(plan, flow)
-    assert any("ends at sigma = 0" in str(one.message) for one in recwarn) == bool(plan.sigma[-1] > 0)
-    flow.set_timesteps(sigmas=sigmas)
-    received = plan.schedule.network_time(plan.tau)
-    torch.testing.assert_close(flow.timesteps.double(), received, rtol=1e-5, atol=1e-3)
+    schedule = schedule_from(own)
+    plan = make_plan("ddim", schedule, times=[1.0, 0.7, 0.4, 0.2, end])
+    own = copy.deepcopy(own)
+    own.set_timesteps(sigmas=np.array(to_sigmas(plan, own)))
+    assert any("ends at sigma = 0" in str(one.message) for one in recwarn) == bool(end and schedule.shift)
+    received = schedule.network_time(plan.tau)
+    whole = not own.timesteps.is_floating_point()  # UniPC cuts fractions off
+    torch.testing.assert_close(own.timesteps.double(), received, rtol=1e-5, atol=1.01 if whole else 1e-3)
+    torch.testing.assert_close(own.sigmas[:4].double(), schedule.sigma_ratio(plan.t[:4]), rtol=1e-4, atol=1e-5)

@@ -92,6 +92,37 @@ def test_an_untuned_plan_tells_the_network_where_the_solver_is(discrete: NoiseSc
     assert plan.with_tau(plan.tau * 0.99).tuned and plan.with_corrections(torch.zeros(6, 6)).tuned
 
 
+@pytest.mark.parametrize(
+    ("sampler", "calls", "steps"), [("ddim", 5, 5), ("dpmpp", 1, 1), ("heun", 9, 5), ("pndm", 9, 8)]
+)
+@pytest.mark.parametrize("end", [0.0, 0.001])
+def test_a_spacing_gives_the_grid_of_the_run_alone(sampler: str, calls: int, steps: int, end: float) -> None:
+    """A grid of another number of steps need not exist, as with PNDM of diffusers."""
+    counts = set[int]()
+
+    def spacing(schedule: NoiseScheduleVP, count: int) -> torch.Tensor:
+        counts.add(count)
+        return torch.linspace(1, end, count + 1, dtype=torch.float64)
+
+    if sampler == "heun" and end:
+        calls = 10  # which sum to five steps of two calls
+    make_plan(sampler, NoiseScheduleVP("linear"), calls, spacing)
+    assert counts == {steps}
+
+
+def test_a_spacing_may_end_at_0_with_some_numbers_of_steps_alone() -> None:
+    """As DDIM's of diffusers does, whose steps need not divide the levels."""
+
+    def spacing(schedule: NoiseScheduleVP, count: int) -> torch.Tensor:
+        return torch.linspace(1, 0.0 if count % 2 else 0.001, count + 1, dtype=torch.float64)
+
+    schedule = NoiseScheduleVP("linear")
+    assert make_plan("ddim", schedule, 5, spacing).t[-1] == 0 and make_plan("ddim", schedule, 6, spacing).t[-1] == 0.001
+    assert len(make_plan("heun", schedule, 8, spacing).steps) == 4
+    with pytest.raises(ValueError, match="calls of Heun must be odd in a run down to 0, got 10"):
+        make_plan("heun", schedule, 10, spacing)
+
+
 def test_heun_stands_twice_at_the_ends_of_its_steps(discrete: NoiseScheduleVP) -> None:
     times = [1.0, 0.6, 0.3, 0.0]
     plan = make_plan("heun", discrete, times=times)

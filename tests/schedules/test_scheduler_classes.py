@@ -123,6 +123,17 @@ RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "ends at the first level": ("DPMSolverMultistep", SD | {"final_sigmas_type": "sigma_min"}),
     "ends at the first level, Karras": ("DPMSolverMultistep", SD | {"final_sigmas_type": "sigma_min",
                                         "use_karras_sigmas": True}),
+    "ends at the first level, Lu": ("DPMSolverMultistep", SD | {"final_sigmas_type": "sigma_min",
+                                    "use_lu_lambdas": True}),
+    "EDM, ends at the least sigma": ("EDMDPMSolverMultistep", EDM | {"final_sigmas_type": "sigma_min"}),
+    "Euler, ends at the least sigma": ("EulerDiscrete", SD | {"final_sigmas_type": "sigma_min"}),
+    "singlestep, Karras": ("DPMSolverSinglestep", SD | {"use_karras_sigmas": True}),
+    "zero terminal SNR, DPM": ("DPMSolverMultistep", SD | V | {"rescale_betas_zero_snr": True,
+                               "timestep_spacing": "trailing"}),
+    "zero terminal SNR, UniPC": ("UniPCMultistep", SD | V | {"rescale_betas_zero_snr": True,
+                                 "timestep_spacing": "trailing"}),
+    "Flow, Karras": ("FlowMatchEulerDiscrete", {"shift": 3.0, "use_karras_sigmas": True}),
+    "Flow of 500 levels": ("FlowMatchEulerDiscrete", {"shift": 2.0, "num_train_timesteps": 500}),
     "cosine, clipped lambda": ("DPMSolverMultistep", COSINE | {"lambda_min_clipped": -5.1, "variance_type":
                                "learned_range", "use_karras_sigmas": True}),
     "DEIS, Karras": ("DEISMultistep", SD | {"use_karras_sigmas": True}),
@@ -339,6 +350,20 @@ def test_the_grid_of_a_flow_without_sigmas_of_the_pipeline_is_its_own(
 ) -> None:
     kind, entries = released(name)
     check_grid(lambda: scheduler_of(kind, entries), steps, monkeypatch, sigmas="class")
+
+
+@pytest.mark.parametrize("entry", CONVERTED[:-1])
+@pytest.mark.parametrize("name", [name for name in HERE if SCHEDULER_CLASSES[name].noise == "betas"])
+def test_sigmas_between_the_levels_are_those_of_the_class(name: str, entry: str) -> None:
+    """They are not moved to the rounded timesteps of the class."""
+    if entry not in signature(getattr(diffusers, name)).parameters or SCHEDULER_CLASSES[name].no_grid:
+        return
+    scheduler = scheduler_of(name, SD | {entry: True})
+    facts = facts_of(scheduler)
+    scheduler.set_timesteps(20)
+    theirs = scheduler.sigmas.double().unique().flip(0)
+    ours = facts.schedule.sigma_ratio(facts.times(len(theirs) - 1))
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-7)
 
 
 def test_steps_between_the_levels_of_ddim_end_where_it_ends() -> None:

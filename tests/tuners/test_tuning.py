@@ -291,6 +291,7 @@ def reference(end: float) -> ReferenceDistance:
     [
         ({"data": "pictures"}, r"got the path 'pictures': time_tuner\.data\.load_data\(path, shape\) reads folders"),
         ({"data": Path("pictures")}, "got the path 'pictures'"),
+        ({"data": torch.zeros(8, 2, dtype=torch.complex64)}, "data must hold real numbers, got torch.complex64"),
         ({"device": "cuda:99"}, "device must be one that torch can use here, got 'cuda:99'"),
         ({"device": "gpu"}, "device must be one that torch can use here, got 'gpu'"),
         ({"guard": reference(0.0)}, "plan must end where the reference run does, at t = 0"),

@@ -49,9 +49,18 @@ class Prediction:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
 
         Of a network with learned variance, whose `output` has 2 C channels, the first C are used.
+
+        Raises:
+            ValueError: the output is no tensor of this shape.
         """
-        if x.dim() > 1 and output.shape[1] == 2 * x.shape[1]:
+        if isinstance(output, Tensor) and x.dim() > 1 and output.shape[1:2] == (2 * x.shape[1],):
             output = output[:, : x.shape[1]]
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
+                "network's output after guidance"
+            )
         output, x = wide(output), wide(x)
         prediction = PREDICTIONS[PREDICTION_TYPES[self.kind]]
         if self.clip is None and self.thresholding is None:

@@ -7,6 +7,9 @@ import torch
 
 from ..plans.plan import Plan
 
+APPEND_ZERO = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "UniPCMultistepScheduler"}
+"""The classes whose `set_timesteps(sigmas=)` appends the 0 at the end."""
+
 
 def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
     """The noise levels of the step ends, S + 1 falling numbers: for `sigmas=` of a scheduler or pipeline, for ComfyUI.
@@ -15,8 +18,8 @@ def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
 
     Args:
         plan: the plan.
-        scheduler: the scheduler that receives them, or a pipeline with it. FlowMatchEulerDiscreteScheduler appends the
-            0 at the end itself: for it the last number is left out.
+        scheduler: the scheduler that receives them, or a pipeline with it. Those of `APPEND_ZERO` append the 0 at the
+            end themselves: for them the last number is left out. UniPCMultistepScheduler takes them as a numpy array.
 
     Warns:
         UserWarning: names the parts of the plan that the list leaves out, and what the scheduler does to it.
@@ -32,9 +35,9 @@ def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
         raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
     scheduler = getattr(scheduler, "scheduler", scheduler)
     names = {kind.__name__ for kind in type(scheduler).__mro__}
-    if "FlowMatchEulerDiscreteScheduler" in names:
+    if appending := names & APPEND_ZERO:
         if sigmas[-1] > 0:
-            _notify(f"FlowMatchEulerDiscreteScheduler ends at sigma = 0, the plan at {float(sigmas[-1]):.3g}")
+            _notify(f"{min(appending)} ends at sigma = 0, the plan at {float(sigmas[-1]):.3g}")
         return sigmas.tolist()[:-1]
     if "EulerDiscreteScheduler" in names and scheduler.config.timestep_spacing != "leading":
         _notify(

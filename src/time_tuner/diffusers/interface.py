@@ -97,8 +97,15 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"shift is part of the noise schedule {self.schedule!r}, got {shift}: make a plan for it")
 
     def _solver_time(self, timestep: float) -> float:
-        """The solver's time of a timestep."""
-        return float(self.schedule.from_network_time(timestep))
+        """The solver's time of a timestep.
+
+        Raises:
+            ValueError: the network was not trained there.
+        """
+        low, high = sorted(float(self.schedule.network_time(t)) for t in (self.schedule.least_time, self.schedule.T))
+        if not low - 1e-3 <= timestep <= high + 1e-3:
+            raise ValueError(f"timesteps must be those of the network, {low:g} to {high:g}, got {timestep:g}")
+        return float(self.schedule.from_network_time(min(max(timestep, low), high)))
 
     def _point(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at timesteps, (1, ...) or (B, ...), to be multiplied with `like` (B, ...)."""

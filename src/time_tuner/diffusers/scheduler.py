@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -15,11 +14,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .._checks import check_int
+from ..models.base import check_state
 from ..plans.build import make_plan
+from ..plans.grid import check_noise
 from ..plans.plan import Plan
 from ..plans.rows import Call, Row
 from ..samplers import Sampler, sampler_of
-from ..sampling import advance
+from ..sampling import advance, finite
 from ..schedules import NoiseSchedule
 from ..schedules.from_diffusers import class_name
 from ..schedules.scheduler_classes import SCHEDULER_CLASSES
@@ -39,6 +41,7 @@ from .refusals import check_pipeline
 
 Generators = torch.Generator | list[torch.Generator] | None
 
+NONFINITE = "the network returned such numbers, or its dtype overflowed (float16: take bfloat16 or float32)"
 
 NEAR = 1e-6
 """The relative difference within which two timesteps are the same."""
@@ -138,6 +141,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """
         if isinstance(plans, str | PathLike):
             plans = Plan.load_several(plans)
+        several = isinstance(plans, Sequence) and all(isinstance(plan, Plan) for plan in plans)
+        if not (isinstance(plans, Plan) or several):
+            raise ValueError(f"plans must be a Plan, several, or the path of a plan file, got {type(plans).__name__}")
         plans = [plans] if isinstance(plans, Plan) else list(plans)
         if not plans:
             raise ValueError("plans must hold at least one plan, got none")
@@ -189,7 +195,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if reason := None if config_of(config).get("plans") else facts_of(config).distilled:
             text = f"{reason}: solvers of an ODE, which plans are, do not converge with its network"
             warnings.warn(text, UserWarning, stacklevel=2)
-        counts = [int(calls)] if isinstance(calls, int | Integral) else list(calls)
+        counts = [check_int("calls", n, 1) for n in (calls if isinstance(calls, Sequence) else [calls])]
         grid = spacing or own_spacing(config)
         plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, grid) for n in counts]
         made = [plan.with_provenance(prediction_type=prediction.kind) for plan in plans]
@@ -251,7 +257,15 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
     @property
     def init_noise_sigma(self) -> float:
-        """The factor from standard normal noise to the first state: sqrt(alpha^2 + sigma^2) at the first point."""
+        """The factor from standard normal noise to the first state: sqrt(alpha^2 + sigma^2) at the first point.
+
+        Raises:
+            ValueError: the plan is for runs from an image: it begins where the state is data rather than noise.
+        """
+        try:
+            check_noise(self._plan.t, self.schedule)
+        except ValueError as error:
+            raise ValueError(f"the plan is for runs from an image, not from noise alone: {error}") from None
         return float(self._plan.point(0).scale)
 
     @property
@@ -285,8 +299,13 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             given = np.asarray(given, dtype=np.float64)
             num_inference_steps = len(given)
         if num_inference_steps not in self.plans:
+            name = (
+                "num_inference_steps"
+                if given is None
+                else f"the number of {'sigmas' if timesteps is None else 'timesteps'}"
+            )
             raise ValueError(
-                f"num_inference_steps must be a number of calls that there is a plan for, {sorted(self.plans)}, got "
+                f"{name} must be a number of calls that there is a plan for, {sorted(self.plans)}, got "
                 f"{num_inference_steps}: tune one, or from_config(pipe, calls={num_inference_steps})"
             )
         self._select(self.plans[num_inference_steps], device=device)
@@ -331,7 +350,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             return_dict: not used; the output has names and is a pair.
 
         Raises:
-            ValueError: a timestep of no call, a call out of order, more steps than the plan has calls, or an eta.
+            ValueError: a timestep of no call, a call out of order, more steps than the plan has calls, or an eta; an
+                output of another shape; NaN or infinity after the last call.
         """
         if eta:
             raise ValueError(
@@ -341,6 +361,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if (self._step_index is None and call != self._first) or call < self._first:
             self._start_at(0 if self._single_step else call)
         k, run = call - self._first, self._run
+        check_state("sample", sample)
 
         def noise(x: Tensor) -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -349,6 +370,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         prediction = self.prediction.read(quantity, model_output, sample, p)
         previous, self._past = advance(run, k, self._past, sample, prediction, noise)
         self._step_index = call + 1
+        if self._step_index == len(self._plan) and not finite(previous):
+            raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
 
         def data() -> Tensor:
             x0 = prediction if quantity == "x0" else (sample - p.sigma * prediction) / p.alpha
@@ -364,7 +387,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """The call that a step with this timestep makes; see `step`."""
         if isinstance(timestep, Tensor) and timestep.numel() > 1:
             if (timestep != timestep.reshape(-1)[0]).any():
-                raise ValueError(f"timestep must be one for all samples, got {timestep.tolist()}")
+                raise ValueError(
+                    f"timestep must be one for all samples, got different ones in a tensor of {tuple(timestep.shape)}"
+                )
             timestep = timestep.reshape(-1)[0]
         value, begun = float(timestep), self._step_index is not None
         expected = self._step_index if self._step_index is not None else self._begin

@@ -59,15 +59,33 @@ def make_plan(
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
         spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
-        grid_of = spacing_of(spacing)
         try:
-            steps = sampler.steps(calls, bool(grid_of(schedule, 2)[-1] == 0))
-            ends = checked_ends(grid_of(schedule, len(steps)), schedule)
+            steps, ends = _steps(sampler, schedule, calls, spacing_of(spacing))
             check_noise(ends, schedule)
         except ValueError as error:
             raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
+
+
+def _steps(sampler: Sampler, schedule: NoiseSchedule, calls: int, spacing: Spacing) -> tuple[tuple[int, ...], Tensor]:
+    """The calls of each step, and the step ends (S + 1,).
+
+    The number of steps may depend on whether the run ends at 0, and where it ends on the number of steps: the grid of
+    another scheduler may have one of the two alone.
+    """
+    problem, ends = ValueError("it ends at 0 with some numbers of steps alone: take other calls"), None
+    for to_zero in (True, False):
+        try:
+            steps = sampler.steps(calls, to_zero)
+        except ValueError as error:
+            problem = error
+            continue
+        if ends is None or len(ends) != len(steps) + 1:
+            ends = checked_ends(spacing(schedule, len(steps)), schedule)
+        if bool(ends[-1] == 0) == to_zero:
+            return steps, ends
+    raise problem
 
 
 def resample(plan: Plan, calls: int) -> Plan:

@@ -15,6 +15,9 @@ from .base import BELOW, NoiseSchedule, as_float64
 from .from_diffusers import SMALLEST, class_name, distilled, own_entries, schedule_of_class, scheduler_of
 from .scheduler_classes import SCHEDULER_CLASSES
 
+CONVERTED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+"""Entries with which sigmas lie between the levels, whose timesteps diffusers rounds."""
+
 
 @dataclass(frozen=True)
 class SchedulerFacts:
@@ -132,7 +135,8 @@ class SchedulerFacts:
         if schedule.shift is None:
             if schedule.at(schedule.T).alpha == 0 and sigmas[0] ** -2 < 1.01 * SMALLEST:
                 times[0] = schedule.T
-            if schedule.levels is not None:  # single precision puts levels off by a little
+            converted = any(map(scheduler.config.get, CONVERTED))
+            if schedule.levels is not None and not converted:  # single precision puts levels off by a little
                 levels = schedule.network_time(times)
                 nearest = received[(levels[:, None] - received).abs().argmin(1)]
                 times = torch.where((levels - nearest).abs() < 0.01, schedule.from_network_time(nearest), times)
@@ -201,7 +205,7 @@ def scheduler_facts(config: Any, tokens: int | None = None, mu: float | None = N
     clips = kind.clips and entries.get("clip_sample") and not thresholds
     ends_at_zero = kind.end == "one" or (kind.end == "final" and bool(entries.get("set_alpha_to_one")))
     if kind.end == "sigmas":
-        converted = any(map(entries.get, ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")))
+        converted = any(map(entries.get, CONVERTED))
         log_linear = entries.get("interpolation_type") == "log_linear" and not converted
         ends_at_zero = entries.get("final_sigmas_type", "zero") == "zero" and not log_linear
     return SchedulerFacts(
@@ -217,9 +221,10 @@ def scheduler_facts(config: Any, tokens: int | None = None, mu: float | None = N
 
 
 def _distinct(values: Tensor) -> Tensor:
-    """Falling, without repetitions."""
+    """Falling, without repetitions, which single precision may put off by a little."""
     rising: Tensor = values.unique()
-    return rising.flip(0)
+    differs = rising.diff() > 1e-5 * rising[1:].abs()
+    return torch.cat([rising[:1], rising[1:][differs]]).flip(0)
 
 
 def _class_of_entries(config: Mapping[str, Any]) -> str:

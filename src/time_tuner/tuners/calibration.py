@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
-from ..models.base import Model, as_model
+from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
 from ..noise import DATA, HELD_OUT, NOISE, STEPS, SeededNoise, first_seed
@@ -207,4 +207,6 @@ def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
         wanted = "(n, ...)" if shape is None else str(("n", *shape)).replace("'", "")
         way_out = "; with shape= of one sample single samples are known from batches" if shape is None else ""
         raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}{way_out}")
-    return gathered if gathered.is_floating_point() else gathered.float()
+    return check_state(
+        "data", gathered if gathered.is_floating_point() or gathered.is_complex() else gathered.float(), real=True
+    )

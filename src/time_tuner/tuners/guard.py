@@ -6,7 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..models.base import Model, as_model
+from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog, CountedModel
 from ..noise import SeededNoise
@@ -40,7 +40,7 @@ class ReferenceDistance:
         self, model: ModelLike, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
     ) -> None:
         self.model: Model = BatchedModel(as_model(model, schedule))
-        self.x, self.seed, self.end = x, seed, end
+        self.x, self.seed, self.end = check_state("x", x, real=True), seed, end
         reference = reference_plan(schedule, end, calls)
         self.calls = len(reference)
         self.reference = sample(self.model, reference, reference.initial_state(x))
