@@ -1,13 +1,13 @@
 """The one loop of the library: from noise to a sample by a plan."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ._dtypes import HALF
-from .models.base import HookedModel, Model, as_model, check_prediction
+from .models.base import HookedModel, Model, as_model, check_prediction, check_state
 from .plans.plan import Plan
 from .plans.rows import Call
 from .samplers import Noise
@@ -53,25 +53,12 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
         raise ValueError(f"plan must be a Plan, as make_plan or Plan.load gives, got {plan!r}")
     model = as_model(eps, plan.schedule)
     check_schedule(model.schedule, plan)
-    _check_state(x)
+    check_state("x", x)
     past: tuple[Call, ...] = ()
     noise = noise or torch.randn_like
     for k in range(len(plan)):
         x, past = advance(plan, k, past, x, predict(model, plan, k, x), noise)
         yield x
-
-
-def _check_state(x: Any) -> None:
-    """Raise a ValueError unless x is a tensor of real or complex numbers with a batch."""
-    if not isinstance(x, Tensor):
-        way_out = "torch.tensor(x)"
-        if isinstance(x, Mapping | list | tuple):
-            way_out = "torch.cat the parts of a state, and split them in the network"
-        raise ValueError(f"x must be one tensor of states (B, ...), got {type(x).__name__}: {way_out}")
-    if not (x.is_floating_point() or x.is_complex()):
-        raise ValueError(f"x must hold real or complex numbers, got {x.dtype}: give x.float()")
-    if not x.dim():
-        raise ValueError("x must have a batch, (B, ...), got a number")
 
 
 @torch.no_grad()

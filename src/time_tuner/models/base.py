@@ -1,7 +1,7 @@
 """What a model is, a noise prediction eps(x, t, tau) that knows its noise schedule; and models around models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from inspect import signature
 from typing import Any, TypeAlias
@@ -171,6 +171,25 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     if isinstance(eps, type) or not accepts(eps, 3):
         raise ValueError(f"eps must be a model or a function eps(x, t, tau), got {eps!r}: {way_out}")
     return FunctionModel(eps, schedule, shape)
+
+
+def check_state(name: str, x: Any, real: bool = False) -> Tensor:
+    """The states (B, ...), if they are a tensor of real numbers, or of complex ones where those are not refused.
+
+    Raises:
+        ValueError: they are something else, such as a dict of tensors or a tensor of integers.
+    """
+    if not isinstance(x, Tensor):
+        way_out = f"torch.tensor({name})"
+        if isinstance(x, Mapping | list | tuple):
+            way_out = "torch.cat the parts of a state, and split them in the network"
+        raise ValueError(f"{name} must be one tensor of states (B, ...), got {type(x).__name__}: {way_out}")
+    if not (x.is_floating_point() or (x.is_complex() and not real)):
+        way_out = "torch.view_as_real and a network for it" if x.is_complex() else f"{name}.float()"
+        raise ValueError(f"{name} must hold real {'' if real else 'or complex '}numbers, got {x.dtype}: give {way_out}")
+    if not x.dim():
+        raise ValueError(f"{name} must have a batch, (B, ...), got a number")
+    return x
 
 
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
