@@ -104,6 +104,9 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     ) -> Tensor:
         return self.predict("eps", x, t, tau, condition, uncond_condition)
 
+    def x0(self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None) -> Tensor:
+        return self.predict("x0", x, t, tau, condition, uncond_condition)
+
     def rounded_times(self, tau: Any) -> Tensor:
         return self._network.rounded_times(tau)
 

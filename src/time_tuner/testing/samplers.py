@@ -19,7 +19,7 @@ from ..plans.plan import Plan
 from ..samplers import Evaluation, Noise, Sampler
 from ..sampling import coefficients, sample, trajectory
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVP, Point, as_float64
-from ._assertions import close, holds, no_noise, seeded
+from ._assertions import close, holds, seeded
 
 SMOOTH = NoiseScheduleVP("linear")
 MIXTURE = Mixture([-1.0, 0.5, 1.5], 0.4, [0.3, 0.3, 0.4])
@@ -132,7 +132,7 @@ def _exact_flow(x: Tensor, plan: Plan) -> Tensor:
 
 def _error_of_states(plan: Plan) -> float:
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
-    end = sample(MIXTURE.eps(SMOOTH), plan, x, no_noise)
+    end = sample(MIXTURE.eps(SMOOTH), plan, x)
     return float((end - _exact_flow(x, plan)).square().mean().sqrt())
 
 
