@@ -49,12 +49,7 @@ def check_options(owner: str, options: Iterable[str], known: Sequence[str]) -> N
 
 
 def require(package: str, extra: str) -> None:
-    """Raise a ValueError that names the command to install a package that is missing.
-
-    Args:
-        package: the package.
-        extra: the extra of this library that it belongs to.
-    """
+    """Raise a ValueError that names the command to install a package that is missing, by its extra."""
     if find_spec(package) is None:
         raise ValueError(f"the package {package} is missing: pip install 'time-tuner[{extra}]'")
 

@@ -28,7 +28,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """The name and the options of `name(option=value, ...)`; a name alone has no options.
 
     Raises:
-        ValueError: the text has another form; one line that quotes it.
+        ValueError: the text has another form.
     """
     try:
         return _call(text)
@@ -54,14 +54,8 @@ def parse_run(text: str) -> tuple[str, int, str | None]:
 def entry_of(
     kind: str, table: Mapping[str, Entry], name: Any, options: Collection[str], fixed: Collection[str] = ()
 ) -> Entry:
-    """The entry of a table by its name, which takes these options.
-
-    Args:
-        kind: what the entries are, for messages: "sampler".
-        table: dataclasses or functions by their names.
-        name: the name of the entry.
-        options: names of options.
-        fixed: parameters of the entries that are no options.
+    """The entry of a table by its name, which takes these options: a dataclass, or a function whose parameters are
+    options but for the fixed ones. `kind` is what messages call it.
 
     Raises:
         ValueError: an unknown name or option; the message names the known ones, and the one that is spelled alike.
@@ -73,11 +67,7 @@ def entry_of(
 
 
 def build(kind: str, table: Mapping[str, Callable[..., T]], name: Any, options: Mapping[str, Any]) -> T:
-    """What the entry of a table makes of these options.
-
-    Raises:
-        ValueError: an unknown name or option, see `entry_of`, or a value that the entry refuses.
-    """
+    """What the entry of a table makes of these options, see `entry_of`."""
     return entry_of(kind, table, name, options)(**options)
 
 

@@ -45,11 +45,7 @@ def load_model(name: str, label: Any = None, guidance_scale: float | None = None
 
 def loader_of(name: str) -> Callable[[Conditions], Model]:
     """The function that loads a model by name. The name is checked here, and a module of the user's is imported, but no
-    network is loaded.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    network is loaded."""
     if Path(name).suffix == ".py" or ".py:" in name:
         module, _, function = name.partition(":")
         raise ValueError(
@@ -71,11 +67,7 @@ def loader_of(name: str) -> Callable[[Conditions], Model]:
 
 
 def model_facts(name: str) -> dict[str, Any]:
-    """What is known of a model by name, as texts by name; of a pipeline also its parts.
-
-    Raises:
-        ValueError: there is no such model, or it cannot be loaded.
-    """
+    """What is known of a model by name, as texts by name; of a pipeline also its parts."""
     if _is_pipeline(name):
         from .diffusers.loading import pipeline_facts
 

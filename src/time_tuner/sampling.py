@@ -20,12 +20,7 @@ ModelLike: TypeAlias = Model | Callable[..., Tensor]
 def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
     """The prediction of a model in the state x (B, ...) at call k: the noise, or the data where the row has that.
 
-    Args:
-        model: the model.
-        plan: the plan.
-        k: the number of the call.
-        x: the state.
-        tau, t: the conditioning time and the solver's time; by default the plan's.
+    The conditioning time tau and the solver's time t are the plan's by default.
 
     Raises:
         ValueError: the prediction has another shape than x, or the row has the data and the model cannot predict it.
@@ -117,13 +112,8 @@ def advance(
 ) -> tuple[Tensor, tuple[Call, ...]]:
     """The body of every loop: the state after call k, (B, ...), and the calls that the next one looks back on.
 
-    Args:
-        plan: the plan.
-        k: the number of the call.
-        past: the calls that the call before returned; `()` at the first one.
-        x: the state at call k.
-        prediction: the noise predicted in it, or the data where the row has that.
-        noise: draws standard normal noise of the shape of x.
+    `past` are the calls that the call before returned, `()` at the first one; the prediction is that in the state x at
+    call k, see `predict`; `noise` draws standard normal noise of the shape of x.
     """
     row, dtype = plan.rows[k], x.dtype
     if prediction.dtype is not dtype and dtype not in HALF:

@@ -193,11 +193,7 @@ def check_state(name: str, x: Any, real: bool = False) -> Tensor:
 
 
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
-    """The prediction, if it is a tensor of the shape of x.
-
-    Raises:
-        ValueError: it is something else; `where` is added to the message.
-    """
+    """The prediction, if it is a tensor of the shape of x; `where` is added to the message of the ValueError."""
     if isinstance(prediction, Tensor) and prediction.shape == x.shape:
         if prediction.is_complex() and not x.is_complex():
             raise ValueError(f"eps must return real numbers for real states, got {prediction.dtype}{where}")

@@ -26,13 +26,8 @@ class Cost:
 
 @dataclass
 class CostLog:
-    """The costs of a run, by purpose.
-
-    Attributes:
-        current: the purpose of the calls that are made now.
-        spent: the cost of each purpose.
-        on_change: called after every change of either.
-    """
+    """The costs of a run: of each purpose, and the purpose of the calls that are made now. `on_change` is called after
+    every change of either."""
 
     current: str = "tuning"
     spent: dict[str, Cost] = field(default_factory=dict)

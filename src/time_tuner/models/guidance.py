@@ -13,13 +13,8 @@ from .network import NetworkModel, rows_of
 
 class ClassifierFreeGuidance(ModelAround):
     """eps_u + w (eps_c - eps_u), both predictions in one network call of a doubled batch, the unconditional half first
-    (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598).
-
-    Args:
-        conditional: the network under its conditions.
-        unconditional: the condition that stands for none, (1, ...) or (B, ...).
-        scale: w.
-    """
+    (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598); w is the scale, and the unconditional condition is (1, ...)
+    or (B, ...)."""
 
     inner: NetworkModel
 
@@ -58,12 +53,8 @@ class ClassifierFreeGuidance(ModelAround):
 class ClassifierGuidance(ModelAround):
     """eps - w sigma grad_x log p(c | x, tau) (Dhariwal & Nichol, 2021, https://arxiv.org/abs/2105.05233).
 
-    sigma is that of the solver's t; the classifier receives tau, as the network does.
-
-    Args:
-        network: the network under the conditions c.
-        log_probability: called `log_probability(x, network_time, c)`, gives log p(c | x), (B,).
-        scale: w.
+    sigma is that of the solver's t; the classifier receives tau, as the network does: `log_probability(x, network_time,
+    c)` gives log p(c | x), (B,). w is the scale.
     """
 
     inner: NetworkModel

@@ -60,11 +60,8 @@ def dynamic_threshold(x0: Tensor, ratio: float, limit: float = 1.0, maximum: flo
 
 
 class ThresholdedModel(ModelAround):
-    """A model with a function of the predicted data in between; made by the functions of this module.
-
-    The data and the noise are computed from each other at the solver's t, whatever time the network receives, and for
-    half precision in float32.
-    """
+    """A model with a function of the predicted data in between. The data and the noise are computed from each other at
+    the solver's t, whatever time the network receives, and for half precision in float32."""
 
     def __init__(self, inner: Model, bound: Callable[[Tensor], Tensor]) -> None:
         super().__init__(inner)

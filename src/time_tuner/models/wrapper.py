@@ -34,10 +34,8 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
             dimensions, the first C channels are used, the mean.
         noise_schedule: the schedule that the network was trained with.
         model_type: what the network predicts, a name in `PREDICTIONS`: "noise", "x_start" (the data), "v"
-            (alpha eps - sigma x0), "score", "flow" (the velocity eps - x0), or, on a `NoiseScheduleVE`, "edm": the
-            network F of D(x) = c_skip x + c_out F(c_in x, c_noise) (Karras et al., 2022, table 1); "edm_v" is the same
-            with -c_out, as Stable Video Diffusion has it. c_noise is that of tau; c_in, c_skip and c_out are those of
-            the solver's t.
+            (alpha eps - sigma x0), "score", "flow" (the velocity eps - x0), or, on a `NoiseScheduleVE`, "edm" or
+            "edm_v", see `EDM`: c_noise is that of tau; c_in, c_skip and c_out are those of the solver's t.
         model_kwargs: given to the network at every call, whatever the samples of the batch. What belongs to a sample is
             a condition.
         guidance_type: "uncond": the network is called without a condition. "classifier": see `ClassifierGuidance`.
@@ -46,10 +44,9 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         classifier_fn: called `classifier_fn(x, time, condition, **classifier_kwargs)`, gives log p(c | x), (B,).
         classifier_kwargs: given to the classifier at every call.
         cond_process_fn: embeds a raw condition, once for each `bind`.
-        time_dtype: how the network receives its time: "float32"; "int" for networks that take whole levels alone:
-            tuned times are then rounded to the nearest level; "bfloat16" or "float16" where a pipeline casts the time
-            to that dtype (bfloat16 holds only every fourth of the levels from 512 to 1024). `rounded_times` gives the
-            times that are left.
+        time_dtype: how the network receives its time: "float32"; "int" for networks that take whole levels alone, to
+            which times are rounded; "bfloat16" or "float16" where a pipeline casts the time to that dtype (bfloat16
+            holds only every fourth of the levels from 512 to 1024). `rounded_times` gives the times that are left.
         shape: of one sample, for those who draw samples of a model without data or noise at hand.
 
     Raises:
@@ -106,6 +103,9 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None
     ) -> Tensor:
         return self.predict("eps", x, t, tau, condition, uncond_condition)
+
+    def x0(self, x: Tensor, t: Any, tau: Any = None, condition: Any = None, uncond_condition: Any = None) -> Tensor:
+        return self.predict("x0", x, t, tau, condition, uncond_condition)
 
     def rounded_times(self, tau: Any) -> Tensor:
         return self._network.rounded_times(tau)

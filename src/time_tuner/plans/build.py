@@ -137,13 +137,12 @@ def _monotone_cubic(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
     """The plan of a many-step run, which others are measured by and learn from.
 
-    It runs over `schedule.even_times`, the grid that measures best. A network with fewer than `calls` trained levels
-    gets as many calls as it has levels.
+    It runs over `schedule.even_times`, the grid that measures best.
 
     Args:
         schedule: the noise schedule.
         end: the time at which it ends; 0 for the least trained time, then 0.
-        calls: the number of calls of a network with enough levels.
+        calls: the number of calls, or of the trained levels where they are fewer.
         sampler: DPM-Solver++(2M) by default.
     """
     calls = min(calls, schedule.levels or calls)
@@ -153,10 +152,7 @@ def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sample
 def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) -> Plan:
     """The untuned plan of `sampler(option=value, ...):calls@spacing(option=value, ...)`, such as "ddim(eta=0.5):10".
 
-    Args:
-        text: the run; options and spacing may be left out.
-        schedule: the noise schedule of the network.
-        spacing: of a run that names none.
+    Options and spacing may be left out; `spacing` is that of a run that names none.
 
     Raises:
         ValueError: the text has another form, or names an unknown sampler, spacing or option.

@@ -27,14 +27,7 @@ def _units(schedule: NoiseSchedule) -> dict[str, tuple[Callable[[Any], Tensor], 
 def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: Sequence[int]) -> Point:
     """The K + 1 points of a run: where each call of each step is made, and the end.
 
-    Args:
-        sampler: gives the stages of a step.
-        schedule: the noise schedule.
-        ends: the times where steps begin and end, (S + 1,), falling.
-        steps: the number of calls of each of the S steps.
-
-    Raises:
-        ValueError: the numbers of step ends and steps do not fit.
+    `ends` are the times where steps begin and end, (S + 1,), falling; `steps` the number of calls of each of the S.
     """
     if len(ends) != len(steps) + 1:
         raise ValueError(f"times must hold {len(steps) + 1} step ends, got {len(ends)}")
@@ -52,11 +45,7 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
 
 
 def calls_for(sampler: Sampler, ends: Tensor) -> int:
-    """The largest number of calls that the sampler makes in these steps, which are then all of full order.
-
-    Raises:
-        ValueError: the sampler makes this number of steps with no number of calls.
-    """
+    """The largest number of calls that the sampler makes in these steps, which are then all of full order."""
     steps = len(ends) - 1
     for calls in range(10 * steps, steps - 1, -1):
         try:

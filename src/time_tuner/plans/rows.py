@@ -25,7 +25,6 @@ corrected state, "z" the sampler's noise) and how many calls ago (0: this call).
 ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "z": 3}
 """The position of each kind of term in a `Call`; noise is not kept, and follows the entries of the newest call."""
 
-
 X0_ABOVE = 200.0
 """Where sigma / alpha exceeds this number, rows use predictions of x0: the data that follows from a prediction of the
 noise in float32 has an error of 200 * 6e-8 = 1e-5 there, and at alpha = 0 it does not exist."""
@@ -59,17 +58,12 @@ class Combination:
         return tuple((-1 - ago, ENTRIES[kind], w) for (kind, ago), w in zip(self.terms, self.numbers, strict=True))
 
     def __call__(self, calls: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
-        """The sum, of type `dtype`; in half precision it is accumulated in float32.
-
-        Args:
-            calls: the tensors of each call, at the positions of `ENTRIES`; the newest call last.
-            dtype: of the result.
-        """
+        """The sum over the tensors of each call, at the positions of `ENTRIES`, the newest call last; of type `dtype`.
+        In half precision it is accumulated in float32."""
         half = dtype in HALF
-        total: Tensor
         if self.weights.requires_grad:  # one operation, whose backward pass is fast
             terms = torch.stack([calls[i][j] for i, j, _ in self._parts]).to(torch.float32 if half else dtype)
-            total = torch.tensordot(like(self.weights, terms), terms, 1)
+            total: Tensor = torch.tensordot(like(self.weights, terms), terms, 1)
         else:  # the inner loop of every run
             (i, j, weight), *rest = self._parts
             total = torch.mul(calls[i][j].float() if half else calls[i][j], weight)
@@ -118,12 +112,7 @@ def compile_rows(
     """The rows of a run, with the gradient of its points and corrections.
 
     A call at alpha = 0, which only the first one can be, is never part of a sampler's past: lam is infinite there.
-
-    Args:
-        sampler: the sampler.
-        points: the K + 1 points, 0-dim each.
-        steps: the network calls of each step; they sum to K.
-        corrections: C (K, K), strictly lower triangular, or None; see `Plan`.
+    `points` are K + 1, 0-dim each; `steps` and `corrections` are those of a `Plan`.
 
     Raises:
         ValueError: the sampler is not linear, looks back too far, or draws noise twice in a call.
@@ -233,11 +222,7 @@ class _Compiler:
         return torch.cat([torch.stack([on_x, on_prediction, none], 1).flatten(), none[:1]])
 
     def _weights(self, method: str, got: Any, values: np.ndarray) -> Tensor:
-        """The weight of each term in what the sampler computed from `values`.
-
-        Raises:
-            ValueError: a sum with these weights is not what it computed.
-        """
+        """The weight of each term in what the sampler computed from `values`, after a check of its linearity."""
         if not isinstance(got, Tensor) or got.shape != values.shape[1:]:
             shape = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
             raise ValueError(
@@ -285,11 +270,8 @@ def _values(count: int) -> np.ndarray:
 
 
 def _combination(terms: Sequence[Term], weights: Tensor) -> Combination:
-    """The sum of the terms whose weight is not zero, or has a gradient.
-
-    Zero weights with a gradient are those of untrained corrections, on predictions, and on states whose prediction is
-    x0, from which eps follows.
-    """
+    """The sum of the terms whose weight is not zero, or has a gradient: of untrained corrections, on predictions, and
+    on states whose prediction is x0, from which eps follows."""
     numbers, trained = weights.tolist(), set[Term]()
     if weights.requires_grad:
         trained = {(kind, ago) for kind, ago in terms if kind in ("eps", "x0")}

@@ -21,9 +21,7 @@ class Heun(Sampler):
     call.
     """
 
-    @property
-    def convergence(self) -> int:
-        return 2
+    convergence = 2
 
     def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:
         if calls % 2 != to_zero:

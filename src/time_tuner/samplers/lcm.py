@@ -18,9 +18,7 @@ class LCM(Sampler):
     given the state, with which runs lose deviation at every number of calls.
     """
 
-    @property
-    def convergence(self) -> int:
-        return 0
+    convergence = 0
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         return self.first_step(past[-1], q, noise)

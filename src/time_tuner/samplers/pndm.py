@@ -55,13 +55,10 @@ class PNDM(Sampler):
     """
 
     skip_prk_steps: bool = True
+    convergence = 2
 
     def __post_init__(self) -> None:
         check_option(self, "skip_prk_steps", (True, False))
-
-    @property
-    def convergence(self) -> int:
-        return 2
 
     @property
     def _start(self) -> tuple[int, int]:

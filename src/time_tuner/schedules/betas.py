@@ -83,13 +83,8 @@ def respaced_betas(betas: Values, indices: Any) -> Tensor:
 
 
 def checked_levels(name: str, values: Values) -> tuple[float, ...]:
-    """`betas` or `alphas_cumprod` as N floats in (0, 1).
-
-    The last level may hold no data: a beta of 1, an alpha_bar of 0.
-
-    Raises:
-        ValueError: names the value that is wrong, and its level.
-    """
+    """`betas` or `alphas_cumprod` as N floats in (0, 1); the last level may hold no data: a beta of 1, an alpha_bar of
+    0."""
     try:
         levels = as_float64(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

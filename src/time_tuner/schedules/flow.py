@@ -28,27 +28,15 @@ class NoiseScheduleFlow(NoiseSchedule):
 
     shift: float = 1.0
     scale: float = 1000.0
+    T = 1.0
+    levels = 1000
+    t_min = 1 / 1000
+    least_time = 0.0
 
     def __post_init__(self) -> None:
         for name in ("shift", "scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-    @property
-    def T(self) -> float:
-        return 1.0
-
-    @property
-    def t_min(self) -> float:
-        return 1 / self.levels
-
-    @property
-    def least_time(self) -> float:
-        return 0.0
-
-    @property
-    def levels(self) -> int:
-        return 1000
 
     def at(self, t: Any) -> Point:
         """The point at time t; alpha is exactly 0 at t = 1."""
@@ -75,7 +63,6 @@ class NoiseScheduleFlow(NoiseSchedule):
         return self.scale * self.at(t).sigma
 
     def from_network_time(self, time: Any) -> Tensor:
-        """The inverse of `network_time`."""
         return self.from_sigma_ratio(as_float64(time) / self.scale)
 
     def default_spacing(self, order: int) -> str:

@@ -64,7 +64,6 @@ class NoiseScheduleVE(NoiseSchedule):
         return torch.log(as_float64(t)) / 4 if self.network_input == "log" else as_float64(t)
 
     def from_network_time(self, time: Any) -> Tensor:
-        """The inverse of `network_time`."""
         return torch.exp(4 * as_float64(time)) if self.network_input == "log" else as_float64(time)
 
     def from_sigma_ratio(self, sigma: Any) -> Tensor:

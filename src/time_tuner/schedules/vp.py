@@ -119,7 +119,6 @@ class NoiseScheduleVP(NoiseSchedule):
         return Point(t, torch.exp(log_alpha), sigma)
 
     def inverse_lambda(self, lam: Any) -> Tensor:
-        """The time t with log(alpha_t / sigma_t) = lam; same shape as `lam`."""
         lam = as_float64(lam)
         log_alpha = -0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam)
         if self.schedule == "discrete":
@@ -143,7 +142,6 @@ class NoiseScheduleVP(NoiseSchedule):
         return n
 
     def from_network_time(self, time: Any) -> Tensor:
-        """The inverse of `network_time`."""
         n = as_float64(time)
         t: Tensor = (n + 1) / self.total_N if self.schedule == "discrete" else n
         return t

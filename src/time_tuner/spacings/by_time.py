@@ -66,11 +66,8 @@ def quadratic(schedule: NoiseSchedule, steps: int, start: float | None = None, e
 def _over_levels(
     schedule: NoiseSchedule, steps: int, start: float | None, end: float, choose: Callable[[int, int], Tensor]
 ) -> Tensor:
-    """The times of the levels `choose(low, high)`, then `end`; float64 (steps + 1,), falling.
-
-    low and high are the last levels up to `end` (-1 for 0) and up to `start`. The levels 0 .. N - 1 have even times
-    from the least trained time to T.
-    """
+    """The times of the levels `choose(low, high)`, then `end`; low and high are the last levels up to `end` (-1 for 0)
+    and up to `start`. The levels 0 .. N - 1 have even times from the least trained time to T."""
     if schedule.levels is None:
         raise ValueError(f"{schedule!r} has no noise levels to choose from: take karras, kl_optimal or logsnr")
     times = schedule.T * torch.arange(1, schedule.levels + 1, dtype=torch.float64) / schedule.levels

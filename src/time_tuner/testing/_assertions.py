@@ -9,11 +9,6 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def no_noise(x: Tensor) -> Tensor:
-    """The noise of a run that draws none."""
-    raise AssertionError("a deterministic plan draws no noise")
-
-
 def holds(condition: bool, what: str) -> None:
     """Raise an AssertionError that names what does not hold."""
     if not condition:

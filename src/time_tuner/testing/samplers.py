@@ -19,7 +19,7 @@ from ..plans.plan import Plan
 from ..samplers import Evaluation, Noise, Sampler
 from ..sampling import coefficients, sample, trajectory
 from ..schedules import NoiseSchedule, NoiseScheduleFlow, NoiseScheduleVP, Point, as_float64
-from ._assertions import close, holds, no_noise, seeded
+from ._assertions import close, holds, seeded
 
 SMOOTH = NoiseScheduleVP("linear")
 MIXTURE = Mixture([-1.0, 0.5, 1.5], 0.4, [0.3, 0.3, 0.4])
@@ -66,10 +66,7 @@ def check_sampler(sampler: Sampler) -> None:
 
 
 def check_order(sampler: Sampler) -> None:
-    """Check that the order of convergence is the declared one, `sampler.convergence`, within 0.3.
-
-    Of a sampler of distilled models, whose order is 0: `check_distribution`.
-    """
+    """Check that the order of convergence is the declared one, `sampler.convergence`, within 0.3."""
     if sampler.convergence == 0:
         check_distribution(sampler)
         return
@@ -135,7 +132,7 @@ def _exact_flow(x: Tensor, plan: Plan) -> Tensor:
 
 def _error_of_states(plan: Plan) -> float:
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
-    end = sample(MIXTURE.eps(SMOOTH), plan, x, no_noise)
+    end = sample(MIXTURE.eps(SMOOTH), plan, x)
     return float((end - _exact_flow(x, plan)).square().mean().sqrt())
 
 
@@ -154,12 +151,8 @@ def _error_of_moments(plan: Plan) -> float:
 
 def _errors_of_moments(plan: Plan, model_of: Callable[[Tensor], Model]) -> list[float]:
     """The error of mean and deviation after each call of a run on data from N(MEAN, STD^2). With predictions that are
-    affine in the state the loop itself carries both: a state is its weights on 1, x_T and each of the draws.
-
-    Args:
-        plan: the plan.
-        model_of: gives the model for the mean as weights.
-    """
+    affine in the state the loop itself carries both: a state is its weights on 1, x_T and each of the draws, and
+    `model_of` gives the model for the mean as weights."""
     unit, p = torch.eye(len(plan) + 2, dtype=torch.float64), plan.point(0)
     mean, draws = MEAN * unit[0], iter(unit[2:])
     start = p.alpha * mean + _deviation(p) * unit[1]
