@@ -103,7 +103,7 @@ def test_every_type_under_every_guidance_is_its_closed_form(schedule, model_type
     close(got, expected[guidance])
     if tau is None:  # told the true time, every type says the same
         close(any_class, eps_of_any(schedule, x, T))
-    bound = wrapped.bind(c, torch.tensor(2))
+    bound = wrapped.bind() if guidance == "uncond" else wrapped.bind(c, torch.tensor(2))
     assert torch.equal(bound(x, T, tau), got)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -155,7 +155,8 @@ def test_gradients_to_tau_and_to_the_state(guidance: str) -> None:
 
     classify = lambda x, t_input, cond: (x.sum(1) * t_input * cond) ** 2  # noqa: E731
     wrapped = model_wrapper(predict, schedule, guidance_type=guidance, guidance_scale=2.0, classifier_fn=classify)
-    eps = wrapped.bind(torch.tensor([0.5]), torch.tensor([0.1]))
+    conditions = () if guidance == "uncond" else (torch.tensor([0.5]), torch.tensor([0.1]))
+    eps = wrapped.bind(*conditions)
     tau, x = torch.tensor(TAU, dtype=torch.float64, requires_grad=True), seeded(3, 2).requires_grad_()
     for gradient in torch.autograd.grad(eps(x, T, tau).square().sum(), (tau, x)):
         assert gradient.isfinite().all() and (gradient != 0).all()
@@ -177,7 +178,8 @@ def test_samples_may_have_times_of_their_own(schedule, model_type, guidance) -> 
         SCALE,
         classify,
     )
-    eps = wrapped.bind(torch.tensor([1.0]), torch.tensor([0.0]))
+    conditions = () if guidance == "uncond" else (torch.tensor([1.0]), torch.tensor([0.0]))
+    eps = wrapped.bind(*conditions)
     x, t, tau = seeded(3, 2), torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0.8, 0.45, 0.12])
     one_by_one = [eps(x[i : i + 1], t[i], tau[i]) for i in range(3)]
     close(eps(x, t, tau), torch.cat(one_by_one))
