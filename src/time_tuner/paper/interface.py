@@ -16,12 +16,12 @@ from ..plans.plan import Plan
 from ..samplers import SAMPLERS, Noise, Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, Point, as_float64
-from ..tuners import ReferenceDistance
+from ..tuners import ReferenceDistance, Sequential
 from ..tuners.base import TuningRun, listener
 from ..tuners.budget import forward
 from ..tuners.calibration import CalibrationBatch
 from ..tuners.guard import gain_with_error
-from ..tuners.timesteps.adam import ITERATIONS, LR, adam
+from ..tuners.timesteps.adam import ITERATIONS, adam
 from ..tuners.timesteps.runs import PlanRun, Run, State
 from ..tuners.timesteps.search import Search
 from .data_loader import LoaderCalibration
@@ -206,7 +206,8 @@ class TimeTuner:
             ValueError: names the argument, what was got and the way out.
         """
         choose("tune_type", tune_type, ("sequential", "parallel"))
-        samples = check_int("samples", samples, 2)
+        samples, searches = check_int("samples", samples, 2), lr is None and total_iters is None
+        Sequential("search" if searches else "adam", lr=lr, iterations=total_iters)  # checks them
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run
         if isinstance(step, SamplerStep):
@@ -241,11 +242,10 @@ class TimeTuner:
         with listener(verbose) as listening:
             tuning = TuningRun(cost_log=cost_log, listener=listening, planned={"reference": reference})
             if lr is None and total_iters is None:
-                ratios = Search(run, calibration.fixed(samples), tune_type, tuning=tuning)()[0]
+                ratios = Search(run, calibration.fixed(samples), tune_type, tuning)()[0]
             else:
-                calibration.iterations = ITERATIONS if total_iters is None else total_iters
-                rate = LR if lr is None else lr
-                ratios = adam(run, calibration.batch, tune_type, rate, calibration.iterations, tuning=tuning)
+                calibration.iterations = total_iters or ITERATIONS
+                ratios = adam(run, calibration.batch, tune_type, tuning, lr, total_iters)
             with cost_log.purpose("reference"):
                 untuned, tuned = _distances(run, ratios, held_out)
             tuning.finish({})

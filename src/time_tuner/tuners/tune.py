@@ -119,20 +119,19 @@ def tune(
         )
     log = CostLog()
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
-    given = isinstance(data, Calibration)
-    calibration = data if given else Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
-    tuner.check(plan, calibration.own)
+    if not isinstance(data, Calibration):
+        data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
+    tuner.check(plan, data.own)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
     # 2. The run: its checkpoint, its progress.
     kept = None
     if checkpoint is not None:
-        inputs = _inputs(tuner, plan, calibration, guard, BatchedModel(model, network.batch))
+        inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch))
         kept = Checkpoint(Path(checkpoint), inputs)
-    planned = _planned(tuner, plan, samples, network.batch, not calibration.drawn, guard, limit, None)
-    usual = {purpose: costs[0] for purpose, costs in planned.items()}
+    planned = _planned(tuner, plan, samples, network.batch, not data.drawn, guard, limit, None)
     with listener(progress) as listening:
-        run = TuningRun(calibration, limit, log, kept, listening, usual)
+        run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
         if run.plan is None:
             tuned = _tuned(tuner, network, plan, run, guard).with_provenance(cost=log.to_dict())
         else:
@@ -277,13 +276,13 @@ def estimate(
 ) -> Estimate:
     """What `tune` with these arguments will cost, after a few network calls that are timed; `own_samples` where no data
     will be given."""
-    tuner, samples, limit = tuner_of(tuner), check_int("samples", samples, 2), _budget(tuner_of(tuner), budget)
+    tuner, batch = tuner_of(tuner), _batch(batch, samples, device)
     tuner.check(plan, own_samples)
-    batch = _batch(batch, samples, device)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
     model = BatchedModel(as_model(eps, plan.schedule, shape), batch)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
-    return Estimate(_planned(tuner, plan, samples, batch, own_samples, guard, limit, speed), speed)
+    costs = _planned(tuner, plan, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
+    return Estimate(costs, speed)
 
 
 def _planned(
@@ -300,9 +299,10 @@ def _planned(
     run, costs = forward(samples, batch), dict[str, tuple[Cost, Cost]]()
     if tuner.uses_data and own_samples:
         costs["data"] = (run * len(reference_plan(plan.schedule, 0.0, OWN_CALLS)),) * 2
-    for purpose, (usual, most) in tuner.cost(plan, samples, batch, budget, speed).items():
-        limit = budget if purpose == "tuning" else Budget()
-        costs[purpose] = _cut(usual, limit, speed), _cut(most, limit, speed)
+    costs |= tuner.cost(plan, samples, batch, budget, speed)
+    if "tuning" in costs:
+        usual, most = costs["tuning"]
+        costs["tuning"] = _cut(usual, budget, speed), _cut(most, budget, speed)
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:
