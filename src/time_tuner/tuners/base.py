@@ -130,18 +130,13 @@ class TuningRun:
     continued: the state holds plain JSON values, from which it must find the same plan.
 
     Progress is reported after each step, when a phase begins, and ten times a second at most while network calls are
-    made. The time left follows from the sample evaluations left and the pace so far; for the tuner's own work from the
-    share of it that is done, or from the clock of its budget, whichever is less.
+    made. The time left follows from the sample evaluations left (of those `planned`) and the pace so far; for the
+    tuner's own work from the share of it that is done, or from the clock of its budget, whichever is less.
 
-    Args:
+    Attributes:
         calibration: data, noise and seeds.
         budget: of tuning.
         cost_log: where network calls are counted.
-        checkpoint: the file that keeps the state; None for none.
-        listener: called with the `Progress`; None for none.
-        planned: the expected cost by purpose, for the time left.
-
-    Attributes:
         state: saved by an earlier run; {} for a new run.
         same_budget: whether that run had the same budget.
         plan: the finished plan of that run, in plain values, if it had.
@@ -208,14 +203,8 @@ class TuningRun:
             logger.log(logging.INFO if self.state else logging.WARNING, "%s", self.stopped)  # nothing is tuned
 
     def save_step(self, step: int, share: float, losses: tuple[float, float], state: Mapping[str, Any]) -> None:
-        """Save the state after a step, and report the progress.
-
-        Args:
-            step: the number of steps made.
-            share: of the tuner's work that is done, from 0 to 1.
-            losses: of the step, or of the best so far: untuned and tuned.
-            state: from which a run continues.
-        """
+        """Save the state after a step, from which a run continues, and report the progress: the number of steps made,
+        the share of the tuner's work that is done, and the losses of the step, or of the best, untuned and tuned."""
         self.state, self.share = dict(state), share
         self._save()
         self._progress = replace(self._progress, step=step, losses=losses)

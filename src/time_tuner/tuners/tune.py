@@ -212,10 +212,9 @@ def tune_several(
     done: Callable[[Sequence[Plan]], None] = lambda plans: None,
     **how: Any,
 ) -> list[Plan]:
-    """The plans tuned, from the fewest calls to the most.
+    """The plans tuned, from the fewest calls to the most, on the same data or by the same runs of a teacher.
 
-    They are tuned on the same data, or by the same runs of a teacher; in joint tuning each also has the one before as a
-    warm start. A budget is for each.
+    In joint tuning each also has the one before as a warm start. A budget is for each.
 
     Args:
         eps, tuner, data, seed, samples, shape, device, checkpoint: see `tune`.
@@ -227,7 +226,7 @@ def tune_several(
         ValueError: two plans for the same number of calls; and see `tune`.
     """
     plans, tuner = sorted(plans, key=len), tuner_of(tuner)
-    counts = [len(plan) for plan in plans]
+    counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):

@@ -61,15 +61,8 @@ class GaussNewton:
         return self.curvatures <= self.steps // 2
 
     def step(self, new: Gradients, loss_of: Callable[[Plan], float]) -> None:
-        """One step.
-
-        Args:
-            new: at v, on some pairs.
-            loss_of: the loss of a plan on the same pairs.
-
-        Raises:
-            ValueError: the loss is NaN or infinite at the candidate itself.
-        """
+        """One step, by gradients at v on some pairs, and the loss of a plan on the same ones; a ValueError if the loss
+        is NaN or infinite at the candidate itself."""
         if not new.finite() and not self.v.any():
             raise ValueError("the distance, or its gradient, is NaN or infinite: eps or distance returned such values")
         if not new.finite():

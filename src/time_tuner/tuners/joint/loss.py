@@ -127,15 +127,9 @@ class TeacherLoss:
         derivative of its end by v. With the distance d_i and its gradient q_i by the end, the gradient is the mean of
         J_i^T q_i. The curvature is that of Gauss-Newton for a distance that falls to 0 as a cone does: the mean of
         J_i^T J_i |q_i|^2 / d_i, where J_i^T J_i is estimated by J_i^T u u^T J_i with a random u of mean square 1
-        (Hutchinson, 1989), in a second backward pass. A distance may depend on parts of the ends alone: u is larger
-        where q is, by the root of its root mean square over the pairs.
-
-        Args:
-            parameters, v: the plan is `parameters.plan(v)`.
-            rows: of the pairs.
-            times: see `time_gradients`.
-            generator: of u; None for no curvature.
-            checkpoint: keep the activations of one call at a time.
+        (Hutchinson, 1989), in a second backward pass; without a generator for u there is none. A distance may depend on
+        parts of the ends alone: u is larger where q is, by the root of its root mean square over the pairs. With
+        `checkpoint` the activations of one call at a time are kept.
         """
         model, pairs = for_rows(self.model, rows), self.pairs[rows]
         with torch.enable_grad():

@@ -55,18 +55,10 @@ def teach(
     """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
     conditions of the model.
 
-    In a budget of seconds no run begins that is not expected to end within a quarter of them, by the pace so far.
-
-    Args:
-        model: the model.
-        teacher: the plan of the teacher.
-        run: calibration and budget.
-        pairs: the most pairs; 2048 by default.
-        cache: a .safetensors file that keeps the ends: an interrupted run continues from there, and a finished one
-            makes a single run again, to check that the model is the same.
-
-    Raises:
-        ValueError: the cache was made by another teacher, from another seed, or with another model.
+    There are at most `pairs`, 2048 by default. In a budget of seconds no run begins that is not expected to end within
+    a quarter of them, by the pace so far. The cache is a .safetensors file that keeps the ends: an interrupted run
+    continues from there, and a finished one makes a single run again, to check that the model is the same; a ValueError
+    if it was made by another teacher, from another seed, or with another model.
     """
     calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
     made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}

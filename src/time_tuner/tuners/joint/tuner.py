@@ -25,27 +25,14 @@ from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..base import Tuner, TuningRun
-from ..budget import Budget, Speed, forward, measure_speed
+from ..budget import Budget, Speed, measure_speed
 from .candidates import candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import PARTS, Parameters, check_parts
 from .search import JointSearch
-from .sizing import (
-    BATCH,
-    FEWEST_RUNS,
-    MOST_HELD,
-    MOST_ITERATIONS,
-    MOST_RECOMPUTED,
-    MOST_RUNS,
-    RANKED,
-    RECOMPUTED,
-    RUNS,
-    next_look,
-    num_iterations,
-    num_pairs,
-)
-from .successive_halving import max_candidates, num_trials
-from .teacher import AT_ONCE, FEWEST, MOST, SHARE, Pairs, described, teach, teacher_cost, usual_teacher
+from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
+from .successive_halving import max_candidates
+from .teacher import FEWEST, Pairs, described, teach, teacher_cost, usual_teacher
 
 
 @dataclass(frozen=True)
@@ -183,46 +170,11 @@ class Joint(Tuner):
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
         """Of runs in a cache one is made again; {} where only an unknown speed decides."""
-        calls, limit = len(self._teacher_of(plan)), budget.seconds
-        if limit is not None and speed is None and not self.sized:
-            return {}
-        # 1. The pairs.
-        made = wanted = self.pairs or num_pairs(calls, budget, batch) or MOST
-        left = None
-        if limit is not None and speed is not None:
-            group = min(AT_ONCE, wanted)
-            made = min(wanted, int(SHARE * limit * group / speed.seconds(teacher_cost(group, calls, batch))))
-            left = limit - speed.seconds(teacher_cost(made, calls, batch))
-        held = max(1, min(MOST_HELD, made // 4))
-        teacher, most_teacher = (teacher_cost(pairs, calls, batch) for pairs in (made, wanted))
-        if self.teacher_cache is not None and Path(self.teacher_cache).exists():
-            teacher = Cost(calls, calls)
-        # 2. The iterations.
-        expected = most_count = num_iterations(plan, budget, batch, speed, left)
-        if self.iterations is not None:
-            expected, most_count = min(self.iterations, expected) if budget else self.iterations, self.iterations
-        elif limit is not None:
-            most_count = int(expected * RUNS / FEWEST_RUNS)
-
-        def looks(count: int) -> Cost:
-            given = 1 + len(self.warm_starts)
-            taking_part = max(given, min(self.candidates, max_candidates(count)))
-            number, at = 1 + taking_part + num_trials(taking_part), next_look(0)
-            while at <= count:
-                number, at = number + 1, next_look(at)
-            ranking = forward(min(held, BATCH), batch) * (RANKED * (taking_part > given))
-            return (forward(held, batch) * number + ranking) * len(plan)
-
-        def tuning(count: int, runs: float) -> Cost:
-            return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)
-
-        usual = tuning(expected, RUNS + RECOMPUTED * bool(self.checkpoint_steps))
-        most = tuning(most_count, MOST_RUNS + MOST_RECOMPUTED * (self.checkpoint_steps is not False))
-        if budget.calls is not None and most.calls > budget.calls:
-            # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
-            looked = looks(budget.calls // (FEWEST_RUNS * len(plan))).evaluations
-            most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-        return {"teacher": (teacher, most_teacher), "tuning": (usual, most)}
+        calls = len(self._teacher_of(plan))
+        costs = joint_cost(self, calls, plan, batch, budget, speed)
+        if costs and self.teacher_cache is not None and Path(self.teacher_cache).exists():
+            costs["teacher"] = Cost(calls, calls), costs["teacher"][1]
+        return costs
 
     def following(self, tuned: Plan) -> "Joint":
         """It has as many pairs, and this plan as a warm start."""
