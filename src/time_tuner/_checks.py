@@ -54,7 +54,7 @@ def require(package: str, extra: str) -> None:
         raise ValueError(f"the package {package} is missing: pip install 'time-tuner[{extra}]'")
 
 
-def check_device(device: str | None) -> torch.device:
+def check_device(device: torch.device | str | None) -> torch.device:
     """The device of this name, the CPU by default.
 
     Raises:
@@ -62,9 +62,9 @@ def check_device(device: str | None) -> torch.device:
     """
     try:
         return torch.empty(0, device=device or "cpu").device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).partition(" of ")[0] if "Expected one" in str(error) else str(error).splitlines()[0]
-        raise ValueError(f"device must be one of this machine, such as cpu, got {device!r}: {reason}") from None
+        raise ValueError(f"device must be one that torch can use here, got {device!r}: {reason}") from None
 
 
 def accepts(function: Any, count: int, names: Iterable[str] = ()) -> bool:

@@ -25,9 +25,8 @@ def load_data(path: str | os.PathLike[str], shape: tuple[int, ...], most: int | 
 
     Pictures are PNG or JPEG files, in subfolders too, converted to gray or RGB as `shape` (1 or 3, H, W) requires and
     scaled to [-1, 1]. All must have one size; with the model's ratio of height to width they are resized. Of an .npz
-    the
-    first array of samples of this shape is taken, with channels first, last, or left out where there is one; uint8 is
-    scaled to [-1, 1], floating-point numbers are kept.
+    the first array of samples of this shape is taken, with channels first, last, or left out where there is one; uint8
+    is scaled to [-1, 1], floating-point numbers are kept.
 
     Args:
         path: the folder or the file.

@@ -4,6 +4,7 @@ The Frechet distance of samples is biased: the fewer they are, the higher it com
 computed from equally many samples.
 """
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -97,8 +98,7 @@ def exact_moments(data: Gaussian, plan: Plan) -> tuple[Tensor, Tensor]:
     weights = Gaussian(data.mean.reshape(-1, 1) * unit[0], data.std.reshape(-1, 1).expand(-1, calls + 2))
     end = plan.initial_state(unit[1].expand(data.mean.numel(), -1))
     eps = weights.eps(plan.schedule)
-    for end in trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)):  # noqa: B007, B020 - the last
-        pass
+    end = deque(trajectory(eps, plan, end, lambda x: next(draws).expand_as(x)), maxlen=1).pop()
     return end[:, 0].reshape(data.mean.shape), end[:, 1:].norm(dim=1).reshape(data.mean.shape)
 
 

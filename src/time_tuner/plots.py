@@ -48,12 +48,22 @@ def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "") -> 
     Raises:
         ValueError: no rows, or rows that do not match.
     """
-    count, _, height, width = _checked_strips(strips)
+    if not strips:
+        raise ValueError("image_grid needs at least one row of pictures")
+    shape = tuple(strips[0].images.shape)
+    for strip in strips:
+        if (got := tuple(strip.images.shape)) != shape:
+            raise ValueError(
+                f"all rows must have pictures of one number and size, {shape}, got {got} in {strip.caption!r}"
+            )
+    if len(shape) != 4 or not shape[0] or not is_picture(shape[1:]):
+        raise ValueError(f"pictures must have shape (n, 1, H, W) or (n, 3, H, W), got {shape}")
+    count, _, height, width = shape
     larger = max(1, round(CELL / width))
     wide, high = (count * (width * larger + GAP) - GAP) / DPI, height * larger / DPI
     figure, panels = _figure(len(strips), 1, (wide + 2.2, len(strips) * (high + 0.08) + 0.9))
     for axes, strip in zip(panels, strips, strict=True):
-        axes.imshow(_displayable(_mosaic(strip.images, count, GAP, larger)), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(_mosaic(strip.images, count, GAP, larger), cmap="gray", vmin=0, vmax=1)
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[], anchor="E")  # what is left over is for captions
         caption = f"{strip.caption}\n{strip.note}" if strip.note else strip.caption
@@ -89,7 +99,7 @@ def sample_sheet(images: Tensor, columns: int | None = None) -> "Image":
     check_drawable(len(images), images.shape[1:])
     columns = columns or math.ceil(math.sqrt(len(images)))
     larger = max(1, min(3, 1600 // (columns * (images.shape[-1] + 2))))
-    sheet = _displayable(_mosaic(images, columns, 2 * larger, larger))
+    sheet = _mosaic(images, columns, 2 * larger, larger)
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 
@@ -205,35 +215,15 @@ def save(picture: "Figure | Image", path: Path) -> None:
             picture.save(file, format=kind)
 
 
-def _checked_strips(strips: Sequence[Strip]) -> tuple[int, ...]:
-    if not strips:
-        raise ValueError("image_grid needs at least one row of pictures")
-    shape = tuple(strips[0].images.shape)
-    for strip in strips:
-        if tuple(strip.images.shape) != shape:
-            got = tuple(strip.images.shape)
-            raise ValueError(
-                f"all rows must have pictures of one number and size, {shape}, got {got} in {strip.caption!r}"
-            )
-    if len(shape) != 4 or not shape[0] or not is_picture(shape[1:]):
-        raise ValueError(f"pictures must have shape (n, 1, H, W) or (n, 3, H, W), got {shape}")
-    return shape
-
-
-def _mosaic(images: Tensor, columns: int, gap: int, larger: int = 1) -> Tensor:
-    """Pictures (n, C, H, W) in [-1, 1] as one, (C, ...) in [0, 1]: enlarged, in rows, with white in between."""
+def _mosaic(images: Tensor, columns: int, gap: int, larger: int) -> Any:
+    """Pictures (n, C, H, W) in [-1, 1] as one, (H, W) or (H, W, 3) in [0, 1]: enlarged, in rows, with white between."""
     n, channels, height, width = images.shape
     height, width, rows = height * larger, width * larger, math.ceil(n / columns)
     sheet = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
     for i, image in enumerate((images.detach().float().cpu().clamp(-1, 1) + 1) / 2):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[:, y : y + height, x : x + width] = image.repeat_interleave(larger, 1).repeat_interleave(larger, 2)
-    return sheet
-
-
-def _displayable(image: Tensor) -> Any:
-    """(1, H, W) -> (H, W) and (3, H, W) -> (H, W, 3), numpy."""
-    return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+    return (sheet[0] if channels == 1 else sheet.permute(1, 2, 0)).numpy()
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Sequence[Axes]]":

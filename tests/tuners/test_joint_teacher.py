@@ -107,8 +107,8 @@ def test_a_quarter_of_the_seconds_is_for_the_teacher(monkeypatch: pytest.MonkeyP
     clock = Clock(monkeypatch, 0.01)
     run = run_on(budget=Budget(seconds=100))
     pairs = teach(batched(clock(EPS)), PLAN, run, wanted)
-    assert 23.9 <= run.meter.seconds <= 25.001
-    assert len(pairs) == pytest.approx(run.meter.seconds / 10 / 0.01)
+    assert 23.9 <= run.seconds <= 25.001
+    assert len(pairs) == pytest.approx(run.seconds / 10 / 0.01)
 
 
 @pytest.mark.parametrize("slower", [2, 4])
@@ -119,7 +119,7 @@ def test_the_teacher_stops_early_on_a_machine_that_slows_down(
     clock = Clock(monkeypatch, lambda n: 0.01 * (slower if n > after else 1))
     run = run_on(budget=Budget(seconds=100))
     pairs = teach(batched(clock(EPS)), PLAN, run)
-    assert 20 <= run.meter.seconds <= 25 + 8 * 10 * 0.01 * slower  # and a group of eight runs
+    assert 20 <= run.seconds <= 25 + 8 * 10 * 0.01 * slower  # and a group of eight runs
     assert 8 <= len(pairs) < 250
     assert torch.equal(pairs.x, teach(batched(EPS), PLAN, run_on(), len(pairs)).x)
 

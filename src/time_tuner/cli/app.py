@@ -5,16 +5,17 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from .. import __version__, data, plots
 from ..loading import model_facts
 from ..models.conditions import Conditions
-from ..tuners import TUNERS, Budget, tuner_of
+from ..plans.plan import Plan
+from ..tuners import Budget, tuner_of
 from . import options, output, sample
-from .options import CALLS, Sampler_, Seed_, Spacing_, with_model
+from .options import CALLS, with_model
 
 FEW_SAMPLES, SAMPLES = 32, 256  # to tune pipelines, and other models, on
 PICTURES = (".png", ".svg", ".pdf")
@@ -44,7 +45,7 @@ class Commands(typer.core.TyperGroup):
 
 
 def _message(error: Exception) -> str:
-    """What is wrong: without an error number, and with the place of an error that nobody has foreseen."""
+    """What is wrong, without an error number; with the place of an error that nobody has foreseen."""
     if isinstance(error, typer.TyperException):
         return str(error.format_message())
     if isinstance(error, OSError) and error.strerror:
@@ -78,10 +79,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+def root(context: typer.Context, version: options.Version_ = False) -> None:
     if version:
         print(f"time-tuner {__version__}")
     elif context.invoked_subcommand is None:
@@ -89,10 +87,7 @@ def root(
 
 
 @app.command(short_help="See what tuning does: the bundled digits, side by side.")
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for pictures and plans.")] = Path("time-tuner-demo"),
-    seed: Seed_ = 0,
-) -> None:
+def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 0) -> None:
     """Tune 5 calls of the bundled digits network, and compare the plans with untuned runs from the same noise.
 
     Takes three minutes at most, on a slow machine with fewer samples. Pictures and plans are written into one folder.
@@ -100,7 +95,6 @@ def demo(
     """
     from .demo import run
 
-    options.check_seed(seed)
     run(out, seed)
 
 
@@ -109,38 +103,17 @@ def demo(
 def tune(
     model: str,
     conditions: Conditions,
-    out: Annotated[Path, typer.Option("--out", help="The plan file to write.")] = Path("plan.json"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan file that exists.")] = False,
-    calls: Annotated[
-        str, typer.Option("--calls", help="Network calls of a run; several, as in 4,5,8, for a plan for each.")
-    ] = str(CALLS),
-    tuner_text: Annotated[
-        str | None,
-        typer.Option(
-            "--method",
-            help=f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; sequential for a "
-            "network without gradients, a sampler that draws noise, and --data]",
-        ),
-    ] = None,
-    sampler: Sampler_ = None,
-    spacing: Spacing_ = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", help="What tuning may spend, as in 20000calls, 60s or 2m.")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples", min=2, help="How many to tune on and to measure on.  [default: 256, of pipelines 32]"
-        ),
-    ] = None,
-    data_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", help="Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]"
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost, and do nothing.")] = False,
-    seed: Seed_ = 0,
+    out: options.PlanOut_ = Path("plan.json"),
+    overwrite: options.Overwrite_ = False,
+    calls: options.SeveralCalls_ = str(CALLS),
+    method: options.Method_ = None,
+    sampler: options.Sampler_ = None,
+    spacing: options.Spacing_ = None,
+    budget: options.Budget_ = None,
+    samples: options.Samples_ = None,
+    data_path: options.Data_ = None,
+    dry_run: options.DryRun_ = False,
+    seed: options.Seed_ = 0,
 ) -> None:
     """Tune a plan for a number of network calls, measure it on held-out noise, and save it.
 
@@ -149,16 +122,14 @@ def tune(
     """
     from .tune import check_new, show_estimate, tune_plans
 
-    options.check_suffix(out, (".json",))
-    options.check_seed(seed)
+    options.check_suffix(out, ".json")
     counts = sorted(set(options.read_numbers("--calls", calls, 1)))
     if not dry_run:
         check_new(out, overwrite)
     if data_path is not None and isinstance(conditions.label, tuple):
         raise ValueError(f"--label must be one label where --data is what to tune on, got {conditions.label}")
-    limit, load = Budget.parse(budget), options.loader(model)
-    options.check_names(sampler, spacing)
-    tuner = None if tuner_text is None else tuner_of(tuner_text)
+    limit, load = Budget.parse(budget), options.loader(model, sampler, spacing)
+    tuner = None if method is None else tuner_of(method)
     with output.waiting(f"loading {model}"):
         loaded = load(conditions)
     assert loaded.shape is not None
@@ -178,33 +149,22 @@ def tune(
 def sample_command(
     model: str,
     conditions: Conditions,
-    out: Annotated[Path, typer.Option("--out", help="Where to: .png for pictures, .npz for arrays.")] = Path(
-        "samples.png"
-    ),
-    plan: Annotated[
-        str | None, typer.Option("--plan", help="A plan file, or a bundled plan; instead of sampler and spacing.")
-    ] = None,
-    calls: Annotated[
-        int | None,
-        typer.Option("--calls", help=f"Network calls; which plan, of a file of several.  [default: {CALLS}]"),
-    ] = None,
-    sampler: Sampler_ = None,
-    spacing: Spacing_ = None,
-    count: Annotated[
-        int | None, typer.Option("-n", "--count", min=1, help="How many samples.  [default: 64, of pipelines 4]")
-    ] = None,
-    seed: Seed_ = 0,
+    out: options.SamplesOut_ = Path("samples.png"),
+    plan: options.Plan_ = None,
+    calls: options.Calls_ = None,
+    sampler: options.Sampler_ = None,
+    spacing: options.Spacing_ = None,
+    count: options.Count_ = None,
+    seed: options.Seed_ = 0,
 ) -> None:
     """Draw samples, by a plan or untuned.
 
     A sample depends on its own seed alone, not on how many are drawn with it.
     """
-    options.check_suffix(out, (".png", ".npz"))
-    options.check_seed(seed)
+    options.check_suffix(out, ".png", ".npz")
     if plan is not None and (sampler or spacing):
         raise ValueError("give either --plan or --sampler and --spacing: a plan has its own")
-    load = options.loader(model)
-    options.check_names(sampler, spacing)
+    load = options.loader(model, sampler, spacing)
     given = None if plan is None else sample.one_plan(plan, calls)
     with output.waiting(f"loading {model}"):
         loaded = load(conditions)
@@ -224,18 +184,14 @@ def sample_command(
 
 @app.command(short_help="Print a plan, and plot it; or the facts of a model.")
 def show(
-    plan: Annotated[
-        str | None, typer.Argument(metavar="PLAN", help="A plan file, or a bundled plan.", show_default=False)
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Instead of a plan: a model, or a pipeline.")] = None,
-    calls: Annotated[
-        int | None, typer.Option("--calls", help="Which plan, of a file of several.  [default: all]")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Plot what was tuned: .png, .svg or .pdf.")] = None,
+    plan: options.ShownPlan_ = None,
+    model: options.ShownModel_ = None,
+    calls: options.ShownCalls_ = None,
+    out: options.ShownOut_ = None,
 ) -> None:
     """Print plans: where the network is called, what it receives, how the plan was made, and what tuning has gained."""
     if out is not None:
-        options.check_suffix(out, PICTURES)
+        options.check_suffix(out, *PICTURES)
     if (plan is None) == (model is None):
         raise ValueError("give either PLAN, a plan file, or --model")
     if model is not None:
@@ -259,24 +215,11 @@ def show(
 def compare(
     model: str,
     conditions: Conditions,
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN...",
-            help="sampler(option=value):calls@spacing, as in 'ddim(eta=0.5):10@quadratic'; or a plan file or a bundled "
-            "plan, with :calls for one of several.",
-            show_default=False,
-        ),
-    ],
-    spacing: Spacing_ = None,
-    count: Annotated[
-        int | None,
-        typer.Option("-n", "--count", min=2, help="Samples a run.  [default: 100, of pipelines 8, of numbers 10000]"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The picture, or .npz for arrays.  [default: comparison.png]")
-    ] = None,
-    seed: Seed_ = 0,
+    runs: options.Runs_,
+    spacing: options.Spacing_ = None,
+    count: options.RunCount_ = None,
+    out: options.ComparedOut_ = None,
+    seed: options.Seed_ = 0,
 ) -> None:
     """Compare runs of one model from the same noise: their samples, their distances to a reference run, their costs.
 
@@ -285,17 +228,15 @@ def compare(
     from . import compare as comparing
 
     if out is not None:
-        options.check_suffix(out, (*PICTURES, ".npz"))
-    options.check_seed(seed)
-    load = options.loader(model)
-    options.check_names(None, spacing)
+        options.check_suffix(out, *PICTURES, ".npz")
+    load = options.loader(model, spacing=spacing)
     texts = comparing.read_runs(runs, spacing)
     with output.waiting(f"loading {model}"):
         loaded = load(conditions)
     count = count or comparing.usual_count(loaded)
     if out is not None and out.suffix.lower() in PICTURES:
         sample.check_drawable(loaded, 1)
-    plans = {name: made(loaded) for name, made in texts.items()}
+    plans = {name: made if isinstance(made, Plan) else made(loaded) for name, made in texts.items()}
     batch = sample.batch_of(loaded, conditions)
     with output.Bar(f"{count} samples of each run", comparing.work(loaded, plans, count)) as bar:
         compared = comparing.compare(loaded, plans, count, seed, batch, bar)

@@ -15,7 +15,6 @@ from .._checks import check_int
 from .._spec import parse_run
 from ..metrics import distance, exact_moments
 from ..models.base import Model
-from ..models.counting import Cost, CostLog, CountedModel
 from ..models.exact import ExactModel, Gaussian
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
@@ -32,21 +31,12 @@ PICTURES = 10
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the comparison.
-
-    Attributes:
-        name: of the run.
-        plan: its plan.
-        samples: (n, ...).
-        cost: of drawing them.
-        distances: of each sample from the end of the reference run from the same noise, (n,); None for a run that draws
-            noise of its own, which ends elsewhere by design.
-    """
+    """One run of the comparison: its name, its plan, its samples (n, ...), and the distance of each from the end of the
+    reference run from the same noise, (n,); None for a stochastic run, which ends elsewhere by design."""
 
     name: str
     plan: Plan
     samples: Tensor
-    cost: Cost
     distances: Tensor | None = None
 
 
@@ -59,8 +49,8 @@ class Comparison:
     runs: Sequence[Run]
 
 
-def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Callable[[Model], Plan]]:
-    """The plans of runs, each as a function of the model that it is made for, by name.
+def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Plan | Callable[[Model], Plan]]:
+    """The plans of runs by name; an untuned one as a function of the model that it is made for.
 
     Args:
         texts: `sampler(option=value):calls@spacing`, or plans as `read_plans` takes them.
@@ -69,15 +59,16 @@ def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Cal
     Raises:
         ValueError: a text of another form, or an unknown name in it.
     """
-    runs: dict[str, Callable[[Model], Plan]] = {}
+    runs: dict[str, Plan | Callable[[Model], Plan]] = {}
     for text in texts:
         if ".json" in text or "/" in text or Path(text).is_file():
-            runs |= {_short(name): partial(_given, plan) for name, plan in read_plans(text).items()}
+            for name, plan in read_plans(text).items():  # a file without its folder
+                runs[name.rpartition("/")[2] if ".json" in name else name] = plan
             continue
         sampler, calls, written = parse_run(text)
         check_names(sampler, written)
         check_int(f"calls of {text}", calls, 1)
-        runs[text] = partial(_untuned, sampler, calls, written or spacing)
+        runs[text] = partial(untuned_plan, sampler=sampler, calls=calls, spacing=written or spacing)
     return runs
 
 
@@ -102,17 +93,13 @@ def compare(
         reference_calls: of the reference runs.
     """
 
-    def run(name: str, plan: Plan) -> Run:
-        log = CostLog()
-        samples = draw(CountedModel(model, log), plan, count, seed, batch, bar)
-        return Run(name, plan, samples, log.of(log.current))
+    def run(name: str, plan: Plan, reference: Run | None = None) -> Run:
+        samples = draw(model, plan, count, seed, batch, bar)
+        apart = None if reference is None or plan.stochastic else distance(samples, reference.samples)
+        return Run(name, plan, samples, apart)
 
     references = {end: run("reference", plan) for end, plan in _references(model, plans, reference_calls).items()}
-    runs = []
-    for name, plan in plans.items():
-        drawn, many = run(name, plan), references[float(plan.t[-1])]
-        distances = None if plan.stochastic else distance(drawn.samples, many.samples)
-        runs.append(Run(name, plan, drawn.samples, drawn.cost, distances))
+    runs = [run(name, plan, references[float(plan.t[-1])]) for name, plan in plans.items()]
     return Comparison(model, next(iter(references.values())), runs)
 
 
@@ -137,7 +124,7 @@ def table(comparison: Comparison, seed: int) -> Table:
             more = tuple(f"{float(value.mean()):.5f}" for value in exact_moments(exact, run.plan))
         else:
             more = ("-" if run.distances is None else output.with_error(run.distances),)
-        made.add_row(run.name, str(len(run.plan)), f"{run.cost.evaluations:,}", *moments, *more)
+        made.add_row(run.name, str(len(run.plan)), f"{count * len(run.plan):,}", *moments, *more)
     if exact is not None:
         made.add_row("the data", *[""] * 4, f"{float(exact.mean.mean()):.5f}", f"{float(exact.std.mean()):.5f}")
     made.caption = "± is one standard error. evaluations: network calls x samples in them. " + (
@@ -158,14 +145,12 @@ def picture(comparison: Comparison, batch: int) -> "Figure | None":
         density = plots.target_density(model)
         shown = list(runs.items())[int(density is not None) :]  # the density is the reference
         return plots.distributions({name: run.samples for name, run in shown}, density)
-    pictures = {name: decode(model, run.samples[:PICTURES], batch) for name, run in runs.items()}
-    if not data.is_picture(pictures[next(iter(runs))].shape[1:]):
+    strips = []
+    for name, run in runs.items():
+        note = "" if run.distances is None else f"distance {float(run.distances.mean()):.2f}"
+        strips.append(plots.Strip(name, decode(model, run.samples[:PICTURES], batch), note))
+    if not data.is_picture(strips[0].images.shape[1:]):
         return None
-    notes = {
-        run.name: "" if run.distances is None else f"distance {float(run.distances.mean()):.2f}"
-        for run in runs.values()
-    }
-    strips = [plots.Strip(name, pictures[name], notes[run.name]) for name, run in runs.items()]
     footnote = f"distance: to the reference, mean of {len(reference.samples)} samples"
     return plots.image_grid(strips, "The same noise in every column", footnote)
 
@@ -175,14 +160,13 @@ def write(comparison: Comparison, batch: int, out: Path | None) -> None:
     is one."""
     if out is not None and out.suffix.lower() == ".npz":
         data.save_arrays({run.name: run.samples for run in (comparison.reference, *comparison.runs)}, out)
-    else:
-        figure = picture(comparison, batch)
-        if figure is None:
-            shape = tuple(comparison.reference.samples.shape[1:])
-            output.result(f"samples of shape {shape} are no pictures: --out runs.npz keeps them as arrays")
-            return
+    elif (figure := picture(comparison, batch)) is not None:
         out = out or Path("comparison.png")
         plots.save(figure, out)
+    else:
+        shape = tuple(comparison.reference.samples.shape[1:])
+        output.result(f"samples of shape {shape} are no pictures: --out runs.npz keeps them as arrays")
+        return
     output.result(f"wrote {out}")
 
 
@@ -198,16 +182,3 @@ def _references(model: Model, plans: Mapping[str, Plan], calls: int = REFERENCE_
     """The reference runs, by where they end."""
     ends = dict.fromkeys(float(plan.t[-1]) for plan in plans.values())
     return {end: reference_plan(model.schedule, end, calls) for end in ends}
-
-
-def _untuned(sampler: str, calls: int, spacing: str | None, model: Model) -> Plan:
-    return untuned_plan(model, sampler, calls, spacing)
-
-
-def _given(plan: Plan, model: Model) -> Plan:
-    return plan
-
-
-def _short(name: str) -> str:
-    """The name of a plan file without its folder; the whole name of a bundled plan."""
-    return name.rpartition("/")[2] if ".json" in name else name

@@ -15,7 +15,7 @@ from ..models.base import HookedModel, Model
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..tuners import Budget, Calibration, ReferenceDistance, tune
-from ..tuners.budget import Speed, measure_speed
+from ..tuners.budget import Speed, forward, measure_speed
 from . import output
 from .compare import compare, picture, table
 from .tune import checkpoint_of
@@ -59,41 +59,44 @@ def run(out: Path, seed: int = 0) -> None:
     with output.waiting("loading the digits network"):
         model = load_model("digits")
     plan = make_plan("ddim", model.schedule, CALLS, SPACING)
-    speed = _choose_threads(model, plan)
-    count, seconds = plan_time(speed)
+    count, seconds = plan_time(_choose_threads(model, plan))
     output.result(
         f"Tuning {CALLS} calls of the bundled digits network: conditioning times alone (TimeTuner), and all parts of a "
         f"plan (joint). This takes about {seconds:.0f} s."
     )
+    files = {name: out / f"{name.lower()}-{CALLS}.json" for name in TUNERS}
     try:
         with Clock("", seconds) as clock:
-            tuned = _tune(model, plan, count, seed, out, clock)
+            tuned = _tune(model, plan, count, seed, files, clock)
             _compare(model, plan, tuned, count, seed, out, clock)
     except KeyboardInterrupt:
         print(f"interrupted: the plans found so far are kept in {out}, the same command continues", file=sys.stderr)
         sys.exit(130)
+    for name, path in files.items():
+        checkpoint_of(path).unlink(missing_ok=True)
+        output.result(f"  {path.name:17} the plan of {name}")
+    output.result(
+        "Next:",
+        f"  time-tuner show {files['joint']}",
+        f"  time-tuner sample --plan {files['joint']} -n 64 --label 3 --out samples.png",
+        "  time-tuner tune --calls 8 --out my-plan.json",
+    )
 
 
 def _choose_threads(model: Model, plan: Plan) -> Speed:
     """The speed of the network, with one thread where the default number of them is slower."""
     assert model.shape is not None
-    default = torch.get_num_threads()
-    speeds = {}
+    default, speeds = torch.get_num_threads(), {}
     for threads in dict.fromkeys((default, 1)):
         torch.set_num_threads(threads)
         with output.waiting(f"timing the network with {threads} threads"):
             speeds[threads] = measure_speed(model, plan, model.shape, MOST)
-    took = {threads: _of_call(speed, MOST) for threads, speed in speeds.items()}
+    took = {threads: speed.seconds(forward(MOST)) for threads, speed in speeds.items()}
     chosen = 1 if took[default] > SLOWER * took[1] else default
     torch.set_num_threads(chosen)
     if default > 1:
         output.result(f"Threads: {chosen} of {default}, which is faster here.")
     return speeds[chosen]
-
-
-def _of_call(speed: Speed, samples: int) -> float:
-    """The seconds of a network call with so many samples."""
-    return speed.call + samples * speed.evaluation
 
 
 def plan_time(speed: Speed) -> tuple[int, float]:
@@ -103,33 +106,26 @@ def plan_time(speed: Speed) -> tuple[int, float]:
     calls = OWN_CALLS + REFERENCE_CALLS + guards + runs
     affordable = (OTHERS / calls - speed.call) / max(speed.evaluation, 1e-9)
     count = int(min(MOST, max(FEWEST, affordable)))
-    return count, calls * _of_call(speed, count) + sum(budget for _, budget in TUNERS.values())
+    return count, calls * speed.seconds(forward(count)) + sum(budget for _, budget in TUNERS.values())
 
 
-def _tune(model: Model, plan: Plan, count: int, seed: int, out: Path, clock: Clock) -> dict[str, Plan]:
+def _tune(model: Model, plan: Plan, count: int, seed: int, files: dict[str, Path], clock: Clock) -> dict[str, Plan]:
     """The plan tuned by each tuner; those that an interrupted run has finished are read from their files."""
     watched = HookedModel(model, lambda *_: clock.advance())
     calibration = Calibration(watched, model.schedule, None, count, seed, model.shape)
     clock.phase = "reference run"
     end, noise = float(plan.t[-1]), calibration.held_out()
     guard = ReferenceDistance(watched, model.schedule, end, noise, REFERENCE_CALLS, seed)
-    tuned = {}
+    start = plan.with_provenance(model="digits", spacing=SPACING)
     for name, (text, budget) in TUNERS.items():
         clock.phase = f"tuning, {name}"
-        path = plan_file(out, name)
-        if not checkpoint_of(path).exists():
+        path, kept = files[name], checkpoint_of(files[name])
+        if not kept.exists():
             path.unlink(missing_ok=True)  # of an earlier demo
         if not path.exists():
-            start = plan.with_provenance(model="digits", spacing=SPACING)
-            limit, kept = Budget(seconds=budget), checkpoint_of(path)
+            limit = Budget(seconds=budget)
             tune(watched, start, text, calibration, seed, guard, budget=limit, checkpoint=kept).save(path)
-        tuned[name] = Plan.load(path)
-    return tuned
-
-
-def plan_file(out: Path, name: str) -> Path:
-    """The file of the plan that a tuner has found."""
-    return out / f"{name.lower()}-{CALLS}.json"
+    return {name: Plan.load(path) for name, path in files.items()}
 
 
 def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed: int, out: Path, clock: Clock) -> None:
@@ -141,24 +137,12 @@ def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed:
     clock.phase = "comparison"
     compared = compare(model, plans, count, seed, count, clock, REFERENCE_CALLS)
     output.result(table(compared, seed))
-    for name, one in tuned.items():
-        output.result(f"{name}: {output.verdict(one)}.")
-    files = {"comparison.png": "the same digits from the same noise, untuned, tuned and in more calls"}
+    output.result(*(f"{name}: {output.verdict(one)}." for name, one in tuned.items()))
     figure = picture(compared, count)
     assert figure is not None
     plots.save(figure, out / "comparison.png")
+    output.result(f"\n{clock.elapsed:.0f} s in all. Written to {out}:")
+    output.result("  comparison.png    the same digits from the same noise, untuned, tuned and in more calls")
     if changed:
         plots.save(plots.plot_plan(changed, f"What was tuned, {CALLS} calls"), out / "tuned.png")
-        files["tuned.png"] = "the conditioning times and the corrections of the tuned plans"
-    for name in tuned:
-        checkpoint_of(plan_file(out, name)).unlink(missing_ok=True)
-        files[plan_file(out, name).name] = f"the plan of {name}"
-    output.result(f"\n{clock.elapsed:.0f} s in all. Written to {out}:")
-    output.result(*(f"  {name:17} {what}" for name, what in files.items()))
-    best = plan_file(out, "joint")
-    output.result(
-        "Next:",
-        f"  time-tuner show {best}",
-        f"  time-tuner sample --plan {best} -n 64 --label 3 --out samples.png",
-        "  time-tuner tune --calls 8 --out my-plan.json",
-    )
+        output.result("  tuned.png         the conditioning times and the corrections of the tuned plans")

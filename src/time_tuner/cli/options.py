@@ -19,40 +19,79 @@ from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
+from ..tuners import TUNERS
 
 SAMPLER = "dpmpp"  # the default, as of `tune_pipeline`
 CALLS = 10  # the default
 
 
-def _option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
+def option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
     """An option of this type, with its help; by default its flag is the name of the parameter."""
     return Annotated[kind, typer.Option(*flags, help=text, **more)]
 
 
-Sampler_ = _option(str | None, f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]")
-Spacing_ = _option(
+def argument(kind: Any, name: str, text: str) -> Any:
+    """An argument of this type, with its help."""
+    return Annotated[kind, typer.Argument(metavar=name, help=text, show_default=False)]
+
+
+Sampler_ = option(str | None, f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]")
+Spacing_ = option(
     str | None,
     f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of pipelines "
     "that of their own scheduler]",
 )
-Seed_ = _option(int, "Of the first sample; the next ones count up.")
+Seed_ = option(int, "Of the first sample; the next ones count up.", min=0, max=STEP_NOISE - 1)
+
+Version_ = option(bool, "Print the version and exit.", "--version")
+DemoOut_ = option(Path, "Folder for pictures and plans.")
+PlanOut_ = option(Path, "The plan file to write.")
+Overwrite_ = option(bool, "Replace a plan file that exists.", "--overwrite")
+SeveralCalls_ = option(str, "Network calls of a run; several, as in 4,5,8, for a plan for each.")
+Method_ = option(
+    str | None,
+    f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; sequential for a network without "
+    "gradients, a sampler that draws noise, and --data]",
+)
+Budget_ = option(str | None, "What tuning may spend, as in 20000calls, 60s or 2m.")
+Samples_ = option(int | None, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", min=2)
+Data_ = option(
+    Path | None, "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]", "--data"
+)
+DryRun_ = option(bool, "Print what it will cost, and do nothing.", "--dry-run")
+SamplesOut_ = option(Path, "Where to: .png for pictures, .npz for arrays.")
+Plan_ = option(str | None, "A plan file, or a bundled plan; instead of sampler and spacing.")
+Calls_ = option(int | None, f"Network calls; which plan, of a file of several.  [default: {CALLS}]")
+Count_ = option(int | None, "How many samples.  [default: 64, of pipelines 4]", "-n", "--count", min=1)
+ShownPlan_ = Annotated[
+    str | None, typer.Argument(metavar="PLAN", help="A plan file, or a bundled plan.", show_default=False)
+]
+ShownModel_ = option(str | None, "Instead of a plan: a model, or a pipeline.")
+ShownCalls_ = option(int | None, "Which plan, of a file of several.  [default: all]")
+ShownOut_ = option(Path | None, "Plot what was tuned: .png, .svg or .pdf.")
+RUN = "sampler(option=value):calls@spacing, as in 'ddim(eta=0.5):10@quadratic'; or a plan file or a bundled plan, with "
+Runs_ = argument(list[str], "RUN...", f"{RUN}:calls for one of several.")
+RunCount_ = option(
+    int | None, "Samples a run.  [default: 100, of pipelines 8, of numbers 10000]", "-n", "--count", min=2
+)
+ComparedOut_ = option(Path | None, "The picture, or .npz for arrays.  [default: comparison.png]")
 
 MODEL_OPTIONS: dict[str, Any] = {
-    "model": _option(
+    "model": option(
         str,
         "digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: the folder "
         "that it was saved to, or its id on the Hub.",
     ),
-    "label": _option(str | None, "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
-    "prompt": _option(str | None, "Of a pipeline that takes prompts."),
-    "prompts": _option(Path | None, "A file of prompts, one a line, used in a cycle."),
-    "negative_prompt": _option(str | None, "For all prompts."),
-    "guidance_scale": _option(float | None, "Classifier-free guidance; 1 for none.  [default: the model's own]"),
-    "height": _option(int | None, "Of a pipeline's pictures, in pixels."),
-    "width": _option(int | None, "Of a pipeline's pictures, in pixels."),
-    "dtype": _option(str | None, "Of a pipeline: float32, float16 or bfloat16."),
-    "device": _option(str | None, "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
-    "batch": _option(int | None, "The most samples in one network call.  [default: 256, of pipelines 4]", min=1),
+    "label": option(str | None, "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
+    "prompt": option(str | None, "Of a pipeline that takes prompts."),
+    "prompts": option(Path | None, "A file of prompts, one a line, used in a cycle."),
+    "negative_prompt": option(str | None, "For all prompts."),
+    "guidance_scale": option(float | None, "Classifier-free guidance; 1 for none.  [default: the model's own]"),
+    "height": option(int | None, "Of a pipeline's pictures, in pixels."),
+    "width": option(int | None, "Of a pipeline's pictures, in pixels."),
+    "dtype": option(str | None, "Of a pipeline: float32, float16 or bfloat16."),
+    "device": option(str | None, "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
+    "batch": option(int | None, "The most samples in one network call.  [default: 256, of pipelines 4]", min=1),
 }
 """The options of every command that runs a model, by the names of their parameters."""
 
@@ -60,29 +99,22 @@ MODEL_OPTIONS: dict[str, Any] = {
 def with_model(command: Callable[..., None]) -> Callable[..., None]:
     """A command that is called with `model` (a name) and `conditions`, with the options of models in their place."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    own = [p.replace(kind=kind) for p in inspect.signature(command).parameters.values()]
-    own = [p for p in own if p.name not in ("model", "conditions")]
-    defaults = {"model": "digits"}
-    others = [
-        inspect.Parameter(name, kind, annotation=option, default=defaults.get(name))
-        for name, option in MODEL_OPTIONS.items()
-    ]
+    own = [p.replace(kind=kind) for name, p in inspect.signature(command).parameters.items()
+           if name not in ("model", "conditions")]  # fmt: skip
+    model = [inspect.Parameter(name, kind, annotation=option, default="digits" if name == "model" else None)
+             for name, option in MODEL_OPTIONS.items()]  # fmt: skip
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         given = {name: values.pop(name) for name in MODEL_OPTIONS}
         command(model=given.pop("model"), conditions=read_conditions(**given), **values)
 
-    run.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature([*own, *model])  # type: ignore[attr-defined]
     return run
 
 
 def read_conditions(label: str | None, prompt: str | None, prompts: Path | None, **others: Any) -> Conditions:
-    """The conditions that the options of a command stand for.
-
-    Raises:
-        ValueError: both prompts and a single prompt, a file without prompts, or labels that are not whole numbers.
-    """
+    """The conditions that the options of a command stand for; a ValueError for texts that cannot be used."""
     if prompt is not None and prompts is not None:
         raise ValueError("give either --prompt or --prompts")
     texts = None if prompt is None else [prompt]
@@ -96,11 +128,7 @@ def read_conditions(label: str | None, prompt: str | None, prompts: Path | None,
 
 
 def read_numbers(option: str, text: str, least: int | None = None) -> tuple[int, ...]:
-    """The whole numbers of a text such as "4,5,8".
-
-    Raises:
-        ValueError: another text, or a number below the least.
-    """
+    """The whole numbers of a text such as "4,5,8"; a ValueError for another text, or a number below the least."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -111,15 +139,18 @@ def read_numbers(option: str, text: str, least: int | None = None) -> tuple[int,
     return numbers
 
 
-def loader(name: str) -> Callable[[Conditions], Model]:
-    """What loads a model by name; nothing is loaded yet, but the module of a function is imported."""
+def loader(name: str, sampler: str | None = None, spacing: str | None = None) -> Callable[[Conditions], Model]:
+    """What loads a model by name; nothing is loaded yet, but the module of a function is imported, and the texts of a
+    sampler and a spacing, which may come from there, are checked."""
     if ":" in name and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does, but not a command
-    return loader_of(name)
+    load = loader_of(name)
+    check_names(sampler, spacing)
+    return load
 
 
 def check_names(sampler: str | None, spacing: str | None) -> None:
-    """Raise a ValueError, before anything is loaded, for the text of a sampler or a spacing that is unknown."""
+    """Raise a ValueError for the text of a sampler or a spacing that is unknown."""
     if sampler is not None:
         sampler_of(sampler)
     if spacing is not None:
@@ -134,15 +165,8 @@ def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | N
 
 
 def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:
-    """The plans of a file or of a bundled name, by their names in tables: all of them, or the one with these calls.
-
-    Args:
-        text: `path.json`, or `path.json:CALLS`, or a bundled name such as "digits/joint-5".
-        calls: the number of calls.
-
-    Raises:
-        OSError, ValueError: see `Plan.load`.
-    """
+    """The plans of `path.json`, `path.json:CALLS` or a bundled name such as "digits/joint-5", by their names in tables:
+    all of them, or the one with these calls; for errors see `Plan.load`."""
     path, colon, number = text.rpartition(":")
     if colon and not Path(text).exists():
         if not number.isdecimal():
@@ -154,13 +178,8 @@ def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:
     return {text: plans[0]} if len(plans) == 1 else {f"{text}:{len(plan)}": plan for plan in plans}
 
 
-def check_suffix(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
+def check_suffix(path: Path, *suffixes: str) -> None:
     """Raise a ValueError before any work is done if the file could not be written, or is of another kind."""
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+        raise ValueError(f"--out must end in {' or '.join(suffixes)}, got {str(path)!r}")
     data.check_writable(path)
-
-
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < STEP_NOISE:
-        raise ValueError(f"--seed must be a whole number from 0 to {STEP_NOISE - 1}, got {seed}")

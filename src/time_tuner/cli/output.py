@@ -93,11 +93,10 @@ def waiting(what: str) -> AbstractContextManager[Any]:
     return stderr.status(what) if stderr.is_terminal else nullcontext()
 
 
-def table(*columns: str, title: str = "", left: int = 1, caption: str = "") -> Table:
+def table(*columns: str, title: str = "", left: int = 1) -> Table:
     """An empty table in the house style; the first `left` columns have words, the others numbers."""
-    made = Table(title=title or None, caption=caption or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    made.title_justify, made.caption_justify = "left", "left"
-    made.title_style = "bold"
+    made = Table(title=title or None, title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.title_justify = made.caption_justify = "left"
     for i, column in enumerate(columns):
         words = i < left
         made.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
@@ -135,27 +134,19 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     return {**facts, **plan.provenance}
 
 
-PURPOSES = {
-    "teacher": "the teacher's runs",
-    "data": "own samples to tune on",
-    "reference": "reference run",
-    "guard": "guard",
-}
+PURPOSES = {"teacher": "the teacher's runs", "data": "own samples to tune on", "reference": "reference run"}
 
 
 def cost_table(costs: Mapping[str, tuple[Cost, Cost]], title: str = "") -> Table:
     """The estimated cost of tuning by purpose: usual, and at most."""
     made = table("purpose", "network calls", "at most", "sample evaluations", "at most", title=title)
-    total = Cost(), Cost()
-    for name, (usual, most) in costs.items():
-        made.add_row(PURPOSES.get(name, name), *_figures(usual, most), end_section=name == list(costs)[-1])
-        total = total[0] + usual, total[1] + most
-    made.add_row("in all", *_figures(*total))
+    total = sum((usual for usual, _ in costs.values()), Cost()), sum((most for _, most in costs.values()), Cost())
+    for name, (usual, most) in {**costs, "in all": total}.items():
+        figures = (usual.calls, most.calls, usual.evaluations, most.evaluations)
+        made.add_row(
+            PURPOSES.get(name, name), *(f"{figure:,}" for figure in figures), end_section=name == list(costs)[-1]
+        )
     return made
-
-
-def _figures(usual: Cost, most: Cost) -> tuple[str, str, str, str]:
-    return f"{usual.calls:,}", f"{most.calls:,}", f"{usual.evaluations:,}", f"{most.evaluations:,}"
 
 
 def duration(seconds: float) -> str:
@@ -175,14 +166,14 @@ def with_error(values: Tensor) -> str:
 
 def measure_table(plan: Plan) -> Table:
     """The distances of a tuned plan under the guard, from its provenance."""
-    note = plan.provenance
+    distance, calls = plan.provenance["distance"], plan.provenance["reference_calls"]
     kind = "energy distance" if plan.stochastic else "mean distance"
-    what = f"{kind} to the end of a {note['reference_calls']}-call run, on held-out noise"
-    made = table("plan", "distance", "change", title=f"{len(plan)} calls, {what}")
-    for name, key in (("untuned", "untuned"), ("tuned, before the guard", "unguarded"), ("tuned", "tuned")):
-        untuned, distance = note["distance"]["untuned"], note["distance"][key]
-        change = "" if key == "untuned" or not untuned else f"{distance / untuned - 1:+.1%}"
-        made.add_row(name, f"{distance:.4f}", change)
+    title = f"{len(plan)} calls, {kind} to the end of a {calls}-call run, on held-out noise"
+    made = table("plan", "distance", "change", title=title)
+    untuned = distance["untuned"]
+    made.add_row("untuned", f"{untuned:.4f}", "")
+    for name, value in (("tuned, before the guard", distance["unguarded"]), ("tuned", distance["tuned"])):
+        made.add_row(name, f"{value:.4f}", f"{value / untuned - 1:+.1%}" if untuned else "")
     return made
 
 
@@ -197,11 +188,10 @@ def verdict(plan: Plan) -> str:
     untuned, unguarded, tuned = (plan.provenance["distance"][key] for key in ("untuned", "unguarded", "tuned"))
     reverted = plan.provenance["reverted_calls"]
     if not unchanged(plan):
-        back = ""
+        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the untuned one"
         if reverted:
-            calls = f"call {reverted[0]}" if len(reverted) == 1 else f"calls {', '.join(map(str, reverted))}"
-            back = f", with tau of {calls} set back, which was harmful"
-        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the untuned one{back}"
+            calls = f"call{'s' * (len(reverted) > 1)} {', '.join(map(str, reverted))}"
+            text += f", with tau of {calls} set back, which was harmful"
     elif unguarded == untuned:
         text = "tuning changed nothing: the plan is the untuned one"
     else:

@@ -18,11 +18,7 @@ BATCH = 256
 
 
 def one_plan(text: str, calls: int | None) -> Plan:
-    """The plan of a file, see `read_plans`.
-
-    Raises:
-        ValueError: the file has several, and none is chosen.
-    """
+    """The plan of a file, see `read_plans`; a ValueError if it has several, and none is chosen."""
     plans = list(read_plans(text, calls).values())
     return plans[0] if len(plans) == 1 else Plan.load(text, calls)
 
@@ -41,31 +37,17 @@ def batch_of(model: Model, conditions: Conditions) -> int:
     return conditions.batch or model.max_batch or BATCH
 
 
-def noise_of(model: Model, seeds: range) -> Tensor:
-    """The noise (n, ...) of samples with these seeds."""
-    assert model.shape is not None
-    return SeededNoise(seeds)(torch.empty(len(seeds), *model.shape, device=model.device))
-
-
 def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, bar: output.Bar) -> Tensor:
-    """Samples (count, ...) of the seeds `seed`, `seed + 1`, ...; each depends on its own seed alone.
-
-    Args:
-        model: the model; sample i is under its condition i modulo their number.
-        plan: the plan.
-        count: the number of samples.
-        seed: of the first one.
-        batch: the most samples in one network call.
-        bar: advances by a share of its whole work, `samples x calls`, with every network call.
-    """
+    """Samples (count, ...) of the seeds `seed`, `seed + 1`, ..., at most `batch` in a network call; each depends on its
+    own seed alone. The bar advances by a share of its whole work, `samples x calls`, with every call."""
+    assert model.shape is not None
     drawn = []
     counted = HookedModel(model, lambda quantity, x, t, prediction: bar.advance(len(x)))
-    for first in range(0, count, batch):
-        rows = range(first, min(first + batch, count))
-        seeds = range(seed + rows.start, seed + rows.stop)
-        x = plan.initial_state(noise_of(model, seeds))
-        part = for_rows(counted, torch.arange(rows.start, rows.stop))
-        drawn.append(sample(part, plan, x, SeededNoise([STEP_NOISE + s for s in seeds])).cpu())
+    for rows in torch.arange(count).split(batch):
+        seeds = [seed + row for row in rows.tolist()]
+        noise = SeededNoise(seeds)(torch.empty(len(rows), *model.shape, device=model.device))
+        steps = SeededNoise([STEP_NOISE + one for one in seeds])
+        drawn.append(sample(for_rows(counted, rows), plan, plan.initial_state(noise), steps).cpu())
     return torch.cat(drawn)
 
 

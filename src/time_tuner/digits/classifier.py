@@ -6,6 +6,7 @@ run in float32.
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ LEVELS = 1000  # noise levels of linear betas 1e-4 .. 0.02, as in the bundled di
 _WIDTHS = (16, 32, 48, 64, FEATURES)
 _STRIDES = (1, 2, 1, 2, 1)
 _FREQUENCIES = 16
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class DigitClassifier(nn.Module):
@@ -59,7 +62,8 @@ class NoisyDigitClassifier(nn.Module):
         n = torch.as_tensor(n, dtype=x.dtype, device=x.device)
         if n.shape not in ((), (len(x),)):
             raise ValueError(f"n must be one noise level or (B,) = ({len(x)},) of them, got shape {tuple(n.shape)}")
-        modulations = self.level(_waves(n.expand(len(x))))[..., None, None].split([2 * width for width in _WIDTHS], 1)
+        embedded = self.level(waves(n.expand(len(x)), 1.7, _FREQUENCIES))[..., None, None]
+        modulations = embedded.split([2 * width for width in _WIDTHS], 1)
         for layer, modulation in zip(self.layers, modulations, strict=True):
             x = layer(x, *modulation.chunk(2, 1))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
@@ -79,16 +83,12 @@ class NoisyDigitClassifier(nn.Module):
 
 def load_classifier() -> DigitClassifier:
     """The bundled classifier of clean digits, a new copy: on the CPU, in float32, in eval mode, frozen."""
-    model = DigitClassifier()
-    _fill(model, "classifier.safetensors")
-    return model
+    return filled(DigitClassifier(), "classifier.safetensors")
 
 
 def load_noisy_classifier() -> NoisyDigitClassifier:
     """The bundled classifier of noisy digits, a new copy: on the CPU, in float32, in eval mode, frozen."""
-    model = NoisyDigitClassifier()
-    _fill(model, "noisy-classifier.safetensors")
-    return model
+    return filled(NoisyDigitClassifier(), "noisy-classifier.safetensors")
 
 
 def read_asset(name: str) -> dict[str, Tensor]:
@@ -106,9 +106,10 @@ def check_images(x: Tensor) -> None:
         raise ValueError(f"images must be floating point in [-1, 1], got {x.dtype}; for 0 .. 255 pass x / 127.5 - 1")
 
 
-def _fill(model: nn.Module, name: str) -> None:
-    model.load_state_dict(read_asset(name))  # copied into the model's own float32
-    model.eval().requires_grad_(False)
+def filled(model: Network, name: str) -> Network:
+    """The model with the weights of a file that comes with the library, in its own float32, in eval mode, frozen."""
+    model.load_state_dict(read_asset(name))
+    return model.eval().requires_grad_(False)
 
 
 class _Layer(nn.Module):
@@ -125,8 +126,7 @@ def _layers() -> nn.ModuleList:
     return nn.ModuleList(_Layer(*shape) for shape in zip((1, *_WIDTHS[:-1]), _WIDTHS, _STRIDES, strict=True))
 
 
-def _waves(n: Tensor) -> Tensor:
-    """(B,) -> (B, 32): sines and cosines of n / 1000, slow enough to be smooth between whole levels."""
-    frequencies = torch.logspace(0, 1.7, _FREQUENCIES, dtype=n.dtype, device=n.device)
-    angles = n[:, None] / LEVELS * frequencies
+def waves(n: Tensor, fastest: float, count: int) -> Tensor:
+    """(B,) -> (B, 2 count): sines and cosines of n / 1000, slow enough to be smooth between whole levels."""
+    angles = n[:, None] / LEVELS * torch.logspace(0, fastest, count, dtype=n.dtype, device=n.device)
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schedules import NoiseScheduleVP
-from .classifier import check_images, read_asset
+from .classifier import check_images, filled, waves
 from .networks import NULL_LABEL, linear_betas
 
 __all__ = ["AutoEncoder", "LatentDigits", "LatentNetwork", "load_latent_digits"]
@@ -75,7 +75,7 @@ class LatentNetwork(nn.Module):
         self.share = nn.Linear(_EMBEDDED, CHANNELS)  # of x that is noise, almost all of it where there is much
 
     def forward(self, x: Tensor, n: Tensor, cond: Tensor) -> Tensor:
-        embedded = self.embedding(self.time(_waves(n)) + self.condition(cond))
+        embedded = self.embedding(self.time(waves(n, 2, _FREQUENCIES)) + self.condition(cond))
         h = self.inlet(x)
         for block, across in zip(self.blocks, self.across, strict=True):
             h = block(across(h), embedded)
@@ -124,9 +124,7 @@ class LatentDigits(nn.Module):
 
 def load_latent_digits() -> LatentDigits:
     """The bundled latent model, a new copy: on the CPU, in float32, in eval mode, frozen."""
-    model = LatentDigits()
-    model.load_state_dict(read_asset("latent/model.safetensors"))  # copied into the model's own float32
-    return model.eval().requires_grad_(False)
+    return filled(LatentDigits(), "latent/model.safetensors")
 
 
 class _Block(nn.Module):
@@ -163,9 +161,3 @@ class _Across(nn.Module):
 
 def _normed(width: int) -> Any:
     return nn.Sequential(nn.GroupNorm(8, width), nn.SiLU())
-
-
-def _waves(n: Tensor) -> Tensor:
-    """(B,) -> (B, 64): sines and cosines of n / 1000, slow enough to be smooth between whole levels."""
-    angles = n[:, None] / 1000 * torch.logspace(0, 2, _FREQUENCIES, dtype=n.dtype, device=n.device)
-    return torch.cat([angles.sin(), angles.cos()], 1)

@@ -1,7 +1,8 @@
 """Images and labels from a data loader, as what a loss is averaged over."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -40,33 +41,31 @@ class LoaderCalibration:
         samples: int = 256,
     ) -> None:
         self._loader, self._bind, self._guided, self._encode_fn = loader, bind, guided, encode_fn
-        self._uncond, self._device, self._seed = uncond_condition, device, seed
+        self._uncond, self._device, self._seed, self._samples = uncond_condition, device, seed, samples
         self._stream: Iterator[tuple[Tensor, Any]] = self._batches()
-        self._samples = samples
         self._fixed: CalibrationBatch | None = None
         self._sizes = {1, samples}  # that uncond_condition may have
         self._unconditional: dict[int, Any] = {}
         self.iterations = 0  # batches that one ratio needs, for the warning about a short loader
 
     def _batches(self) -> Iterator[tuple[Tensor, Any]]:
-        warned = False
-        while True:
-            count = 0
+        for cycle in count():
+            batches = 0
             for item in self._loader:
-                count += 1
+                batches += 1
                 yield self._prepared(item)
-            if not count:
+            if not batches:
                 raise ValueError("data_loader is empty, or cannot be started again: give a DataLoader or a list")
-            if count < self.iterations and not warned:
-                warned = True
+            if batches < self.iterations and not cycle:
                 warnings.warn(
-                    f"data_loader has {count} batches, fewer than the {self.iterations} of one ratio: it is cycled",
+                    f"data_loader has {batches} batches, fewer than the {self.iterations} of one ratio: it is cycled",
                     stacklevel=2,
                 )
 
     def _prepared(self, item: Any) -> tuple[Tensor, Any]:
         if not isinstance(item, Mapping) or "image" not in item:
-            raise ValueError(f"data_loader must yield dicts with 'image' and optionally 'label', got {_kind(item)}")
+            kind = f"one with {sorted(item)}" if isinstance(item, Mapping) else type(item).__name__
+            raise ValueError(f"data_loader must yield dicts with 'image' and optionally 'label', got {kind}")
         image = torch.as_tensor(item["image"])
         if not torch.isfinite(image).all():
             raise ValueError("data_loader yields an image with NaN or infinity in it")
@@ -87,7 +86,7 @@ class LoaderCalibration:
         unconditional = self._for_images(len(x0))
         return CalibrationBatch(self._bind(label, unconditional), x0, noise, first, label, unconditional)
 
-    def _for_images(self, count: int) -> Any:
+    def _for_images(self, images: int) -> Any:
         """The unconditional condition for so many images: those of a batch are repeated for the following ones."""
         raw, size = self._uncond, 1
         if hasattr(raw, "__getitem__") and hasattr(raw, "__len__") and not isinstance(raw, str | Mapping):
@@ -97,27 +96,25 @@ class LoaderCalibration:
                 "uncond_condition must be one condition, or one for each image of a batch or of the samples, "
                 f"{' or '.join(map(str, sorted(self._sizes)))} in all, got {size}"
             )
-        if size in (1, count):
+        if size in (1, images):
             return raw
-        if count not in self._unconditional:  # the same object, whose embedding is kept
-            rows = [i % size for i in range(count)]
+        if images not in self._unconditional:  # the same object, whose embedding is kept
+            rows = [i % size for i in range(images)]
             several = isinstance(raw, list | tuple)
-            self._unconditional[count] = tuple(raw[i] for i in rows) if several else raw[rows]
-        return self._unconditional[count]
+            self._unconditional[images] = tuple(raw[i] for i in rows) if several else raw[rows]
+        return self._unconditional[images]
 
     def _first(self, samples: int, first: int) -> CalibrationBatch:
         """The loader's first images, with noise from this seed on; their labels are embedded once."""
         if self._fixed is None:
-            images: list[Tensor] = []
-            labels: list[Any] = []
+            items: list[tuple[Tensor, Any]] = []
             for item in self._loader:
-                image, label = self._prepared(item)
-                images.append(image)
-                labels.append(label)
-                if sum(map(len, images)) >= self._samples:
+                items.append(self._prepared(item))
+                if sum(len(image) for image, _ in items) >= self._samples:
                     break
-            if not images:
+            if not items:
                 raise ValueError("data_loader is empty: give at least one batch of images")
+            images, labels = zip(*items, strict=True)
             x0, joined = torch.cat(images)[: self._samples], _joined(labels, images)
             self._sizes |= {len(images[0]), len(x0)}
             self._fixed = self._with_noise(x0, None if joined is None else joined[: self._samples], 0)
@@ -141,7 +138,7 @@ class LoaderCalibration:
         return self._first(samples, first_seed(self._seed, HELD_OUT))
 
 
-def _joined(labels: list[Any], images: list[Tensor]) -> Any:
+def _joined(labels: Sequence[Any], images: Sequence[Tensor]) -> Any:
     """The labels of several batches, one for each image: a tensor, or a tuple of raw conditions such as texts."""
     if labels[0] is None:
         return None
@@ -149,7 +146,3 @@ def _joined(labels: list[Any], images: list[Tensor]) -> Any:
         return tuple(label for part in labels for label in part)
     parts = [torch.atleast_1d(torch.as_tensor(part)) for part in labels]
     return torch.cat([part.expand(len(x), *part.shape[1:]) for part, x in zip(parts, images, strict=True)])
-
-
-def _kind(item: Any) -> str:
-    return f"one with {sorted(item)}" if isinstance(item, Mapping) else type(item).__name__

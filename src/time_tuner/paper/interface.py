@@ -16,12 +16,12 @@ from ..plans.plan import Plan
 from ..samplers import SAMPLERS, Noise, Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, Point, as_float64
-from ..tuners import ReferenceDistance
+from ..tuners import ReferenceDistance, Sequential
 from ..tuners.base import TuningRun, listener
 from ..tuners.budget import forward
 from ..tuners.calibration import CalibrationBatch
 from ..tuners.guard import gain_with_error
-from ..tuners.timesteps.adam import ITERATIONS, LR, adam
+from ..tuners.timesteps.adam import ITERATIONS, adam
 from ..tuners.timesteps.runs import PlanRun, Run, State
 from ..tuners.timesteps.search import Search
 from .data_loader import LoaderCalibration
@@ -62,43 +62,33 @@ class TimeTuner:
         Raises:
             ValueError: names the argument, what was got and the way out.
         """
-        bare = isinstance(sampler, str) and sampler in SAMPLERS
+        bare, schedule = isinstance(sampler, str) and sampler in SAMPLERS and not options, self.noise_schedule
         made = sampler_of(sampler, **options)
         if isinstance(t_ratios, Plan):
-            return self._given_plan(t_ratios, made, num_steps, timesteps, fixed=bool(options) or not bare)
-        if timesteps is None:
-            if num_steps is None:
-                raise ValueError("num_steps= is needed, the number of network calls, or timesteps=")
-            plan = make_plan(made, self.noise_schedule, calls=num_steps, spacing="leading")
+            plan = t_ratios
+            if type(plan.sampler) is not type(made) or not (bare or plan.sampler == made):
+                raise ValueError(f"t_ratios is a plan of {plan.sampler!r}, but {made!r} was asked for")
+            if num_steps not in (None, len(plan)):
+                raise ValueError(f"num_steps must be that of the plan given as t_ratios, {len(plan)}, got {num_steps}")
+            if timesteps is not None:
+                raise ValueError("timesteps belong to the plan given as t_ratios: leave them out")
+        elif timesteps is not None:
+            times = schedule.from_network_time(_numbers("timesteps", timesteps).sort(descending=True).values)
+            end = schedule.t_min if times[-1] > schedule.t_min * (1 + 1e-9) else 0.0
+            plan = make_plan(made, schedule, calls=num_steps, times=torch.cat([times, as_float64([end])]))
+        elif num_steps is not None:
+            plan = make_plan(made, schedule, calls=num_steps, spacing="leading")
         else:
-            plan = make_plan(made, self.noise_schedule, calls=num_steps, times=self._ends(timesteps))
-        if t_ratios is None:
-            return self._checked(plan)
-        ratios = _numbers("t_ratios", t_ratios)
-        if ratios.shape != (len(plan),) or not (ratios > 0).all():
-            raise ValueError(f"t_ratios must be {len(plan)} positive numbers, one for each call, got {ratios.tolist()}")
-        return self._checked(plan.with_tau(ratios * plan.t[:-1]))
-
-    def _given_plan(self, plan: Plan, sampler: Sampler, num_steps: int | None, timesteps: Any, fixed: bool) -> Plan:
-        if type(plan.sampler) is not type(sampler) or (fixed and plan.sampler != sampler):
-            raise ValueError(f"t_ratios is a plan of {plan.sampler!r}, but {sampler!r} was asked for")
-        if num_steps not in (None, len(plan)):
-            raise ValueError(f"num_steps must be that of the plan given as t_ratios, {len(plan)}, got {num_steps}")
-        if timesteps is not None:
-            raise ValueError("timesteps belong to the plan given as t_ratios: leave them out")
-        return self._checked(plan)
-
-    def _checked(self, plan: Plan) -> Plan:
-        """The plan, if it is for the noise schedule of this tuner and of the model."""
-        check_schedule(self.noise_schedule, plan)
-        check_schedule(as_model(self.model_fn, self.noise_schedule).schedule, plan)
+            raise ValueError("num_steps= is needed, the number of network calls, or timesteps=")
+        if not isinstance(t_ratios, Plan | None):
+            ratios = _numbers("t_ratios", t_ratios)
+            if ratios.shape != (len(plan),) or not (ratios > 0).all():
+                got = ratios.tolist()
+                raise ValueError(f"t_ratios must be {len(plan)} positive numbers, one for each call, got {got}")
+            plan = plan.with_tau(ratios * plan.t[:-1])
+        for known in (schedule, as_model(self.model_fn, schedule).schedule):
+            check_schedule(known, plan)
         return plan
-
-    def _ends(self, timesteps: Sequence[float] | Tensor) -> Tensor:
-        times = _numbers("timesteps", timesteps).sort(descending=True).values
-        times = self.noise_schedule.from_network_time(times)
-        least = self.noise_schedule.t_min
-        return torch.cat([times, as_float64([least if times[-1] > least * (1 + 1e-9) else 0.0])])
 
     def ddim_sample(
         self,
@@ -206,7 +196,8 @@ class TimeTuner:
             ValueError: names the argument, what was got and the way out.
         """
         choose("tune_type", tune_type, ("sequential", "parallel"))
-        samples = check_int("samples", samples, 2)
+        samples, searches = check_int("samples", samples, 2), lr is None and total_iters is None
+        Sequential("search" if searches else "adam", lr=lr, iterations=total_iters)  # checks them
         step = self.ddim_step_fn if step_fn is None else step_fn
         run: Run
         if isinstance(step, SamplerStep):
@@ -215,17 +206,13 @@ class TimeTuner:
         else:
             grid = self.plan(num_steps, timesteps)
             run = FunctionRun(grid.schedule, Point(grid.t, grid.alpha, grid.sigma), step, step_fn_kwargs)
-        if (
-            isinstance(self.model_fn, model_wrapper)
-            and self.model_fn.time_dtype == "int"
-            and not (lr is None and total_iters is None)
-        ):
+        wrapped = self.model_fn if isinstance(self.model_fn, model_wrapper) else None
+        if wrapped is not None and wrapped.time_dtype == "int" and not searches:
             raise ValueError(
                 "lr and total_iters need gradients to the time, which time_dtype='int' has none of: leave them out, "
                 "the search works with forward calls only"
             )
-        guided = isinstance(self.model_fn, model_wrapper) and self.model_fn.guidance_type != "uncond"
-        cost_log = CostLog()
+        guided, cost_log = wrapped is not None and wrapped.guidance_type != "uncond", CostLog()
         calibration = LoaderCalibration(
             data_loader,
             lambda *conditions: CountedModel(self._bound(*conditions), cost_log),
@@ -240,12 +227,11 @@ class TimeTuner:
         reference = forward(len(held_out.x0)) * len(reference_plan(run.schedule, float(run.point(len(run)).t)))
         with listener(verbose) as listening:
             tuning = TuningRun(cost_log=cost_log, listener=listening, planned={"reference": reference})
-            if lr is None and total_iters is None:
-                ratios = Search(run, calibration.fixed(samples), tune_type, tuning=tuning)()[0]
+            if searches:
+                ratios = Search(run, calibration.fixed(samples), tune_type, tuning)()[0]
             else:
-                calibration.iterations = ITERATIONS if total_iters is None else total_iters
-                rate = LR if lr is None else lr
-                ratios = adam(run, calibration.batch, tune_type, rate, calibration.iterations, tuning=tuning)
+                calibration.iterations = total_iters or ITERATIONS
+                ratios = adam(run, calibration.batch, tune_type, tuning, lr, total_iters)
             with cost_log.purpose("reference"):
                 untuned, tuned = _distances(run, ratios, held_out)
             tuning.finish({})

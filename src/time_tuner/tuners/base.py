@@ -18,6 +18,7 @@ the plan with the untuned one on held-out noise. A new tuner is one such datacla
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from typing import Any, ClassVar, Self, TypeAlias, cast
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
 from ..plans.plan import Plan
-from .budget import Budget, BudgetMeter, Speed
+from .budget import Budget, Speed
 from .calibration import Calibration
 from .checkpoint import Checkpoint
 
@@ -129,18 +130,13 @@ class TuningRun:
     continued: the state holds plain JSON values, from which it must find the same plan.
 
     Progress is reported after each step, when a phase begins, and ten times a second at most while network calls are
-    made. The time left follows from the sample evaluations left and the pace so far; for the tuner's own work from the
-    share of it that is done, or from the clock of its budget, whichever is less.
+    made. The time left follows from the sample evaluations left (of those `planned`) and the pace so far; for the
+    tuner's own work from the share of it that is done, or from the clock of its budget, whichever is less.
 
-    Args:
+    Attributes:
         calibration: data, noise and seeds.
         budget: of tuning.
         cost_log: where network calls are counted.
-        checkpoint: the file that keeps the state; None for none.
-        listener: called with the `Progress`; None for none.
-        planned: the expected cost by purpose, for the time left.
-
-    Attributes:
         state: saved by an earlier run; {} for a new run.
         same_budget: whether that run had the same budget.
         plan: the finished plan of that run, in plain values, if it had.
@@ -157,29 +153,25 @@ class TuningRun:
         listener: Listener | None = None,
         planned: Mapping[str, Cost] | None = None,
     ) -> None:
-        self._calibration, self._checkpoint, self._planned = calibration, checkpoint, planned or {}
-        self.cost_log = CostLog() if cost_log is None else cost_log
+        self.calibration = cast(Calibration, calibration)  # none where a tuner brings its own batches
+        self.budget, self.cost_log = budget or Budget(), cost_log or CostLog()
+        self._checkpoint, self._listener, self._planned = checkpoint, listener, planned or {}
         kept = {} if checkpoint is None else checkpoint.load()
+        self._spent = Cost(**kept["spent"]) if kept else None  # by an earlier run, until this one continues it
         self._seconds: float = kept.get("seconds", 0.0)
-        self._spent = Cost(**kept["spent"]) if kept else None
-        self.meter = BudgetMeter(budget or Budget(), self.cost_log, self._seconds)
         self.state: dict[str, Any] = kept.get("state", {})
-        self.same_budget = kept.get("budget") == str(self.meter.budget)
+        self.same_budget = kept.get("budget") == str(self.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
         self.share, self.stopped = 0.0, cast("str | None", None)
-        self._began, self._reported = time.monotonic() - self._seconds, 0.0
-        self._listener, self._progress = listener, Progress("", 0.0, None, 0)
+        self._progress, self._reported = Progress("", 0.0, None, 0), 0.0
+        self.begin()
+        self._began = self._clock
         if listener is not None:
             self.cost_log.on_change = self._report
 
-    @property
-    def calibration(self) -> Calibration:
-        assert self._calibration is not None
-        return self._calibration
-
     def begin(self) -> None:
         """The tuner begins, and with it the clock of its budget."""
-        self.meter.restart(self._seconds)
+        self._clock = time.monotonic() - self._seconds
 
     def resume(self) -> None:
         """New work begins: the calls and seconds of the earlier run count in place of those that continuing it took."""
@@ -187,25 +179,32 @@ class TuningRun:
             self.cost_log.spent["tuning"], self._spent = self._spent, None
             self.begin()
 
+    @property
+    def seconds(self) -> float:
+        """The seconds that tuning has taken, those of an earlier run included."""
+        return time.monotonic() - self._clock
+
+    @property
+    def spent_share(self) -> float:
+        """The share of the budget that is spent, from 0; 0 where there is no limit."""
+        calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
+        return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
+
     def can_afford(self, calls: int) -> bool:
-        """Whether so many more network calls are within the budget."""
-        return self.meter.can_afford(calls)
+        """Whether so many more network calls are within the budget of calls, and any seconds are left."""
+        limit, seconds = self.budget.calls, self.budget.seconds
+        within = limit is None or self.cost_log.of("tuning").calls + calls <= limit
+        return within and (seconds is None or self.seconds < seconds)
 
     def stop(self, how: str) -> None:
         """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""
         if self.stopped is None:
-            self.stopped = f"the budget of {self.meter.budget} {how}"
+            self.stopped = f"the budget of {self.budget} {how}"
             logger.log(logging.INFO if self.state else logging.WARNING, "%s", self.stopped)  # nothing is tuned
 
     def save_step(self, step: int, share: float, losses: tuple[float, float], state: Mapping[str, Any]) -> None:
-        """Save the state after a step, and report the progress.
-
-        Args:
-            step: the number of steps made.
-            share: of the tuner's work that is done, from 0 to 1.
-            losses: of the step, or of the best so far: untuned and tuned.
-            state: from which a run continues.
-        """
+        """Save the state after a step, from which a run continues, and report the progress: the number of steps made,
+        the share of the tuner's work that is done, and the losses of the step, or of the best, untuned and tuned."""
         self.state, self.share = dict(state), share
         self._save()
         self._progress = replace(self._progress, step=step, losses=losses)
@@ -219,8 +218,9 @@ class TuningRun:
 
     def _save(self, **more: Any) -> None:
         if self._checkpoint is not None:
-            spent, budget = asdict(self.cost_log.of("tuning")), str(self.meter.budget)
-            self._checkpoint.save(budget=budget, seconds=self.meter.seconds, spent=spent, state=self.state, **more)
+            spent = asdict(self.cost_log.of("tuning"))
+            entries = {"budget": str(self.budget), "seconds": self.seconds, "spent": spent, "state": self.state}
+            self._checkpoint.save(**entries, **more)
 
     def _report(self, now: bool = False) -> None:
         phase, seconds, last = self.cost_log.current, time.monotonic() - self._began, self._progress
@@ -237,21 +237,20 @@ class TuningRun:
 
     def _left(self, seconds: float, tuned: bool) -> float | None:
         """The seconds left; None where nothing is known."""
-        spent = {name: cost.evaluations for name, cost in self.cost_log.spent.items()}
-        if self._spent is not None:  # by an earlier run
-            spent["tuning"] = spent.get("tuning", 0) + self._spent.evaluations
-        if not sum(spent.values()):
+        spent = Counter({name: cost.evaluations for name, cost in self.cost_log.spent.items()})
+        spent["tuning"] += 0 if self._spent is None else self._spent.evaluations
+        if not spent.total():
             return None
 
         def of(*phases: str) -> float:
-            left = (self._planned.get(phase, Cost()).evaluations - spent.get(phase, 0) for phase in phases)
-            return seconds / sum(spent.values()) * sum(max(0, one) for one in left)
+            left = (self._planned.get(phase, Cost()).evaluations - spent[phase] for phase in phases)
+            return seconds / spent.total() * sum(max(0, one) for one in left)
 
         ways = [of("teacher", "tuning")] if "tuning" in self._planned else []
         if self.share > 0:
-            ways = [self.meter.seconds * (1 - self.share) / self.share]
-        if self.meter.budget.seconds is not None:
-            ways.append(self.meter.budget.seconds - self.meter.seconds)
+            ways = [self.seconds * (1 - self.share) / self.share]
+        if self.budget.seconds is not None:
+            ways.append(self.budget.seconds - self.seconds)
         if tuned:
             ways = [0.0]
         return of("data", "reference", "guard") + max(0.0, min(ways)) if ways else None

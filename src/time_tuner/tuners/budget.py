@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 
 from ..models.base import Model
-from ..models.counting import Cost, CostLog
+from ..models.counting import Cost
 from ..plans.plan import Plan
 from ..sampling import predict
 
@@ -42,13 +42,14 @@ class Budget:
         """The budget of a text such as "20000calls", "60s", "2m" or "1.5h", or of a number of calls; None: no limit."""
         if isinstance(text, Budget):
             return text
-        if text is None or (isinstance(text, int | Integral) and not isinstance(text, bool)):
-            return cls(calls=None if text is None else int(text))
+        if text is None or (isinstance(text, Integral) and not isinstance(text, bool)):
+            return cls(None if text is None else int(text))
         found = _FORMS.fullmatch(text.strip()) if isinstance(text, str) else None
         number, unit = (float(found["number"]), found["unit"]) if found else (0.0, "")
-        if not found or not number or (unit.startswith("call") and number % 1):
+        counted = unit.startswith("call")
+        if not number or (counted and number % 1):
             raise ValueError(f"budget must be written as in 20000calls, 60s or 2m, and more than 0, got {text!r}")
-        return cls(calls=int(number)) if unit.startswith("call") else cls(seconds=number * _SECONDS[unit])
+        return cls(calls=int(number)) if counted else cls(seconds=number * _SECONDS[unit])
 
     def __bool__(self) -> bool:
         return self.calls is not None or self.seconds is not None
@@ -60,35 +61,6 @@ class Budget:
 
 DEFAULT_BUDGET = Budget(seconds=120.0, default=True)
 """Where neither a budget is given nor the options of the tuner determine how much it does."""
-
-
-class BudgetMeter:
-    """The part of a budget that is spent: the calls that a cost log has under "tuning", and the seconds by the clock,
-    of which an earlier run, that this one continues, may have spent some."""
-
-    def __init__(self, budget: Budget, cost_log: CostLog, seconds: float = 0.0) -> None:
-        self.budget, self.cost_log = budget, cost_log
-        self.restart(seconds)
-
-    def restart(self, seconds: float = 0.0) -> None:
-        """Let the clock run from this number of seconds."""
-        self._began = time.monotonic() - seconds
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    @property
-    def share(self) -> float:
-        """The share of the budget that is spent, from 0; 0 where there is no limit."""
-        calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
-        return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
-
-    def can_afford(self, calls: int) -> bool:
-        """Whether so many more network calls are within the budget of calls, and any seconds are left."""
-        limit = self.budget.calls
-        calls_left = limit is None or self.cost_log.of("tuning").calls + calls <= limit
-        return calls_left and (self.budget.seconds is None or self.seconds < self.budget.seconds)
 
 
 def forward(samples: int, batch: int | None = None) -> Cost:

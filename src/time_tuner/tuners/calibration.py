@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_int
+from .._checks import check_device, check_int
 from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
@@ -27,11 +27,9 @@ ANSWERED = 16  # for so many samples
 
 @dataclass(frozen=True)
 class CalibrationBatch:
-    """Data and noise that a loss is averaged over, and the model under the conditions that belong to the data.
+    """Data x0 and noise, both (B, ...), that a loss is averaged over, and the model under the conditions of the data.
 
     Attributes:
-        model: the model.
-        x0, noise: the data and the noise in it, both (B, ...).
         first: the seed of sample 0 for the noise of stochastic samplers.
         condition, unconditional: conditions (B, ...) for step functions of the user's, or None.
     """
@@ -83,20 +81,17 @@ class Calibration:
         device: torch.device | str = "cpu",
         cost_log: CostLog | None = None,
     ) -> None:
-        samples, seed = check_int("samples", samples, 2), check_int("seed", seed)
+        self.samples, self.seed = check_int("samples", samples, 2), check_int("seed", seed)
         sizes = shape if isinstance(shape, Sequence) else ()
         if shape is not None and not (sizes and all(isinstance(size, Integral) and size > 0 for size in sizes)):
             raise ValueError(f"shape must be that of one sample, as in (3, 32, 32), got {shape!r}")
         model = as_model(eps, schedule, shape)
         self.model = model if isinstance(model, BatchedModel) else BatchedModel(model, samples)
-        self.cost_log = CostLog() if cost_log is None else cost_log
-        self.schedule, self.samples, self.seed, self.device = schedule, samples, seed, _checked_device(device)
-        known = self.model.shape if shape is None else shape
+        self.schedule, self.device, self.cost_log = schedule, check_device(device), cost_log or CostLog()
         self.teacher_runs: dict[str, Any] = {}
+        known = self.model.shape if shape is None else shape
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
-            if not torch.isfinite(self._data).all():
-                raise ValueError("data must be finite, got NaN or infinity in it")
             known = self._data.shape[1:]
         if known is None:
             raise ValueError("shape= of one sample is needed: neither data nor eps.shape has it")
@@ -167,46 +162,47 @@ class Calibration:
         return CalibrationBatch(model, x0, SeededNoise(first)(x0), first)
 
 
-def _checked_device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch can use here, got {device!r}: {reason}") from None
-    return found
+def losses_of(name: str, values: Any, samples: int, mean: bool = False) -> Tensor:
+    """The losses (B,) that a function of the user's returned, or their mean () where that will do, in float64; a
+    ValueError for anything else."""
+    if isinstance(values, Tensor) and (values.shape == (samples,) or (mean and not values.dim())):
+        return values.double()
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise ValueError(
+        f"{name} must return a tensor with a number for each sample, of shape ({samples},), "
+        f"{'or their mean, ' if mean else ''}got {got}"
+    )
 
 
 def _gather(data: Any, samples: int, shape: tuple[int, ...] | None) -> Tensor:
+    """At least so many samples (n, ...) of the data, all of a tensor, in floating point."""
     if isinstance(data, str | PathLike):
         raise ValueError(
             f"data must be a tensor (n, ...) or an iterable of x0, got the path {str(data)!r}: "
             "time_tuner.data.load_data(path, shape) reads folders of images and .npz files"
         )
-    if isinstance(data, Tensor):
-        gathered = data
-    elif not isinstance(data, Iterable):
+    if not isinstance(data, Iterable):
         raise ValueError(f"data must be a tensor (n, ...) or an iterable of x0, got {type(data).__name__}")
-    else:
-        parts: list[Tensor] = []
-        for item in data:
-            if isinstance(item, Mapping):
-                if "image" not in item:
-                    raise ValueError(f"data yields mappings without 'image', with {sorted(item)}")
-                item = item["image"]
-            elif isinstance(item, list | tuple):
-                item = item[0]
-            x = torch.as_tensor(item)
-            parts.append(x[None] if x.shape == shape else x)
-            if sum(len(part) for part in parts) >= samples:
-                break
-        if not parts:
-            raise ValueError("data is empty: give at least one batch of x0")
-        gathered = torch.cat(parts)
+    parts: list[Tensor] = []
+    for item in () if isinstance(data, Tensor) else data:
+        if isinstance(item, Mapping):
+            if "image" not in item:
+                raise ValueError(f"data yields mappings without 'image', with {sorted(item)}")
+            item = item["image"]
+        elif isinstance(item, list | tuple):
+            item = item[0]
+        x = torch.as_tensor(item)
+        parts.append(x[None] if x.shape == shape else x)
+        if sum(map(len, parts)) >= samples:
+            break
+    if not (parts or isinstance(data, Tensor)):
+        raise ValueError("data is empty: give at least one batch of x0")
+    gathered = data if isinstance(data, Tensor) else torch.cat(parts)
     if gathered.dim() < 2 or not len(gathered) or (shape is not None and gathered.shape[1:] != shape):
         wanted = "(n, ...)" if shape is None else str(("n", *shape)).replace("'", "")
         way_out = "; with shape= of one sample single samples are known from batches" if shape is None else ""
         raise ValueError(f"data must have shape {wanted} with n >= 1, got {tuple(gathered.shape)}{way_out}")
-    return check_state(
-        "data", gathered if gathered.is_floating_point() or gathered.is_complex() else gathered.float(), real=True
-    )
+    if not torch.isfinite(gathered).all():
+        raise ValueError("data must be finite, got NaN or infinity in it")
+    numbers = gathered if gathered.is_floating_point() or gathered.is_complex() else gathered.float()
+    return check_state("data", numbers, real=True)

@@ -46,7 +46,7 @@ class Checkpoint:
             raise ValueError(
                 f"checkpoint {str(self.path)!r} is no partial plan ({error}): name another file, or remove it"
             ) from None
-        if other := different(values.get("inputs"), self.inputs):
+        if other := self._different(values.get("inputs")):
             logger.info("%s was made with another %s: starting anew", self.path, ", another ".join(other))
             return {}
         logger.info("continuing from %s", self.path)
@@ -56,22 +56,18 @@ class Checkpoint:
         """Write the file."""
         write_json(self.path, {"format": FORMAT, "inputs": self.inputs, **entries})
 
-
-def different(kept: Any, inputs: Mapping[str, Any]) -> list[str]:
-    """The names of the inputs that differ, without those that differ only because another one does."""
-    if not isinstance(kept, Mapping) or kept.keys() != inputs.keys():
-        return ["version"]
-    names = [name for name, value in inputs.items() if not _same(name, kept[name], value)]
-    options = [name for name, value in inputs["options"].items() if kept["options"].get(name) != value]
-    names = [name for name in names if FOLLOWS.get(name) not in names]
-    return [each for name in names for each in (options if name == "options" else [name])]
-
-
-def _same(name: str, kept: Any, value: Any) -> bool:
-    """Whether an input is the kept one; the predictions of a model nearly."""
-    if name != "model" or not isinstance(kept, list) or len(kept) != len(value):
-        return bool(kept == value)
-    return dist(kept, value) <= CLOSE * hypot(*value)
+    def _different(self, kept: Any) -> list[str]:
+        """The names of the inputs that differ, without those that differ only because another one does."""
+        inputs = self.inputs
+        if not isinstance(kept, Mapping) or kept.keys() != inputs.keys():
+            return ["version"]
+        names = [name for name in inputs if kept[name] != inputs[name]]
+        old, new = kept["model"], inputs["model"]
+        if isinstance(old, list) and len(old) == len(new) and dist(old, new) <= CLOSE * hypot(*new):
+            names = [name for name in names if name != "model"]
+        options = [name for name, value in inputs["options"].items() if kept["options"].get(name) != value]
+        names = [name for name in names if FOLLOWS.get(name) not in names]
+        return [each for name in names for each in (options if name == "options" else [name])]
 
 
 def plain(value: Any) -> Any:
@@ -97,6 +93,7 @@ def plain(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """The versions of this library and of torch."""
     try:
-        return {"time-tuner": version("time-tuner"), "torch": str(torch.__version__)}
+        own = version("time-tuner")
     except PackageNotFoundError:  # it runs from its sources
-        return {"time-tuner": "unknown", "torch": str(torch.__version__)}
+        own = "unknown"
+    return {"time-tuner": own, "torch": str(torch.__version__)}

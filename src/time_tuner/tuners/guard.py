@@ -6,6 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from ..metrics import distance
 from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog, CountedModel
@@ -76,8 +77,7 @@ class ReferenceDistance:
         """The contribution of each sample to the distance of these ends (B, ...) of runs from `x`, (B,)."""
         x, y = ends.double().flatten(1), self.reference.double().flatten(1)
         if not stochastic:
-            distances: Tensor = (x - y).norm(dim=1)
-            return distances
+            return distance(x, y)
         across, others = torch.cdist(x, y), len(x) - 1
         return across.mean(0) + across.mean(1) - (torch.cdist(x, x).sum(1) + torch.cdist(y, y).sum(1)) / others
 
@@ -108,11 +108,11 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
         if distances.mean() >= after.mean():
             break
         best, after = trial, distances
-        reverted.append(k)
+        reverted.insert(0, k)
     gain, error = gain_with_error(before, after, plan.stochastic)
     if gain < error:
         best, after, reverted = untuned, before, list(range(len(plan)))
     measured = {"untuned": before, "tuned": after, "unguarded": unguarded}
     distance = {name: float(per_sample.mean()) for name, per_sample in measured.items()}
-    notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": sorted(reverted)}
+    notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": reverted}
     return best.with_provenance(**{**plan.provenance, **notes})

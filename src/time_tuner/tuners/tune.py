@@ -124,24 +124,23 @@ def tune(
         )
     log = CostLog()
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
-    given = isinstance(data, Calibration)
-    calibration = data if given else Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
+    if not isinstance(data, Calibration):
+        data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
     if tuner is None:
         with log.purpose("sizing"):
-            tuner = _default_tuner(network, plan, calibration)
-    tuner.check(plan, calibration.own)
+            tuner = _default_tuner(network, plan, data)
+    tuner.check(plan, data.own)
     limit = _budget(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
     # 2. The run: its checkpoint, its progress.
     kept = None
     if checkpoint is not None:
-        inputs = _inputs(tuner, plan, calibration, guard, BatchedModel(model, network.batch))
+        inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch))
         kept = Checkpoint(Path(checkpoint), inputs)
-    planned = _planned(tuner, plan, samples, network.batch, not calibration.drawn, guard, limit, None)
-    usual = {purpose: costs[0] for purpose, costs in planned.items()}
+    planned = _planned(tuner, plan, samples, network.batch, not data.drawn, guard, limit, None)
     with listener(progress) as listening:
-        run = TuningRun(calibration, limit, log, kept, listening, usual)
+        run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
         if run.plan is None:
             tuned = _tuned(tuner, network, plan, run, guard).with_provenance(cost=log.to_dict())
         else:
@@ -247,10 +246,9 @@ def tune_several(
     done: Callable[[Sequence[Plan]], None] = lambda plans: None,
     **how: Any,
 ) -> list[Plan]:
-    """The plans tuned, from the fewest calls to the most.
+    """The plans tuned, from the fewest calls to the most, on the same data or by the same runs of a teacher.
 
-    They are tuned on the same data, or by the same runs of a teacher; in joint tuning each also has the one before as a
-    warm start. A budget is for each.
+    In joint tuning each also has the one before as a warm start. A budget is for each.
 
     Args:
         eps, tuner, data, seed, samples, shape, device, checkpoint: see `tune`.
@@ -262,7 +260,7 @@ def tune_several(
         ValueError: two plans for the same number of calls; and see `tune`.
     """
     plans, tuner = sorted(plans, key=len), None if tuner is None else tuner_of(tuner)
-    counts = [len(plan) for plan in plans]
+    counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
@@ -321,9 +319,9 @@ def estimate(
     if tuner is None:
         tuner = _default_tuner(model, plan, calibration) if own_samples else Sequential()
     tuner.check(plan, own_samples)
-    limit = _budget(tuner, budget)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
-    return Estimate(_planned(tuner, plan, samples, batch, own_samples, guard, limit, speed), speed)
+    costs = _planned(tuner, plan, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
+    return Estimate(costs, speed)
 
 
 def _planned(
@@ -340,9 +338,10 @@ def _planned(
     run, costs = forward(samples, batch), dict[str, tuple[Cost, Cost]]()
     if tuner.uses_data and own_samples:
         costs["data"] = (run * len(reference_plan(plan.schedule, 0.0, OWN_CALLS)),) * 2
-    for purpose, (usual, most) in tuner.cost(plan, samples, batch, budget, speed).items():
-        limit = budget if purpose == "tuning" else Budget()
-        costs[purpose] = _cut(usual, limit, speed), _cut(most, limit, speed)
+    costs |= tuner.cost(plan, samples, batch, budget, speed)
+    if "tuning" in costs:
+        usual, most = costs["tuning"]
+        costs["tuning"] = _cut(usual, budget, speed), _cut(most, budget, speed)
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...plans.plan import Plan
 from .loss import Gradients
@@ -19,9 +20,6 @@ RADIUS = 1.5  # of a whole step in the parameters, in which 0.1 is much
 PATIENCE = 0.25  # the share of the budget without a better mean, after which the solver restarts from the best
 GOOD = 0.5  # the share of the predicted gain from which on steps may grow
 MIN_STEP_SCALE, MAX_STEP_SCALE = 1 / 32, 3.0
-NUMBERS = ("step_scale", "first_loss", "best_loss", "restarts", "improved_at", "validated", "steps", "curvatures",
-           "num_averaged")  # fmt: skip
-VECTORS = ("v", "mean_v", "best_v", "gradient", "curvature")
 
 
 class GaussNewton:
@@ -47,20 +45,15 @@ class GaussNewton:
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
-        count, self.steps, self.curvatures = len(parameters), 0, 0
-        self.v, self.mean_v, self.best_v = (torch.zeros(count, dtype=torch.float64) for _ in range(3))
-        self.first_loss, self.best_loss, self.num_averaged = math.inf, math.inf, 0
-        self.validated, self.restarts, self.improved_at, self.step_scale = False, 0, 0.0, 1.0
-        self.gradient = torch.zeros(count, dtype=torch.float64)
-        self.curvature = torch.zeros(count, count, dtype=torch.float64)
+        self.steps = self.curvatures = self.num_averaged = self.restarts = 0
+        self.first_loss = self.best_loss = math.inf
+        self.validated, self.improved_at, self.step_scale = False, 0.0, 1.0
+        self.curvature = torch.zeros(len(parameters), len(parameters), dtype=torch.float64)
+        self.v, self.mean_v, self.best_v, self.gradient = self.curvature.new_zeros(4, len(parameters)).unbind()
 
     def plan(self) -> Plan:
         """The plan at the mean of iterates."""
         return self.parameters.plan(self.mean_v)
-
-    def best_plan(self) -> Plan:
-        """The best plan so far."""
-        return self.parameters.plan(self.best_v)
 
     @property
     def needs_curvature(self) -> bool:
@@ -68,15 +61,8 @@ class GaussNewton:
         return self.curvatures <= self.steps // 2
 
     def step(self, new: Gradients, loss_of: Callable[[Plan], float]) -> None:
-        """One step.
-
-        Args:
-            new: at v, on some pairs.
-            loss_of: the loss of a plan on the same pairs.
-
-        Raises:
-            ValueError: the loss is NaN or infinite at the candidate itself.
-        """
+        """One step, by gradients at v on some pairs, and the loss of a plan on the same ones; a ValueError if the loss
+        is NaN or infinite at the candidate itself."""
         if not new.finite() and not self.v.any():
             raise ValueError("the distance, or its gradient, is NaN or infinite: eps or distance returned such values")
         if not new.finite():
@@ -130,14 +116,12 @@ class GaussNewton:
         self.restarts, self.num_averaged = self.restarts + 1, 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The state of the solver as JSON values."""
-        numbers = {name: getattr(self, name) for name in NUMBERS}
-        known = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        return known | {name: getattr(self, name).tolist() for name in VECTORS}
+        """The state of the solver as JSON values, without infinite ones."""
+        values = {name: value for name, value in vars(self).items() if name != "parameters"}
+        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+        return {name: value for name, value in plain.items() if value != math.inf}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `to_dict`."""
-        for name in VECTORS:
-            getattr(self, name).copy_(torch.tensor(state[name], dtype=torch.float64))
-        for name in NUMBERS:
-            setattr(self, name, state.get(name, getattr(self, name)))
+        for name, value in state.items():
+            setattr(self, name, torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value)

@@ -1,6 +1,7 @@
 """The distance between the ends of a plan's runs and of the teacher's, and its derivatives by the plan's parameters."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from ...models.checkpointing import CheckpointedModel, needs_checkpointing
 from ...models.counting import CostLog
 from ...plans.plan import Plan
 from ...sampling import predict, sample, trajectory
+from ..calibration import losses_of
 from .parameters import Parameters
 from .teacher import Pairs
 
@@ -39,7 +41,7 @@ class Gradients:
     curvature: Tensor | None
 
     def finite(self) -> bool:
-        known = (torch.tensor(self.loss), self.gradient, self.gradient if self.curvature is None else self.curvature)
+        known = [torch.tensor(self.loss), self.gradient, *([] if self.curvature is None else [self.curvature])]
         return all(bool(one.isfinite().all()) for one in known)
 
 
@@ -75,16 +77,16 @@ class TeacherLoss:
         if not {"times", "tau"} & set(parts):
             return TimeGradients()
         two = torch.arange(min(2, len(self.pairs.x)))
-        model, x = for_rows(self.model, two), self.pairs.x[two]
+        model, x, last_tau = for_rows(self.model, two), self.pairs.x[two], plan.taus[-1].detach()
         with self.cost_log.purpose("sizing"):
-            if accepts_times(model, x, plan.taus[-1].detach()):
+            if accepts_times(model, x, last_tau):
                 with torch.enable_grad():
-                    tau = plan.taus[-1].detach().expand(len(x)).clone().requires_grad_()
+                    tau = last_tau.expand(len(x)).clone().requires_grad_()
                     noise = model(x, tau.detach(), tau)
                     if noise.requires_grad and torch.autograd.grad(noise.sum(), tau, allow_unused=True)[0] is not None:
                         return TimeGradients(exact=True, differences=("tau",))
             with torch.no_grad():
-                first, last = (model(x, plan.t[k], plan.taus[-1]) for k in (0, -2))
+                first, last = (model(x, plan.t[k], last_tau) for k in (0, -2))
         # Where step times move, tau moves with them; t matters to the noise of a network that predicts x0 or v.
         alike = torch.equal(first, last) or "times" not in parts
         return TimeGradients(differences=("tau",) if alike else ("tau", "t"))
@@ -93,21 +95,12 @@ class TeacherLoss:
     def mean(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan are."""
         model, pairs = for_rows(self.model, rows), self.pairs[rows]
-        end = plan.initial_state(pairs.x)
-        for end in trajectory(model, plan, end):  # noqa: B007, B020 - the last state is the end
-            pass
+        end = deque(trajectory(model, plan, plan.initial_state(pairs.x)), maxlen=1).pop()
         return float(self.distances(end, pairs.y).mean()) if end.isfinite().all() else math.inf
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance of every pair of ends, (B,) or (), in float64; a ValueError for anything else."""
-        values: Any = self.distance(x, y)
-        if isinstance(values, Tensor) and values.shape in ((len(x),), ()):
-            return values.double()
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"distance must return a tensor with a number for each sample, of shape ({len(x)},), or their mean, "
-            f"got {got}"
-        )
+        """The distance of every pair of ends, (B,) or (), in float64."""
+        return losses_of("distance", self.distance(x, y), len(x), mean=True)
 
     def check_finite(self, plan: Plan, loss: float, rows: Tensor) -> None:
         """Raise a ValueError that names the call at which the runs become infinite, if this is their loss."""
@@ -117,8 +110,7 @@ class TeacherLoss:
     def needs_checkpointing(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run from these pairs would fill too much of the memory."""
         with self.cost_log.purpose("sizing"):
-            p = plan.point(len(plan) - 1)
-            return needs_checkpointing(for_rows(self.model, rows), self.pairs.x[rows], p.t, len(plan))
+            return needs_checkpointing(for_rows(self.model, rows), self.pairs.x[rows], plan.t[-2], len(plan))
 
     def gradients(
         self,
@@ -135,15 +127,9 @@ class TeacherLoss:
         derivative of its end by v. With the distance d_i and its gradient q_i by the end, the gradient is the mean of
         J_i^T q_i. The curvature is that of Gauss-Newton for a distance that falls to 0 as a cone does: the mean of
         J_i^T J_i |q_i|^2 / d_i, where J_i^T J_i is estimated by J_i^T u u^T J_i with a random u of mean square 1
-        (Hutchinson, 1989), in a second backward pass. A distance may depend on parts of the ends alone: u is larger
-        where q is, by the root of its root mean square over the pairs.
-
-        Args:
-            parameters, v: the plan is `parameters.plan(v)`.
-            rows: of the pairs.
-            times: see `time_gradients`.
-            generator: of u; None for no curvature.
-            checkpoint: keep the activations of one call at a time.
+        (Hutchinson, 1989), in a second backward pass; without a generator for u there is none. A distance may depend on
+        parts of the ends alone: u is larger where q is, by the root of its root mean square over the pairs. With
+        `checkpoint` the activations of one call at a time are kept.
         """
         model, pairs = for_rows(self.model, rows), self.pairs[rows]
         with torch.enable_grad():

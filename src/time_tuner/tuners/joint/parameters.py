@@ -32,20 +32,14 @@ class Parameters:
       a grid stays monotone and keeps its ends, whatever v is.
     - "tau": the conditioning time is e^{v_k} times that of the plan, within the trained range.
     - "corrections": the strictly lower triangular C, added to that of the plan.
-
-    Args:
-        plan: the plan at v = 0.
-        parts: names in `PARTS`.
     """
 
     def __init__(self, plan: Plan, parts: str | Sequence[str] = PARTS) -> None:
         self.start, self.parts = plan, check_parts(parts)
-        calls = len(plan)
-        self.lower = torch.tril_indices(calls, calls, -1)
-        angles = plan.schedule.at(plan.step_times).angle
-        self.first, self.increments = angles[0], -angles.diff()
+        self.lower = torch.tril_indices(len(plan), len(plan), -1)
+        self.angles = plan.schedule.at(plan.step_times).angle
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
-        sizes = {"times": times, "tau": calls, "corrections": self.lower.shape[1]}
+        sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1]}
         self.sizes = [sizes[part] for part in self.parts]
 
     def __len__(self) -> int:
@@ -60,8 +54,7 @@ class Parameters:
             elif part == "tau":
                 plan = plan.with_ratios(self.start.tau / self.start.t[:-1] * torch.exp(values))
             elif len(values):
-                c = torch.zeros(len(plan), len(plan), dtype=torch.float64)
-                c = c.index_put((self.lower[0], self.lower[1]), values)
+                c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(self.lower), values)
                 plan = plan.with_corrections(c if plan.corrections is None else plan.corrections + c)
         return plan
 
@@ -94,9 +87,9 @@ class Parameters:
         times = self.start.step_times
         if len(times) == 2:
             return times
-        grown = self.increments * torch.exp(values)
-        angles = self.first - (grown * (self.increments.sum() / grown.sum())).cumsum(0)
-        inner = time_at_angle(self.start.schedule, angles[:-1])
+        increments, schedule = -self.angles.diff(), self.start.schedule
+        grown = increments * torch.exp(values)
+        angles = self.angles[0] - (grown * (increments.sum() / grown.sum())).cumsum(0)
         # A grid that ends at 0 may reach below the least trained time before its end.
-        inner = inner.clamp(min(self.start.schedule.t_min, float(times[-2].detach())), self.start.schedule.T)
-        return torch.cat([times[:1], inner, times[-1:]])
+        least = min(schedule.t_min, float(times[-2].detach()))
+        return torch.cat([times[:1], time_at_angle(schedule, angles[:-1]).clamp(least, schedule.T), times[-1:]])

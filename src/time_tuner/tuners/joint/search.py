@@ -1,6 +1,7 @@
 """The search of joint tuning: successive halving of candidates by Gauss-Newton, the winner to the end of the budget."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
 from .gauss_newton import GaussNewton
-from .loss import TeacherLoss, TimeGradients
+from .loss import TeacherLoss
 from .parameters import Parameters
 from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
 from .successive_halving import SuccessiveHalving
@@ -27,6 +28,7 @@ class JointSearch:
     Args:
         loss: the distance to the teacher's ends: a quarter of the pairs are for validation, the others for iterations.
         parts: what is tuned.
+        plans: that may take part; the first `given` do in any case, and `count` in all.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
         checkpoint_steps: whether activations are computed again; None where memory decides.
@@ -35,43 +37,44 @@ class JointSearch:
     halving: SuccessiveHalving
 
     def __init__(
-        self, loss: TeacherLoss, parts: Sequence[str], limit: int | None, run: TuningRun, checkpoint_steps: bool | None
+        self,
+        loss: TeacherLoss,
+        parts: Sequence[str],
+        plans: Sequence[Plan],
+        given: int,
+        count: int,
+        limit: int | None,
+        run: TuningRun,
+        checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
-        count = len(loss.pairs)
-        held = min(MOST_HELD, count // 4)
-        self.train, self.validation = count - held, torch.arange(count - held, count)
-        self.checkpoint_steps = checkpoint_steps
+        self.plans, self.given, self.count = plans, given, count
+        held = min(MOST_HELD, len(loss.pairs) // 4)
+        self.train = len(loss.pairs) - held
+        self.validation = torch.arange(self.train, len(loss.pairs))
         self.order: list[int] = run.state.get("order", [])  # the places of those that take part among the plans
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
-        self.times = TimeGradients()
+        self.times = loss.time_gradients(plans[0], parts)
+        self.checkpointed = checkpoint_steps
+        if checkpoint_steps is None:
+            self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
-    def __call__(self, plans: Sequence[Plan], given: int, count: int) -> tuple[Plan, dict[str, Any]]:
-        """The best plan found, and what is to be known of it.
-
-        Args:
-            plans: that may take part.
-            given: the first so many take part in any case.
-            count: how many take part.
-        """
-        run = self.run
+    def __call__(self) -> tuple[Plan, dict[str, Any]]:
+        """The best plan found, and what is to be known of it."""
+        run, plan = self.run, self.plans[0]
         # 1. The cost of an iteration, and whether the budget is enough for one.
-        self.times = self.loss.time_gradients(plans[0], self.parts)
-        if self.checkpoint_steps is None:
-            self.checkpoint_steps = self.loss.needs_checkpointing(plans[0], self._rows())
-        look = self._calls(plans[0], len(self.validation))
-        runs = 6 + self.times.calls + MOST_RECOMPUTED * self.checkpoint_steps  # a run, two backward, one to judge it
-        iteration = runs * self._calls(plans[0], min(BATCH, self.train))
-        ranking = self._calls(plans[0], min(BATCH, len(self.validation))) * len(plans[given:])
-        if not run.state and not run.can_afford(ranking + look * count + iteration):
-            plans, given, count = plans[:1], 1, 1
+        runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
+        look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
+        ranking = self._calls(min(BATCH, len(self.validation))) * len(self.plans[self.given :])
+        if not run.state and not run.can_afford(ranking + look * self.count + iteration):
+            self.plans, self.given, self.count = [plan], 1, 1
             if not run.can_afford(2 * look + iteration):
                 run.stop(TOO_SMALL)
-                return plans[0], {"iterations": 0}
+                return plan, {"iterations": 0}
         # 2. Iterations, of one candidate after the other until one remains.
-        self._begin(plans, given, count)
-        halving, plan = self.halving, self.halving.solvers[0]
+        self._begin()
+        halving, first = self.halving, self.halving.solvers[0]
         while self._share() < 1 and run.can_afford(iteration + look):
             if halving.solver.restarts > MAX_RESTARTS and halving.decided:
                 break
@@ -82,21 +85,21 @@ class JointSearch:
         self._validate_new(1.0)
         best = min(halving.solvers, key=lambda solver: solver.best_loss)
         if self.done:
-            run.save_step(self.done, 1.0, (plan.first_loss, best.best_loss), self._state())
+            run.save_step(self.done, 1.0, (first.first_loss, best.best_loss), self._state())
         if not run.can_afford(iteration + look):
             run.stop(f"was spent at iteration {self.done}" if self.done else TOO_SMALL)
         notes = {
             "iterations": self.done,
             "start_times": [round(float(t), 6) for t in best.parameters.start.step_times],
-            "validation_loss": {"untuned": plan.first_loss, "tuned": best.best_loss},
+            "validation_loss": {"untuned": first.first_loss, "tuned": best.best_loss},
         }
-        return best.best_plan(), notes
+        return best.parameters.plan(best.best_v), notes
 
-    def _begin(self, plans: Sequence[Plan], given: int, count: int) -> None:
+    def _begin(self) -> None:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
-        self.order = self.order or self._ranked(plans, given, count)
-        solvers = [GaussNewton(Parameters(plans[i], self.parts)) for i in self.order]
+        self.order = self.order or self._ranked()
+        solvers = [GaussNewton(Parameters(self.plans[i], self.parts)) for i in self.order]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
         self.run.resume()
@@ -109,29 +112,26 @@ class JointSearch:
         elif not self.run.same_budget:
             self.halving.rescale(self._share() / state["share"])
 
-    def _ranked(self, plans: Sequence[Plan], given: int, count: int) -> list[int]:
+    def _ranked(self) -> list[int]:
         """The places of the candidates that take part: the given ones, and those that end nearest untuned, one for each
         grid; where corrections are tuned the orders of a sampler lead to the same plan."""
-        losses: dict[int, float] = {}
 
+        @cache
         def loss(i: int) -> tuple[float, int]:
-            losses[i] = losses.get(i) or self.loss.mean(plans[i], self.validation[:BATCH])
-            return losses[i], i
+            return self.loss.mean(self.plans[i], self.validation[:BATCH]), i
 
         grids: dict[bytes, list[int]] = {}
-        for i, plan in enumerate(plans[given:], given):
+        for i, plan in enumerate(self.plans[self.given :], self.given):
             grids.setdefault(plan.step_times.numpy().tobytes(), []).append(i)
         # The other orders are compared on the best grids alone.
-        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: count - given]
-        return [*range(given), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
+        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: self.count - self.given]
+        return [*range(self.given), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
     def _iterate(self, solver: GaussNewton) -> None:
         """One step of a solver, on the next few pairs."""
         rows, generator = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        gradients = self.loss.gradients(
-            solver.parameters, solver.v, rows, self.times, generator if solver.needs_curvature else None,
-            bool(self.checkpoint_steps),
-        )  # fmt: skip
+        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
+        gradients = self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
         solver.step(gradients, lambda plan: self.loss.mean(plan, rows))
         self.done += 1
         self.run.share = self._share()
@@ -167,11 +167,10 @@ class JointSearch:
         counts = {"pairs": len(self.loss.pairs), "done": self.done, "looked_at": self.looked_at, "share": self._share()}
         return {**counts, "order": self.order, **self.halving.to_dict(), "solvers": solvers}
 
-    def _calls(self, plan: Plan, count: int) -> int:
+    def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""
-        return len(plan) * forward(count, self.loss.model.batch).calls
+        return len(self.plans[0]) * forward(count, self.loss.model.batch).calls
 
     def _share(self) -> float:
         """The share of the iterations or of the budget that is spent."""
-        iterations = 0.0 if self.limit is None else self.done / self.limit
-        return max(iterations, self.run.meter.share)
+        return max(0.0 if self.limit is None else self.done / self.limit, self.run.spent_share)

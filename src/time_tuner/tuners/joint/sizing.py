@@ -1,10 +1,15 @@
 """How many pairs and iterations of joint tuning a budget is enough for, and the cost of so many."""
 
+from typing import TYPE_CHECKING
+
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
 from .successive_halving import max_candidates, num_trials
 from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
+
+if TYPE_CHECKING:
+    from .tuner import Joint
 
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
 FEWEST_RUNS, RUNS, MOST_RUNS = 4, 5.5, 8  # runs of BATCH pairs that an iteration costs: one, a backward or two, one to
@@ -45,54 +50,42 @@ def num_iterations(
 
 
 def joint_cost(
-    plan: Plan,
-    teacher: int,
-    batch: int | None,
-    budget: Budget,
-    speed: Speed | None,
-    pairs: int | None,
-    iterations: int | None,
-    given: int,
-    candidates: int,
-    checkpointed: bool | None,
+    tuner: "Joint", teacher: int, plan: Plan, batch: int | None, budget: Budget, speed: Speed | None
 ) -> dict[str, tuple[Cost, Cost]]:
     """The usual and the largest cost of the teacher, of so many calls, and of tuning; {} where only an unknown speed
-    decides. `given` candidates take part in any case; activations are computed again if `checkpointed`, None where
-    memory decides; for the others see `Tuner.cost` and `Joint`."""
+    decides."""
     limit = budget.seconds
-    if limit is not None and speed is None and (pairs is None or iterations is None):
+    if limit is not None and speed is None and not tuner.sized:
         return {}
-    wanted = pairs or num_pairs(teacher, budget, batch) or MOST
-    made = wanted
+    # 1. The pairs.
+    made, left = tuner.pairs or num_pairs(teacher, budget, batch) or MOST, None
+    most_teacher = teacher_cost(made, teacher, batch)
     if limit is not None and speed is not None:
-        group = min(AT_ONCE, wanted)
-        made = min(wanted, int(SHARE * limit * group / speed.seconds(teacher_cost(group, teacher, batch))))
-    left = None if limit is None or speed is None else limit - speed.seconds(teacher_cost(made, teacher, batch))
-    usual_count = most_count = num_iterations(plan, budget, batch, speed, left)
-    if iterations is not None:
-        usual_count, most_count = min(iterations, usual_count) if budget else iterations, iterations
-    elif limit is not None:
-        most_count = int(usual_count * RUNS / FEWEST_RUNS)
-    held = max(1, min(MOST_HELD, made // 4))
+        group = min(AT_ONCE, made)
+        made = min(made, int(SHARE * limit * group / speed.seconds(teacher_cost(group, teacher, batch))))
+        left = limit - speed.seconds(teacher_cost(made, teacher, batch))
+    # 2. The iterations.
+    held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left)
+    most_count = int(expected * RUNS / FEWEST_RUNS) if limit is not None else expected
+    if tuner.iterations is not None:
+        expected, most_count = min(tuner.iterations, expected) if budget else tuner.iterations, tuner.iterations
 
     def looks(count: int) -> Cost:
-        taking_part = max(given, min(candidates, max_candidates(count)))
+        sure = 1 + len(tuner.warm_starts)
+        taking_part = max(sure, min(tuner.candidates, max_candidates(count)))
         number, at = 1 + taking_part + num_trials(taking_part), next_look(0)
         while at <= count:
             number, at = number + 1, next_look(at)
-        ranking = forward(min(held, BATCH), batch) * (RANKED * (taking_part > given))
+        ranking = forward(min(held, BATCH), batch) * (RANKED * (taking_part > sure))
         return (forward(held, batch) * number + ranking) * len(plan)
 
     def tuning(count: int, runs: float) -> Cost:
         return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)
 
-    usual = tuning(usual_count, RUNS + RECOMPUTED * bool(checkpointed))
-    most = tuning(most_count, MOST_RUNS + MOST_RECOMPUTED * (checkpointed is not False))
+    usual = tuning(expected, RUNS + RECOMPUTED * bool(tuner.checkpoint_steps))
+    most = tuning(most_count, MOST_RUNS + MOST_RECOMPUTED * (tuner.checkpoint_steps is not False))
     if budget.calls is not None and most.calls > budget.calls:
         # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
         looked = looks(budget.calls // (FEWEST_RUNS * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-    return {
-        "teacher": (teacher_cost(made, teacher, batch), teacher_cost(wanted, teacher, batch)),
-        "tuning": (usual, most),
-    }
+    return {"teacher": (teacher_cost(made, teacher, batch), most_teacher), "tuning": (usual, most)}

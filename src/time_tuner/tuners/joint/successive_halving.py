@@ -22,7 +22,7 @@ class SuccessiveHalving:
     """
 
     def __init__(self, solvers: Sequence[GaussNewton], state: dict[str, Any]) -> None:
-        self.solvers = list(solvers)
+        self.solvers = solvers
         self.remaining: list[int] = state.get("remaining", list(range(len(solvers))))
         self.trial: int = state.get("trial", 0)
         self.began_at: float = state.get("began_at", 0.0)

@@ -55,18 +55,10 @@ def teach(
     """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
     conditions of the model.
 
-    In a budget of seconds no run begins that is not expected to end within a quarter of them, by the pace so far.
-
-    Args:
-        model: the model.
-        teacher: the plan of the teacher.
-        run: calibration and budget.
-        pairs: the most pairs; 2048 by default.
-        cache: a .safetensors file that keeps the ends: an interrupted run continues from there, and a finished one
-            makes a single run again, to check that the model is the same.
-
-    Raises:
-        ValueError: the cache was made by another teacher, from another seed, or with another model.
+    There are at most `pairs`, 2048 by default. In a budget of seconds no run begins that is not expected to end within
+    a quarter of them, by the pace so far. The cache is a .safetensors file that keeps the ends: an interrupted run
+    continues from there, and a finished one makes a single run again, to check that the model is the same; a ValueError
+    if it was made by another teacher, from another seed, or with another model.
     """
     calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
     made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
@@ -77,40 +69,30 @@ def teach(
 
     batch, most = model.batch, MOST if pairs is None else pairs
     at_once = AT_ONCE // batch * batch if batch and batch < AT_ONCE else AT_ONCE
+    limit = None if run.state else run.budget.seconds  # a continued run makes the pairs that it had
     ends = calibration.states(range(0))
     with run.cost_log.purpose("teacher"):
         if cache is not None and cache.exists():
             ends = _read(cache, made).to(ends)[:most]
             if not torch.allclose(end(0, 1), ends[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
-        clock = _Clock(run, at_once, len(ends))
-        while len(ends) < most and (count := clock.next_count(len(ends))):
+        done, seconds, count = len(ends), run.seconds, at_once
+        while len(ends) < most:
+            if limit is not None:
+                new, before, seconds = len(ends) - done, seconds, run.seconds
+                done, pace = len(ends), (seconds - before) / max(new, 1)  # of the runs just made
+                if not new or done < FEWEST:
+                    count = FEWEST if seconds < limit else 0
+                else:
+                    left = int((SHARE * limit - seconds) / max(pace, 1e-9))
+                    # A quarter of what is left at a time: a machine that becomes four times as slow is in time.
+                    count = max(0, min(at_once, left, max(FEWEST, left // 4)))
+            if not count:
+                break
             ends = torch.cat([ends, end(len(ends), min(len(ends) + count, most))])
             if cache is not None:
                 _write(cache, ends, made)
     return Pairs(calibration.states(range(first, first + len(ends))), ends)
-
-
-class _Clock:
-    """The number of runs that the teacher makes next: `at_once`; in a budget of seconds as many as it has time for."""
-
-    def __init__(self, run: TuningRun, at_once: int, done: int) -> None:
-        self.meter, self.at_once = run.meter, at_once
-        self.limit = None if run.state else run.meter.budget.seconds  # a continued run makes the pairs that it had
-        self.seconds, self.done = self.meter.seconds, done
-
-    def next_count(self, done: int) -> int:
-        """The number of runs, 0 to stop, when so many are done."""
-        if self.limit is None:
-            return self.at_once
-        new, seconds = done - self.done, self.meter.seconds
-        pace = (seconds - self.seconds) / new if new else 0.0  # of the runs just made
-        self.seconds, self.done = seconds, done
-        if not new or done < FEWEST:
-            return FEWEST if seconds < self.limit else 0
-        left = int((SHARE * self.limit - seconds) / max(pace, 1e-9))
-        # A quarter of what is left at a time: so a machine that becomes four times as slow meanwhile is in time.
-        return max(0, min(self.at_once, left, max(FEWEST, left // 4)))
 
 
 def described(plan: Plan) -> str:

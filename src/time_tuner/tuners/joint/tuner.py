@@ -128,25 +128,24 @@ class Joint(Tuner):
         loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
-        teacher, parts, budget = self._teacher_of(plan), check_parts(self.parts), run.meter.budget
+        teacher, parts, budget = self._teacher_of(plan), check_parts(self.parts), run.budget
         notes = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
         # 1. The teacher's runs, as many as there is time for.
-        speed = None
+        speed, pairs = None, None
         if budget.seconds is not None and not self.sized and not run.state:
             with run.cost_log.purpose("sizing"):
                 speed = measure_speed(model, plan, run.calibration.shape, BATCH, run.calibration.device)
-            if speed.seconds(teacher_cost(FEWEST, len(teacher), model.batch)) > budget.seconds:
-                run.stop("is not enough for the runs of the teacher: give a larger one")
-                return plan.with_provenance(**notes)
-        pairs = self._pairs(model, teacher, run)
-        notes["pairs"] = len(pairs)
-        if len(pairs) < FEWEST:
+        least = teacher_cost(FEWEST, len(teacher), model.batch)
+        if speed is None or budget.seconds is None or speed.seconds(least) <= budget.seconds:
+            pairs = self._pairs(model, teacher, run)
+            notes["pairs"] = len(pairs)
+        if pairs is None or len(pairs) < FEWEST:
             run.stop("is not enough for the runs of the teacher: give a larger one")
             return plan.with_provenance(**notes)
         # 2. The candidates, as many as have a long enough trial.
         given = warm_starts(plan, self.warm_starts)
         sure, plans = 1 + len(given), [plan, *given]
-        left = None if budget.seconds is None else budget.seconds - run.meter.seconds
+        left = None if budget.seconds is None else budget.seconds - run.seconds
         expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left)
         count = max(sure, min(self.candidates, max_candidates(expected)))
         if max(count, len(run.state.get("order", ()))) > sure:  # also where a run continues in a smaller budget
@@ -154,12 +153,12 @@ class Joint(Tuner):
         # 3. The search.
         loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
-        found, how = JointSearch(loss, parts, limit, run, self.checkpoint_steps)(plans, sure, count)
+        found, how = JointSearch(loss, parts, plans, sure, count, limit, run, self.checkpoint_steps)()
         return found.with_provenance(**{**plan.provenance, **notes, **how})
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
         """The pairs of the teacher, which a calibration for several plans may have already."""
-        pairs = run.state.get("pairs") or self.pairs or num_pairs(len(teacher), run.meter.budget, model.batch)
+        pairs = run.state.get("pairs") or self.pairs or num_pairs(len(teacher), run.budget, model.batch)
         kept, key = run.calibration.teacher_runs, described(teacher)
         if key not in kept or len(kept[key]) < (pairs or 0):
             cache = None if self.teacher_cache is None else Path(self.teacher_cache)
@@ -170,14 +169,11 @@ class Joint(Tuner):
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
-        """Of runs in a cache one is made again."""
-        teacher = self._teacher_of(plan)
-        costs = joint_cost(
-            plan, len(teacher), batch, budget, speed, self.pairs, self.iterations, 1 + len(self.warm_starts),
-            self.candidates, self.checkpoint_steps,
-        )  # fmt: skip
+        """Of runs in a cache one is made again; {} where only an unknown speed decides."""
+        calls = len(self._teacher_of(plan))
+        costs = joint_cost(self, calls, plan, batch, budget, speed)
         if costs and self.teacher_cache is not None and Path(self.teacher_cache).exists():
-            costs["teacher"] = Cost(len(teacher), len(teacher)), costs["teacher"][1]
+            costs["teacher"] = Cost(calls, calls), costs["teacher"][1]
         return costs
 
     def following(self, tuned: Plan) -> "Joint":

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._checks import check_int
 from ..base import TuningRun
 from ..calibration import CalibrationBatch
-from .objectives import OBJECTIVES, Objective, Step, step_loss, where
+from .objectives import OBJECTIVES, Objective, Step, step_loss
 from .runs import Run, direct_state, first_state
 
 LR, ITERATIONS = 2e-3, 500  # as published
@@ -18,27 +17,22 @@ def adam(
     run: Run,
     batches: Callable[[int], CalibrationBatch],
     strategy: str,
-    lr: float = LR,
-    iterations: int = ITERATIONS,
+    tuning: TuningRun,
+    lr: float | None = None,
+    iterations: int | None = None,
     objective: Objective = OBJECTIVES["published"],
     last: bool = False,
-    tuning: TuningRun | None = None,
     calls: int = 1,
 ) -> Tensor:
     """The ratios (K,) by the published procedure: Adam on one after the other, from 1, with a fresh batch at every
     iteration, in which the states are computed anew. `batches(i)` gives the batch of iteration i of them all; a
     prediction for it takes `calls` network calls."""
-    iterations = check_int("iterations", iterations, 1)
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr}")
-    tuning = TuningRun() if tuning is None else tuning
+    lr, iterations = LR if lr is None else lr, iterations or ITERATIONS
+    steps, kept = len(run) - (not last), tuning.state.get("ratios", [])
     ratios = torch.ones(len(run), dtype=torch.float64)
-    steps = len(run) - (not last)
-    kept: list[float] = tuning.state.get("ratios", [])
     ratios[: len(kept)] = torch.tensor(kept, dtype=torch.float64)
     for k in range(len(kept), steps):
         tuning.resume()
-        t = run.point(k).t
         ratio = torch.ones((), dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.Adam([ratio], lr=lr, betas=(0.9, 0.999))
         values: list[float] = []
@@ -52,15 +46,16 @@ def adam(
                 state = direct_state(run, k, batch) if strategy == "parallel" else first_state(run, batch)
                 for j in range(k if strategy == "sequential" else 0):
                     state = run.step(j, state, ratios[j] * run.point(j).t, batch)
-                target = objective.target(Step(run, k, state, batch))
+                step = Step(run, k, state, batch)
+                target = objective.target(step)
             with torch.enable_grad():
-                value = step_loss(run, k, state, ratio * t, batch, target, objective)
+                value = step_loss(run, k, state, ratio * step.p.t, batch, target, objective)
                 check_gradient(value)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
             values.append(float(value.detach()))
             if not torch.isfinite(value):
-                raise ValueError(f"eps, or the objective, returned NaN or infinity {where(run, k)} while tuning")
+                raise step.broken()
             optimizer.step()
             tuning.share = (k + (i + 1) / iterations) / steps
         ratios[k] = ratio.detach()

@@ -1,5 +1,6 @@
 """The objectives that a step is tuned for, each a line in a table."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,8 @@ from ...plans.build import make_plan
 from ...samplers.dpmpp import DPMSolverPP
 from ...sampling import trajectory
 from ...schedules import Point
-from ..calibration import CalibrationBatch
-from .runs import Run, State
+from ..calibration import CalibrationBatch, losses_of
+from .runs import PlanRun, Run, State
 
 SUBSTEPS = 4
 
@@ -57,18 +58,17 @@ class Step:
         """The point of the state after the step."""
         return self.run.point(self.k + 1)
 
+    def broken(self) -> ValueError:
+        """The error of a loss that is not finite."""
+        return ValueError(
+            f"eps, or the objective, returned NaN or infinity at call {self.k} or {self.k + 1} "
+            f"(t = {float(self.p.t):.4g}) while tuning"
+        )
+
 
 def squared(result: Tensor, target: Tensor) -> Tensor:
     """|result - target|^2 of each sample, (B, ...) and (B, ...) -> (B,), in float64."""
     return (target - result).double().square().flatten(1).sum(1)
-
-
-def losses_of(name: str, values: Any, samples: int) -> Tensor:
-    """The losses (B,) that a function of the user's returned, in float64; a ValueError for anything else."""
-    if isinstance(values, Tensor) and values.shape == (samples,):
-        return values.double()
-    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-    raise ValueError(f"{name} must return a tensor with a number for each sample, of shape ({samples},), got {got}")
 
 
 @dataclass(frozen=True)
@@ -97,45 +97,35 @@ class Objective:
         return losses_of("objective", self.loss(result, target), len(result)).mean()
 
 
-def noise_before(step: Step) -> Tensor:
-    """The noise predicted in x_k at tau = t_k."""
-    return step.untuned_noise
-
-
-def true_noise(step: Step) -> Tensor:
-    """The noise in the data."""
-    return step.batch.noise
-
-
 @torch.no_grad()
 def substeps_target(step: Step) -> Tensor:
     """The state after four untuned sub-steps of DPM-Solver++(2M), on the schedule's even times, from the beginning of
     the step. A step from the least trained time to 0 has no sub-steps: it is made once."""
-    run, first = step.run, step.k - step.run.stage(step.k)
+    run, first = step.run, step.k
+    if isinstance(run, PlanRun):
+        first -= [stage for calls in run.plan.steps for stage in range(calls)][step.k]
     x = step.x if first == step.k else step.state[0][first - step.k].x
     begin, end = float(run.point(first).t), float(step.q.t)
     count = SUBSTEPS if end or begin > run.schedule.t_min * (1 + 1e-9) else 1
-    times = run.schedule.even_times(count, begin, end)
-    for x in trajectory(step.batch.model, make_plan(DPMSolverPP(2), run.schedule, times=times), x):  # noqa: B007, B020
-        pass
-    return x
+    plan = make_plan(DPMSolverPP(2), run.schedule, times=run.schedule.even_times(count, begin, end))
+    return deque(trajectory(step.batch.model, plan, x), maxlen=1).pop()
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "published": Objective(noise_before),
-    "noise": Objective(true_noise),
+    "published": Objective(lambda step: step.untuned_noise),
+    "noise": Objective(lambda step: step.batch.noise),
     "substeps": Objective(substeps_target, result="state", calls=SUBSTEPS),
 }
 """Every objective by its name. "published": the noise predicted after the step equals that before it (Xia et al.,
 2024); "noise": it equals the true noise; "substeps": the step ends where four smaller ones end."""
 
 ObjectiveLike: TypeAlias = str | Objective | Callable[[Step, Tensor], Tensor]
-"""A name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`."""
+"""A name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`: the loss of each sample when the step
+leads to the states x (B, ...)."""
 
 
 def find_objective(objective: ObjectiveLike) -> Objective:
-    """The objective of a name, an objective itself, or that of a function `f(step, x) -> (B,)`: the loss of each sample
-    when the step leads to the states x (B, ...)."""
+    """The objective that this stands for."""
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, str) and objective in OBJECTIVES:
@@ -160,8 +150,3 @@ def step_loss(
     q = run.point(k + 1)
     _, x = run.step(k, state, tau, batch)
     return objective.mean(batch.model(x, q.t, q.t) if objective.result == "noise" else x, target)
-
-
-def where(run: Run, k: int) -> str:
-    """How an error names a step."""
-    return f"at call {k} or {k + 1} (t = {float(run.point(k).t):.4g})"

@@ -1,5 +1,6 @@
 """Runs whose conditioning times are tuned, and the states from which the two strategies tune their steps."""
 
+from abc import ABC, abstractmethod
 from typing import TypeAlias
 
 from torch import Tensor
@@ -14,7 +15,7 @@ State: TypeAlias = tuple[tuple[Call, ...], Tensor]
 """The calls that the next one looks back on, and the state that they lead to."""
 
 
-class Run:
+class Run(ABC):
     """A run whose conditioning times are tuned: K calls, or steps of the user's own, over K + 1 points."""
 
     stochastic = False
@@ -33,21 +34,9 @@ class Run:
         """The number of calls that call k looks back on, itself included."""
         return 1
 
-    def stage(self, k: int) -> int:
-        """The number of calls of its step that are made before call k."""
-        return 0
-
+    @abstractmethod
     def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
         """The state after call k with the conditioning time tau."""
-        raise NotImplementedError
-
-    def untuned_call(self, k: int, batch: CalibrationBatch) -> Call:
-        """Call k as a later one looks back on it, untuned and in the state alpha x_0 + sigma eps."""
-        raise NotImplementedError
-
-    def predicts_noise(self, k: int) -> bool:
-        """Whether call k is made of one prediction of the noise."""
-        return False
 
 
 class PlanRun(Run):
@@ -56,26 +45,13 @@ class PlanRun(Run):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.schedule, Point(plan.t, plan.alpha, plan.sigma))
         self.plan, self.stochastic = plan, plan.stochastic
-        self._stages = [stage for calls in plan.steps for stage in range(calls)]
 
     def history(self, k: int) -> int:
         row = self.plan.rows[k]
-        parts = [part for part in (row.corrected, row.next_state) if part is not None]
-        return 1 + max(ago for part in parts for _, ago in part.terms)
-
-    def stage(self, k: int) -> int:
-        return self._stages[k]
+        return 1 + max(ago for part in (row.corrected, row.next_state) if part is not None for _, ago in part.terms)
 
     def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
         return self.follow(k, state, predict(batch.model, self.plan, k, state[1], tau), batch)
-
-    def untuned_call(self, k: int, batch: CalibrationBatch) -> Call:
-        p = self.point(k)
-        x = batch.at(p)
-        return Call(x, predict(batch.model, self.plan, k, x, p.t), x)
-
-    def predicts_noise(self, k: int) -> bool:
-        return self.plan.rows[k].predicts == "eps"
 
     def follow(self, k: int, state: State, prediction: Tensor, batch: CalibrationBatch) -> State:
         """The state after call k with this prediction."""
@@ -92,5 +68,10 @@ def first_state(run: Run, batch: CalibrationBatch) -> State:
 
 def direct_state(run: Run, k: int, batch: CalibrationBatch) -> State:
     """The state of the parallel strategy at call k; the calls that it looks back on are in such states too, untuned."""
-    past = tuple(run.untuned_call(j, batch) for j in range(max(0, k + 1 - run.history(k)), k))
-    return past, batch.at(run.point(k))
+    past: list[Call] = []
+    if isinstance(run, PlanRun):
+        for j in range(max(0, k + 1 - run.history(k)), k):
+            p = run.point(j)
+            x = batch.at(p)
+            past.append(Call(x, predict(batch.model, run.plan, j, x, p.t), x))
+    return tuple(past), batch.at(run.point(k))

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..base import TuningRun
 from ..budget import forward
 from ..calibration import CalibrationBatch
 from .minimize import lowest, minimize, send
-from .objectives import OBJECTIVES, Objective, Step, where
+from .objectives import OBJECTIVES, Objective, Step
 from .runs import PlanRun, Run, State, direct_state, first_state
 
 MOST = 16  # values of a search at most; five to eight are usual
@@ -23,8 +22,7 @@ class Problem:
     """A step, its objective, and the best state after it so far with the noise predicted there."""
 
     def __init__(self, step: Step, objective: Objective) -> None:
-        self.step, self.objective = step, objective
-        self.target = objective.target(step)
+        self.step, self.objective, self.target = step, objective, objective.target(step)
         self.lowest = math.inf
         self.best: tuple[State, Tensor | None] = step.state, None
 
@@ -33,9 +31,7 @@ class Problem:
         value = float(self.objective.mean(state[1] if noise is None else noise, self.target))
         if not math.isfinite(value):
             if ratio == 1:
-                raise ValueError(
-                    f"eps, or the objective, returned NaN or infinity {where(self.step.run, self.step.k)} while tuning"
-                )
+                raise self.step.broken()
             value = sys.float_info.max
         if value < self.lowest:
             self.lowest, self.best = value, (state, noise)
@@ -45,11 +41,9 @@ class Problem:
 def evaluate(problems: Sequence[Problem], ratios: Sequence[float]) -> list[float]:
     """The loss of each problem at its ratio; the network is called for all of them together."""
     steps, model = [problem.step for problem in problems], problems[0].step.batch.model
-    new = [i for i, step in enumerate(steps) if ratios[i] != 1 and step.run.predicts_noise(step.k)]
-    taus = [ratios[i] * steps[i].p.t for i in new]
-    noise = dict(
-        zip(new, predict_each(model, [steps[i].x for i in new], [steps[i].p.t for i in new], taus), strict=True)
-    )
+    new = [i for i, step in enumerate(steps) if ratios[i] != 1 and _predicts_noise(step)]
+    ps, taus = [steps[i].p.t for i in new], [ratios[i] * steps[i].p.t for i in new]
+    noise = dict(zip(new, predict_each(model, [steps[i].x for i in new], ps, taus), strict=True))
     states = [_after(step, ratios[i], noise.get(i)) for i, step in enumerate(steps)]
     by_noise = [i for i, problem in enumerate(problems) if problem.objective.result == "noise"]
     qs = [steps[i].q.t for i in by_noise]
@@ -57,9 +51,14 @@ def evaluate(problems: Sequence[Problem], ratios: Sequence[float]) -> list[float
     return [problem.evaluate(ratios[i], states[i], after.get(i)) for i, problem in enumerate(problems)]
 
 
+def _predicts_noise(step: Step) -> bool:
+    """Whether the call of a step is made of one prediction of the noise."""
+    return isinstance(step.run, PlanRun) and step.run.plan.rows[step.k].predicts == "eps"
+
+
 def _after(step: Step, ratio: float, noise: Tensor | None = None) -> State:
     """The state after a step whose conditioning time is `ratio` times t_k, with this prediction where there is one."""
-    if isinstance(step.run, PlanRun) and step.run.predicts_noise(step.k) and (ratio == 1 or noise is not None):
+    if isinstance(step.run, PlanRun) and _predicts_noise(step) and (ratio == 1 or noise is not None):
         return step.run.follow(step.k, step.state, step.untuned_noise if noise is None else noise, step.batch)
     return step.run.step(step.k, step.state, ratio * step.p.t, step.batch)
 
@@ -73,17 +72,14 @@ class Search:
         run: Run,
         batch: CalibrationBatch,
         strategy: str,
+        tuning: TuningRun,
         objective: Objective = OBJECTIVES["published"],
         last: bool = False,
-        tuning: TuningRun | None = None,
     ) -> None:
-        self.run, self.batch, self.objective = run, batch, objective
+        self.run, self.batch, self.tuning, self.objective = run, batch, tuning, objective
         self.sequential, self.steps = strategy == "sequential", len(run) - (not last)
-        self.tuning = TuningRun() if tuning is None else tuning
-        kept = self.tuning.state.get("values", {})
-        self.values: dict[int, dict[float, float]] = {
-            int(k): {float(ratio): value for ratio, value in pairs} for k, pairs in kept.items()
-        }
+        kept = tuning.state.get("values", {})
+        self.values: dict[int, dict[float, float]] = {int(k): dict(pairs) for k, pairs in kept.items()}
 
     @torch.no_grad()
     def __call__(self) -> tuple[Tensor, list[tuple[float, float]]]:
@@ -91,7 +87,7 @@ class Search:
         best so far is found, and steps not begun stay untuned."""
         together = self._tunes_together()
         state, known = first_state(self.run, self.batch), None
-        for ks in [list(range(self.steps))] if together else [[k] for k in range(self.steps)]:
+        for ks in [range(self.steps)] if together else [range(k, k + 1) for k in range(self.steps)]:
             kept = not together and ks[0] in self.values  # found by an earlier run, which this one continues
             if kept and not self.sequential:
                 continue
@@ -102,8 +98,9 @@ class Search:
                 break
             steps = [Step(self.run, ks[0], state, self.batch, known)] if self.sequential else self._direct(ks)
             if kept:
-                state = _after(steps[0], lowest(self.values[ks[0]], 1.0)[0])
-                known = self.batch.model(state[1], steps[0].q.t, steps[0].q.t) if self._predicts_after(ks[0]) else None
+                state, q = _after(steps[0], lowest(self.values[ks[0]], 1.0)[0]), steps[0].q
+                predicted = self.objective.result == "noise" and q.sigma > 0
+                known = self.batch.model(state[1], q.t, q.t) if predicted else None
                 continue
             problems = [Problem(step, self.objective) for step in steps]
             if not self._solve(problems):
@@ -120,9 +117,12 @@ class Search:
     def _tunes_together(self) -> bool:
         """Whether all steps are tuned together, in calls that hold several of them."""
         model, p = self.batch.model, self.run.point(0)
-        if self.sequential or self.steps < 2:
-            return False
-        if not isinstance(self.run, PlanRun) or not isinstance(model, BatchedModel):
+        if (
+            self.sequential
+            or self.steps < 2
+            or not isinstance(self.run, PlanRun)
+            or not isinstance(model, BatchedModel)
+        ):
             return False
         larger = model.batch is None or model.batch > len(self.batch.x0)  # else there is nothing to gain
         return larger and accepts_times(model, self.batch.at(p), p.t)
@@ -134,9 +134,6 @@ class Search:
         if len(ks) > 1:
             known = predict_each(self.batch.model, [x for _, x in states], points, points)
         return [Step(self.run, k, state, self.batch, noise) for k, state, noise in zip(ks, states, known, strict=True)]
-
-    def _predicts_after(self, k: int) -> bool:
-        return self.objective.result == "noise" and bool(self.run.point(k + 1).sigma > 0)
 
     def _can_afford(self, steps: Sequence[int], first: bool = False) -> bool:
         """Whether another value of each of these steps is within the budget; or the first one, with its target."""
@@ -164,10 +161,8 @@ class Search:
                 values = dict(zip(new, evaluate([by_step[k] for k in new], [places[k] for k in new]), strict=True))
             following = {}
             for k, ratio in places.items():
-                value = values[k] if k in new else kept[k][ratio]
-                self.values.setdefault(k, {})[ratio] = value
-                place = send(searches[k], value)
-                if place is not None:
+                value = self.values.setdefault(k, {})[ratio] = values[k] if k in new else kept[k][ratio]
+                if (place := send(searches[k], value)) is not None:
                     following[k] = place
             places = following
             if new and (len(problems) > 1 or not places):
@@ -175,6 +170,6 @@ class Search:
         return True
 
     def _save(self, done: int, k: int) -> None:
-        values: dict[str, Any] = {str(k): [list(pair) for pair in pairs.items()] for k, pairs in self.values.items()}
         losses = self.values[k][1.0], lowest(self.values[k], 1.0)[1]
+        values = {str(k): list(map(list, pairs.items())) for k, pairs in self.values.items()}
         self.tuning.save_step(done, done / self.steps, losses, {"values": values})

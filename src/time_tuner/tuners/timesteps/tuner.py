@@ -90,7 +90,7 @@ class TimestepTuner(Tuner):
         name, objective = self._objective(plan)
         if name in OBJECTIVES and self.optimizer == "search":
             return
-        batch, plan_run, ratio = run.calibration.trial(model), PlanRun(_untuned(plan)), torch.ones(()).double()
+        batch, plan_run, ratio = run.calibration.trial(model), PlanRun(plan), torch.ones(()).double()
         with torch.no_grad():
             step = Step(plan_run, 0, direct_state(plan_run, 0, batch), batch)
             target = objective.target(step)
@@ -101,46 +101,38 @@ class TimestepTuner(Tuner):
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         name, objective = self._objective(plan)
-        untuned = _untuned(plan)
-        plan_run, calibration = PlanRun(untuned), run.calibration
+        plan = plan.with_tau(plan.t[:-1]).with_corrections(None)
+        plan_run, calibration = PlanRun(plan), run.calibration
         notes: dict[str, Any] = {"optimizer": self.optimizer, "objective": name}
         if self.optimizer == "adam":
-            lr, iterations = self.lr or LR, self.iterations or ITERATIONS
             ratios = adam(
-                plan_run, lambda i: calibration.batch(model, i, ADAM_BATCH), self.strategy, lr, iterations, objective,
-                self.last, run, forward(ADAM_BATCH, model.batch).calls,
+                plan_run, lambda i: calibration.batch(model, i, ADAM_BATCH), self.strategy, run, self.lr,
+                self.iterations, objective, self.last, forward(ADAM_BATCH, model.batch).calls,
             )  # fmt: skip
-            notes |= {"lr": lr, "iterations": iterations, "batch": ADAM_BATCH}
+            notes |= {"lr": self.lr or LR, "iterations": self.iterations or ITERATIONS, "batch": ADAM_BATCH}
         else:
-            ratios, losses = Search(plan_run, calibration.fixed(model), self.strategy, objective, self.last, run)()
+            ratios, losses = Search(plan_run, calibration.fixed(model), self.strategy, run, objective, self.last)()
             notes["loss"] = {name: [pair[i] for pair in losses] for i, name in enumerate(("untuned", "tuned"))}
-        return untuned.with_ratios(ratios).with_provenance(**notes)
+        return plan.with_ratios(ratios).with_provenance(**notes)
 
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
         """That of Adam is exact."""
         _, objective = self._objective(plan)
-        run, steps = PlanRun(plan), len(plan) - (not self.last)
-        after = objective.result == "noise"
+        run, steps, after = PlanRun(plan), len(plan) - (not self.last), objective.result == "noise"
         before = [k if self.strategy == "sequential" else run.history(k) - 1 for k in range(steps)]
         if self.optimizer == "adam":
-            once = forward(ADAM_BATCH, batch)
             published = objective.target is OBJECTIVES["published"].target
             each = (objective.calls + published + 3 + 3 * after) * steps
-            exact = once * (self.iterations or ITERATIONS) * (sum(before) + each)
+            exact = forward(ADAM_BATCH, batch) * ((self.iterations or ITERATIONS) * (sum(before) + each))
             return {"tuning": (exact, exact)}
-        once = forward(samples, batch)
-        if self.strategy == "sequential":  # the step before has predicted the noise in the state after it
-            begins = [objective.calls + (k == 0 or not after) for k in range(steps)]
-        else:
-            begins = [objective.calls + past + 1 for past in before]
-
-        def of(values: int) -> Cost:
-            # At tau = t the prediction is `untuned_noise`.
-            return once * (sum(begins) + steps * (after + (values - 1) * (1 + after)))
-
-        return {"tuning": (of(USUAL), of(MOST))}
+        begins = sum(before) + steps
+        if self.strategy == "sequential":
+            begins = min(1, steps) if after else steps  # the step before has predicted the noise in the state after it
+        first = begins + (objective.calls + after) * steps  # at tau = t the prediction is `untuned_noise`
+        usual, most = (first + steps * (values - 1) * (1 + after) for values in (USUAL, MOST))
+        return {"tuning": (forward(samples, batch) * usual, forward(samples, batch) * most)}
 
     def _objective(self, plan: Plan) -> tuple[str, Objective]:
         """Its name and the objective; by default the one that was best where it was measured (docs/results.md)."""
@@ -152,17 +144,13 @@ class TimestepTuner(Tuner):
 
 @dataclass(frozen=True)
 class Sequential(TimestepTuner):
-    """The conditioning times by the sequential strategy of TimeTuner; see `TimestepTuner` for the options."""
+    """The sequential strategy of TimeTuner; see `TimestepTuner` for the options."""
 
     strategy: ClassVar[str] = "sequential"
 
 
 @dataclass(frozen=True)
 class Parallel(TimestepTuner):
-    """The conditioning times by the parallel strategy of TimeTuner; see `TimestepTuner` for the options."""
+    """The parallel strategy of TimeTuner; see `TimestepTuner` for the options."""
 
     strategy: ClassVar[str] = "parallel"
-
-
-def _untuned(plan: Plan) -> Plan:
-    return plan.with_tau(plan.t[:-1]).with_corrections(None)
