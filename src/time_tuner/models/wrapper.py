@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .._checks import choose
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, as_schedule
 from .base import Model
 from .guidance import ClassifierFreeGuidance, ClassifierGuidance
 from .network import TIME_DTYPES, NetworkModel, check_labels, num_classes
@@ -69,11 +69,7 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
     ) -> None:
         if not callable(model):
             raise ValueError(f"model must be a network, called model(x, time), got {model!r}")
-        if not isinstance(noise_schedule, NoiseSchedule):
-            raise ValueError(
-                f"noise_schedule must be a noise schedule, got {type(noise_schedule).__name__}: for betas, "
-                "NoiseScheduleVP('discrete', betas=betas); for a diffusers scheduler, schedule_from(scheduler)"
-            )
+        noise_schedule = as_schedule("noise_schedule", noise_schedule)
         choose("model_type", model_type, PREDICTIONS)
         choose("guidance_type", guidance_type, GUIDANCE_TYPES)
         choose("time_dtype", time_dtype, TIME_DTYPES)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._checks import choose
-from .base import NoiseSchedule, Point, Values, as_float64
+from .base import NoiseSchedule, Point, Values, as_float64, as_schedule
 from .betas import named_betas, rescale_zero_terminal_snr, respaced_betas
 from .flow import NoiseScheduleFlow, resolution_shift
 from .from_diffusers import distilled, schedule_from
@@ -27,6 +27,7 @@ __all__ = [
     "SchedulerFacts",
     "Values",
     "as_float64",
+    "as_schedule",
     "distilled",
     "named_betas",
     "rescale_zero_terminal_snr",

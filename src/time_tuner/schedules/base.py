@@ -140,6 +140,16 @@ class NoiseSchedule(ABC):
         )
 
 
+def as_schedule(name: str, schedule: Any) -> NoiseSchedule:
+    """The noise schedule, if it is one; the ValueError for something else names the argument."""
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(
+            f"{name} must be a noise schedule, got {type(schedule).__name__}: for betas, NoiseScheduleVP('discrete', "
+            "betas=betas); for a diffusers scheduler, schedule_from(scheduler)"
+        )
+    return schedule
+
+
 def even_grid(
     schedule: NoiseSchedule, steps: int, start: float | None, end: float | None, transform: Map, inverse: Map
 ) -> Tensor:
