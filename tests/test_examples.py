@@ -259,17 +259,12 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 @pytest.mark.parametrize(
     ("page", "table"),
-    [("samplers", SAMPLERS), ("spacings", SPACINGS), ("command-line", TUNERS), ("schedules", PREDICTIONS)],
+    [("samplers", SAMPLERS), ("spacings", SPACINGS), ("tuners", TUNERS), ("schedules", PREDICTIONS)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_entry_of_a_table_is_in_the_reference(page: str, table: dict[str, Any]) -> None:
     text = (ROOT / "docs" / "reference" / f"{page}.md").read_text()
     assert not [name for name in table if f"`{name}`" not in text and f'`"{name}"`' not in text]
-
-
-def test_the_runner_of_the_documentation_is_the_example() -> None:
-    runner = (ROOT / "examples" / "run_plan.py").read_text().partition("def run(")[2].partition("\n\n\n")[0]
-    assert runner and runner in (ROOT / "docs" / "how-to" / "export.md").read_text()
 
 
 def anchors_of(page: Path) -> set[str]:
