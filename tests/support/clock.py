@@ -15,10 +15,13 @@ class Clock:
 
     Args:
         pace: of sample evaluation number n; a number for all of them.
+        call: seconds of a call in any case.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, pace: float | Callable[[int], float]) -> None:
-        self.now, self.evaluations = 1000.0, 0
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, pace: float | Callable[[int], float], call: float = 0.0
+    ) -> None:
+        self.now, self.evaluations, self.call = 1000.0, 0, call
         self.pace = pace if callable(pace) else lambda n: pace
         fake = SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now)
         for module in (base, budget):
@@ -28,7 +31,7 @@ class Clock:
         """A model whose calls take time, and their backward passes twice as much."""
 
         def pass_(samples: int) -> None:
-            self.now += samples * self.pace(self.evaluations)
+            self.now += self.call + samples * self.pace(self.evaluations)
             self.evaluations += samples
 
         def slow(x: Tensor, t: Any, tau: Any = None) -> Tensor:

@@ -1,11 +1,9 @@
 """`estimate`: the costs of the real run, in calls, sample evaluations and seconds."""
 
-import time
 from dataclasses import asdict
 from typing import Any
 
 import pytest
-import torch
 from clock import Clock
 from helpers import tune_by
 from joint_problem import EPS, SMOOTH, one_time
@@ -116,18 +114,12 @@ def test_the_estimate_knows_the_speed_of_the_network(
     assert clock.now - before == pytest.approx(foretold.seconds, rel=0.25)
 
 
-def test_the_seconds_of_the_estimate_are_those_of_the_clock() -> None:
-    """A call takes some time in any case, and some for each sample."""
-
-    def slow(x: torch.Tensor, t: Any, tau: Any = None) -> torch.Tensor:
-        time.sleep(2e-3 + 5e-5 * len(x))
-        return EPS(x, t, tau)
-
-    plan = make_plan("ddim", SMOOTH, 4, "quadratic")
-    foretold = estimate(slow, plan, "sequential", samples=32, shape=(4,), batch=16)
-    began = time.monotonic()
-    tune_by(slow, plan, samples=32, shape=(4,), batch=16)
-    assert time.monotonic() - began == pytest.approx(foretold.seconds, rel=0.5)
+def test_the_estimate_knows_what_a_call_takes_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, clock = make_plan("ddim", SMOOTH, 4, "quadratic"), Clock(monkeypatch, 5e-5, call=2e-3)
+    foretold = estimate(clock(EPS), plan, "sequential", samples=32, shape=(4,), batch=16)
+    before = clock.now
+    tune_by(clock(EPS), plan, samples=32, shape=(4,), batch=16)
+    assert clock.now - before == pytest.approx(foretold.seconds, rel=0.25)
 
 
 def test_the_estimate_refuses_what_tuning_refuses() -> None:
