@@ -60,3 +60,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """What diffusers looks up here to load a saved pipeline: our scheduler, and the base class that can load it."""
+    if name in ("TimeTunerScheduler", "SchedulerMixin"):
+        from importlib import import_module
+
+        return getattr(import_module(".diffusers.scheduler", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

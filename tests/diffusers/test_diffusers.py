@@ -644,6 +644,18 @@ def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
     assert made.stdout == "(1, 28, 28)\n" and made.stderr == ""
 
 
+def test_a_saved_pipeline_loads_once_time_tuner_is_imported(tmp_path: Path) -> None:
+    pipe = tiny()
+    pipe.scheduler = TimeTunerScheduler.from_config(pipe, calls=4)
+    pipe.save_pretrained(tmp_path)
+    code = (
+        "import time_tuner\nfrom diffusers import DiffusionPipeline\n"
+        f"print(len(DiffusionPipeline.from_pretrained({str(tmp_path)!r}, low_cpu_mem_usage=False).scheduler.plan))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "4\n"
+
+
 def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
     block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)

@@ -95,6 +95,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             prediction of the noise where a plan starts at alpha = 0.
     """
 
+    __module__ = "time_tuner"  # in saved pipelines: diffusers finds the class once `time_tuner` is imported
     _compatibles = list(SCHEDULER_CLASSES)  # noqa: RUF012
 
     @register_to_config
