@@ -157,43 +157,6 @@ def latte() -> Family:
     return Family(pipe, prompts(*PAIR) | IMAGE | given, (4, 2, 8, 8))
 
 
-def stable_audio() -> Family:
-    from diffusers.pipelines.stable_audio.modeling_stable_audio import StableAudioProjectionModel
-
-    net = network(
-        diffusers.StableAudioDiTModel,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        num_key_value_attention_heads=1,
-        cross_attention_dim=16,
-        time_proj_dim=8,
-        global_states_input_dim=32,
-        cross_attention_input_dim=16,
-    )
-    decoder = network(
-        diffusers.AutoencoderOobleck,
-        encoder_hidden_size=4,
-        downsampling_ratios=[1, 2],
-        channel_multiples=[1, 2],
-        decoder_channels=4,
-        decoder_input_channels=4,
-        sampling_rate=4,
-    )
-    projection = network(
-        StableAudioProjectionModel, text_encoder_dim=16, conditioning_dim=16, min_value=0, max_value=32
-    )
-    own = diffusers.CosineDPMSolverMultistepScheduler(
-        sigma_min=0.3, sigma_max=500, sigma_data=1.0, solver_order=2, prediction_type="v_prediction"
-    )
-    pipe = diffusers.StableAudioPipeline(decoder, None, projection, None, net, own)
-    masks = {"attention_mask": torch.ones(1, 7), "negative_attention_mask": torch.ones(1, 7)}
-    return Family(pipe, prompts(*PAIR) | masks | {"audio_end_in_s": 2.0, "output_type": "latent"}, (4, 8))
-
-
 def svd() -> Family:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -290,7 +253,6 @@ BETAS_FAMILIES: dict[str, Callable[[], Family]] = {
     "cogvideox-dpm": lambda: cogvideox(diffusers.CogVideoXDPMScheduler),
     "kandinsky2.2": kandinsky22,
     "latte": latte,
-    "stable-audio": stable_audio,
     "svd": svd,
     "deepfloyd": deepfloyd,
     "pixart": pixart_sigma,

@@ -205,7 +205,7 @@ def cosmos_network(channels: int) -> Any:
         text_embed_dim=16,
         adaln_lora_dim=4,
         max_size=(4, 32, 32),
-        concat_padding_mask=True,
+        concat_padding_mask=False,
         extra_pos_embed_type=None,
     )
 

@@ -27,10 +27,6 @@ MOST_PAUSED = 64
 BATCH = 4
 """States in one network call, by default."""
 
-PROBED = 11
-"""The calls of the run that shows whether predictions depend on the number of the call: a tenth of a run, such as a
-ControlNet may be limited to, has one of them."""
-
 
 class PipelineModel(Model):
     """A pipeline as a model of the states x (B, ...) of its denoising loop, which are latents in most pipelines.
@@ -119,7 +115,7 @@ class PipelineModel(Model):
         for rows, part in self._batches(x):
             paused = self._pause(rows)
             copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
-            output = paused.predict(torch.cat([part] * copies), network_time)[: len(part)]
+            output = paused.predict(torch.cat([part] * copies), network_time, p)[: len(part)]
             parts.append(self.prediction.read(quantity, output, part, p))
         return torch.cat(parts).to(x)
 
@@ -188,20 +184,20 @@ class PipelineModel(Model):
         return grid_arguments(self._scheduler, self._inputs_of((0,)), steps)
 
     def _probe(self) -> None:
-        """Find out shape, dtype and device of the states, from predictions for one state at one network time: in the
-        first, the middle and the last call of a long run."""
+        """Find out shape, dtype and device of the states, from predictions for one state at one network time, in all
+        calls of a run of the pipeline's loop."""
         dtypes: list[torch.dtype | None] = []
         hook = network_of(self.pipe).register_forward_pre_hook(
             lambda _, args, kwargs: dtypes.append(_time_dtype(args, kwargs)), with_kwargs=True
         )
-        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=PROBED)
+        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)))
         try:
             hook.remove()
             self.schedule = self._scheduler.schedule
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
             self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
-                others = [paused.predict(paused.first, paused.network_time) for _ in range(PROBED - 1)]
+                others = [paused.predict(paused.first, paused.network_time, paused.point) for _ in range(paused.left)]
         finally:
             hook.remove()
             paused.close()
