@@ -224,6 +224,9 @@ class PipelineModel(Model):
             if argument not in self._parameters:
                 raise ValueError(f"{name} takes no {argument}=; it takes {', '.join(self._parameters)}")
         leading = [a for a in ("prompt", "prompt_embeds", "class_labels") if self._inputs.get(a) is not None]
+        if not leading and "prompt" not in self._parameters:  # a pipeline whose conditions are pictures
+            pictures = [self._inputs.get(a) for a in ("image_embeds", "image")]
+            return next((len(given) for given in pictures if isinstance(given, list | tuple | Tensor)), 1)
         if not leading:
             needed = [a for a in ("prompt", "class_labels") if a in self._parameters]
             if needed and "batch_size" not in self._parameters:

@@ -76,10 +76,8 @@ def tune_pipeline(
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
-        if model.spacing is not None:
-            plan = plan if spacing else model.spacing.as_received(plan)
-            plan = plan.with_provenance(**model.spacing.defaults(calls))
-        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **model.facts())
+        passed = {} if model.spacing is None else model.spacing.defaults(calls)
+        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(
             model,
             plan,

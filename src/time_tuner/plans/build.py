@@ -58,13 +58,34 @@ def make_plan(
         spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
         grid_of = spacing_of(spacing)
         try:
-            steps = sampler.steps(calls, bool(grid_of(schedule, 2)[-1] == 0))
-            ends = checked_ends(grid_of(schedule, len(steps)), schedule)
+            steps, ends = _steps_on(sampler, grid_of, schedule, calls)
+            ends = checked_ends(ends, schedule)
             check_noise(ends, schedule)
         except ValueError as error:
             raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
+
+
+def _steps_on(
+    sampler: Sampler, grid_of: Spacing, schedule: NoiseSchedule, calls: int
+) -> tuple[tuple[int, ...], Tensor]:
+    """The calls of each step and the step ends of a run on a spacing, whose grid alone shows whether it ends at 0.
+
+    Raises:
+        ValueError: the sampler cannot make so many calls, or the spacing has no such grid.
+    """
+    refused: ValueError | None = None
+    for to_zero in (True, False):
+        try:
+            steps = sampler.steps(calls, to_zero)
+        except ValueError as error:
+            refused = refused or error
+            continue
+        ends = grid_of(schedule, len(steps))
+        if bool(ends[-1] == 0) == to_zero:
+            return steps, ends
+    raise refused or ValueError("its grids end at 0 for some numbers of steps and above 0 for others")
 
 
 def resample(plan: Plan, calls: int) -> Plan:

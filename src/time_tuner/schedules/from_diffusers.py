@@ -109,9 +109,11 @@ def scheduler_of(config: Any, name: str) -> Any:
         import diffusers
     except ImportError:
         return None
-    kept = {key: value for key, value in entries.items() if key not in ("plans", "made_from")} | {"_class_name": name}
+    kept = dict(entries)
+    if entries.get("plans"):  # of this library, whose own entries the class does not have
+        kept = {key: value for key, value in entries.items() if key in signature(getattr(diffusers, name)).parameters}
     try:
-        return getattr(diffusers, name).from_config(kept)
+        return getattr(diffusers, name).from_config(kept | {"_class_name": name})
     except Exception as error:  # whatever a class raises of its entries, or of a package that it lacks
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"diffusers makes no {name} of this configuration ({line}): {WAY_OUT}") from None
