@@ -42,7 +42,7 @@ def sdxl_image() -> Family:
     return Family(made.pipe, keep | {"image": picture(), "strength": 0.6}, made.shape, latents=None)
 
 
-def animatediff(method: bool = False) -> Family:
+def animatediff(free_init: bool = False) -> Family:
     adapter = network(
         diffusers.MotionAdapter,
         block_out_channels=(8, 16),
@@ -51,9 +51,10 @@ def animatediff(method: bool = False) -> Family:
         motion_num_attention_heads=2,
         use_motion_mid_block=False,
     )
-    own = DDIMScheduler(beta_schedule="linear", steps_offset=1, clip_sample=False, timestep_spacing="linspace")
+    spacing = "leading" if free_init else "linspace"  # see `first_order` in the test; FreeInit adds noise as DDIM does
+    own = DDIMScheduler(beta_schedule="linear", steps_offset=1, clip_sample=False, timestep_spacing=spacing)
     pipe = diffusers.AnimateDiffPipeline(vae(), clip(), tokenizer(), unet(), adapter, own)
-    if method:
+    if free_init:
         pipe.enable_free_init(num_iters=2, use_fast_sampling=False)
     given = {"guidance_scale": 3.0, "height": 16, "width": 16, "num_frames": 4, "output_type": "latent"}
     return Family(pipe, prompts(*PAIR, tokens=16) | given, (4, 4, 8, 8))

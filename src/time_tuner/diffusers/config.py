@@ -182,6 +182,12 @@ def check_plan(plan: Plan, config: Any) -> None:
         raise ValueError(
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
         )
+    received = [getattr(one, "network_input", "sigma") for one in (plan.schedule, schedule)]
+    if received[0] != received[1] and "1 - sigma" in received:
+        raise ValueError(
+            f"plan was made for a network that receives {received[0]}, the pipeline's network receives {received[1]}: "
+            "make or tune one for it"
+        )
     if not dynamic:
         check_schedule(schedule, plan)
 

@@ -335,6 +335,12 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """Raise a ValueError if the pipeline passes sigmas or timesteps that are neither the plan's nor its defaults."""
         if given.steps is None:
             return
+        both = given.sigmas is not None and given.timesteps is not None
+        if both and self.schedule.shift is not None and self.schedule.to_dict()["network_input"] != "t":
+            raise ValueError(
+                "the pipeline passes timesteps= beside sigmas=, and its network receives the time before the shift, "
+                f"got a plan for {self.schedule!r}: make it on the schedule of PipelineModel(pipe, ...)"
+            )
         passed = self._plan.provenance.get("passed", {})
         for name, values, own in (
             ("sigmas", given.sigmas, self.sigmas[:-1]),
