@@ -35,7 +35,9 @@ EVERY = FLOWS | BETAS_FAMILIES
 CALLS = (1, 4, 10, 20)
 
 NO_SINGLE_CALL = {
-    **dict.fromkeys(("ltx", "qwen", "qwen-edit", "qwen-img2img", "qwen-inpaint"), "shift_terminal stretches the sigmas"),
+    **dict.fromkeys(
+        ("ltx", "qwen", "qwen-edit", "qwen-img2img", "qwen-inpaint"), "shift_terminal stretches the sigmas"
+    ),
     **dict.fromkeys(
         ("sd15", "sdxl", "sdxl-img2img", "animatediff", "free-init", "kandinsky2.2", "latte", "deepfloyd"),
         "the state is data rather than noise",
@@ -149,7 +151,8 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
     monkeypatch.setattr(tuning, "REFERENCE_CALLS", 20)  # to save time
     family = made(name)
     own = family.pipe.scheduler
-    options: dict[str, Any] = {"tuner": "sequential", "sampler": "ddim", "samples": 2, "batch": 2}
+    batch = 1 if name == "svd" else 2  # which adds noise to its pictures, other noise to each of a batch
+    options: dict[str, Any] = {"tuner": "sequential", "sampler": "ddim", "samples": 2, "batch": batch}
     plan = tune_pipeline(family.pipe, 4, budget="20calls", **options, **family.inputs)
     distance = plan.provenance["distance"]
     assert 0 < distance["tuned"] <= distance["untuned"] < float("inf")
@@ -175,9 +178,10 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
             family.pipe.scheduler = scheduler
             ends.append(last_state(family, len(reference) if ends else 4, x))
         measured.append(float((ends[0] - ends[1]).norm()))
-    # Tuning starts where the network receives the exact times; UniPC and DPM-Solver++ of diffusers round those of flows.
+    # Tuning starts where the network receives the exact times. UniPC and DPM-Solver++ of diffusers cut those of flows to
+    # whole numbers, and Euler with "linspace" starts from a little less noise, see `NEAR`.
     rounds = own.config.get("use_flow_sigmas", False)
-    assert distance["untuned"] == pytest.approx(sum(measured) / len(measured), rel=0.05 if rounds else 1e-3)
+    assert distance["untuned"] == pytest.approx(sum(measured) / len(measured), rel=0.1 if rounds else 2e-3)
 
 
 def last_state(family: Family, calls: int, x: Tensor) -> Tensor:
@@ -193,8 +197,9 @@ def last_state(family: Family, calls: int, x: Tensor) -> Tensor:
 
     watched.__signature__ = signature(step)  # type: ignore[attr-defined]
     scheduler.step = watched
-    given = x.to(torch.float32)
-    run(family, calls, **{str(family.latents): given})
+    if type(family.pipe).__name__ == "Flux2Pipeline":  # which packs the latents that it is given
+        x = x.mT.reshape(1, 4, 4, 4)
+    run(family, calls, **{str(family.latents): x.to(torch.float32)})
     return states[calls - 1].double()  # FreeInit makes several such runs
 
 

@@ -19,10 +19,8 @@ BLOCKS = {
 
 def sd15() -> Family:
     made = one(FAMILIES["sd"]())
-    made.inputs["prompt"] = ["a red cat"]
-    made.pipe.scheduler = diffusers.PNDMScheduler(
-        **BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-    )
+    made.inputs = {k: v for k, v in made.inputs.items() if k != "prompt"} | prompts(*PAIR, tokens=16)
+    made.pipe.scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     return made
 
 
@@ -56,8 +54,8 @@ def animatediff(free_init: bool = False) -> Family:
     pipe = diffusers.AnimateDiffPipeline(vae(), clip(), tokenizer(), unet(), adapter, own)
     if free_init:
         pipe.enable_free_init(num_iters=2, use_fast_sampling=False)
-    given = {"guidance_scale": 3.0, "height": 16, "width": 16, "num_frames": 4, "output_type": "latent"}
-    return Family(pipe, prompts(*PAIR, tokens=16) | given, (4, 4, 8, 8))
+    given = {"guidance_scale": 3.0, "height": 16, "width": 16, "num_frames": 2, "output_type": "latent"}
+    return Family(pipe, prompts(*PAIR, tokens=16) | given, (4, 2, 8, 8))
 
 
 def cogvideox(kind: Any = diffusers.CogVideoXDDIMScheduler) -> Family:

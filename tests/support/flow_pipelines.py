@@ -74,7 +74,9 @@ def wan_scheduler() -> Any:
 
 
 def wan() -> Family:
-    pipe = diffusers.WanPipeline(None, None, wan_vae(), wan_scheduler(), network(diffusers.WanTransformer3DModel, **WAN))
+    pipe = diffusers.WanPipeline(
+        None, None, wan_vae(), wan_scheduler(), network(diffusers.WanTransformer3DModel, **WAN)
+    )
     return Family(pipe, prompts(*PAIR) | VIDEO, (16, 3, 2, 2))
 
 
@@ -94,7 +96,9 @@ def wan_video() -> Family:
     net = network(diffusers.WanTransformer3DModel, **WAN)
     pipe = diffusers.WanVideoToVideoPipeline(None, None, net, wan_vae(), wan_scheduler())
     given = {k: v for k, v in VIDEO.items() if k != "num_frames"} | {"strength": 0.6}
-    return Family(pipe, prompts(*PAIR) | given | {"video": [random(9, 3, 16, 16, seed=9).sigmoid()]}, (16, 3, 2, 2), latents=None)
+    return Family(
+        pipe, prompts(*PAIR) | given | {"video": [random(9, 3, 16, 16, seed=9).sigmoid()]}, (16, 3, 2, 2), latents=None
+    )
 
 
 def ltx() -> Family:
@@ -525,9 +529,7 @@ def sana() -> Family:
         sample_size=8,
         patch_size=1,
     )
-    own = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
+    own = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     decoder = network(
         diffusers.AutoencoderDC,
         latent_channels=4,

@@ -195,7 +195,9 @@ def sd3(channels: int = 4) -> Family:
     ).eval()
     stir(network)
     nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
-    pipe = diffusers.StableDiffusion3Pipeline(network, FlowMatchEulerDiscreteScheduler(shift=3.0), vae(channels), **nothing)
+    pipe = diffusers.StableDiffusion3Pipeline(
+        network, FlowMatchEulerDiscreteScheduler(shift=3.0), vae(channels), **nothing
+    )
     given = embeds(
         prompt_embeds="tokens",
         negative_prompt_embeds="tokens",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
 from inspect import Parameter, signature
+from logging import getLogger
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -39,7 +40,7 @@ class PipelineModel(Model):
         prompts: texts, one for each condition. Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or
             `class_labels=`; None for a pipeline without conditions.
         class_labels: labels, one for each condition.
-        batch: the most states in one network call.
+        batch: the most states in one network call; 1 in a pipeline that takes no more.
         **inputs: of the pipeline's call, such as `guidance_scale=5.0`. A list or a tensor of n entries with "prompt",
             "label" or "image" in its name has one entry for each condition; a single text is for all of them.
 
@@ -206,6 +207,24 @@ class PipelineModel(Model):
                 f"the predictions of {type(self.pipe).__name__} depend on how many calls it has made, not on state and "
                 "time alone (control_guidance_start and _end do that): leave that out to tune it"
             )
+
+        if self.max_batch > 1 and (reason := self._refuses_batches()):
+            getLogger("time_tuner").warning("%s takes one state at a time: %s", type(self.pipe).__name__, reason)
+            self.max_batch = 1
+
+    def _refuses_batches(self) -> str | None:
+        """Why the pipeline takes no two states at a time, as some do that begin at a picture; None if it does."""
+        paused: PausedPipeline | None = None
+        try:
+            paused = PausedPipeline(self._scheduler, self._inputs_of((0, 0)))
+            return (
+                None if paused.first.shape[1:] == self.shape else f"of two states it makes {tuple(paused.first.shape)}"
+            )
+        except Exception as error:  # whatever a pipeline or a network raises of a batch
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+        finally:
+            if paused is not None:
+                paused.close()
 
     def _inputs_of(self, conditions: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of the pipeline's call for these conditions."""
