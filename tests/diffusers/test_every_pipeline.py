@@ -75,7 +75,7 @@ def first_order(own: Any) -> Any:
     """A pipeline's scheduler, or diffusers' scheduler of first order with its configuration.
 
     DPM-Solver++ and UniPC of first order are their own classes with that option; the grid is theirs. PNDM, DDPM and
-    CogVideoX-DPM become DDIM, and EDM's DPM-Solver++ EDM's Euler, whose grids are the same. The noise that DDIM computes
+    CogVideoX-DPM become DDIM, and EDM's DPM-Solver++ EDM's Euler, whose grids are the same. The noise of DDIM
     follows from the bounded data, as in our samplers. DDIM with "linspace" goes from level n to n - N / steps and then
     on from the next level of its grid, another one; Euler goes to that level.
     """
@@ -178,8 +178,8 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
             family.pipe.scheduler = scheduler
             ends.append(last_state(family, len(reference) if ends else 4, x))
         measured.append(float((ends[0] - ends[1]).norm()))
-    # Tuning starts where the network receives the exact times. UniPC and DPM-Solver++ of diffusers cut those of flows to
-    # whole numbers, and Euler with "linspace" starts from a little less noise, see `NEAR`.
+    # Tuning starts where the network receives the exact times. UniPC and DPM-Solver++ of diffusers cut those of flows,
+    # and Euler with "linspace" starts from a little less noise, see `NEAR`.
     rounds = own.config.get("use_flow_sigmas", False)
     assert distance["untuned"] == pytest.approx(sum(measured) / len(measured), rel=0.1 if rounds else 2e-3)
 

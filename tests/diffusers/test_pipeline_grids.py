@@ -1,4 +1,4 @@
-"""Pipelines that pass sigmas or a shift of their own to their scheduler: the untuned plan has the grid that they run."""
+"""Pipelines that pass sigmas or a shift of their own: the untuned plan has the grid that they run."""
 
 from typing import Any
 

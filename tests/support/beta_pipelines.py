@@ -1,12 +1,12 @@
-"""Tiny pipelines of betas and of EDM with random weights, one of each family that people use, for one condition each."""
+"""Tiny pipelines of betas and of EDM with random weights, one of each family that people use, for one condition."""
 
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from flow_pipelines import IMAGE, MASKED, PAIR, VIDEO, network, one, prompts
+from diffusers import DDIMScheduler, DDPMScheduler
+from flow_pipelines import IMAGE, PAIR, VIDEO, network, one, prompts
 from pipelines import BETAS, FAMILIES, Family, clip, picture, random, tokenizer, unet, vae
 
 BLOCKS = {
@@ -235,8 +235,7 @@ def deepfloyd() -> Family:
 
 def pixart_sigma() -> Family:
     made = one(FAMILIES["pixart"]())
-    parts = {name: part for name, part in made.pipe.components.items()}
-    made.pipe = diffusers.PixArtSigmaPipeline(**parts)
+    made.pipe = diffusers.PixArtSigmaPipeline(**made.pipe.components)
     made.inputs |= {"clean_caption": False}
     return made
 

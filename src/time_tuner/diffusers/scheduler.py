@@ -332,7 +332,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         return grid.as_received(made).with_provenance(**plan.provenance)
 
     def _check_passed(self, given: GridArguments) -> None:
-        """Raise a ValueError if the pipeline passes sigmas or timesteps that are neither the plan's nor its defaults."""
+        """Raise a ValueError if the pipeline passes sigmas or timesteps that are not the plan's nor its defaults."""
         if given.steps is None:
             return
         both = given.sigmas is not None and given.timesteps is not None
