@@ -223,6 +223,19 @@ def test_a_tuned_plan_runs_in_a_pipeline_that_passes_a_grid_of_its_own() -> None
         assert family.pipe.scheduler.plan == plan
 
 
+@pytest.mark.parametrize("name", ["mochi", "playground", "sd3"])
+def test_a_plan_alone_makes_the_scheduler_of_its_noise_schedule(name: str) -> None:
+    family = made(name)
+    own = family.pipe.scheduler
+    with PipelineModel(family.pipe, **family.inputs) as model:
+        plan = make_plan("ddim", model.schedule, 4, "trailing" if name != "playground" else "karras")
+    ends = []
+    for config in (None, own):
+        family.pipe.scheduler = TimeTunerScheduler.from_plan(plan, config)
+        ends.append(run(family, 4))
+    close(ends[0], ends[1], 1e-6)
+
+
 def test_a_plan_of_a_network_with_another_input_is_refused() -> None:
     own = made("mochi").pipe.scheduler
     plan = Plan.from_dict(make_plan("ddim", TimeTunerScheduler.from_config(own, calls=4).schedule, 4).to_dict())

@@ -154,7 +154,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if config is None:
             kind = plans[0].provenance.get("prediction_type")
             entries = plans[0].schedule.scheduler_config() | ({"prediction_type": kind} if kind else {}) | changes
-            return cls._made(plans, Prediction(entries["prediction_type"]), entries)
+            inverted = bool(entries.get("invert_sigmas"))
+            prediction = Prediction(entries["prediction_type"], sigma_data=entries.get("sigma_data"), inverted=inverted)
+            return cls._made(plans, prediction, entries)
         check_pipeline(config)
         source = config_of(config) | changes if changes else config
         for plan in plans:
