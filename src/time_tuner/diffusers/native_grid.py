@@ -67,7 +67,7 @@ def schedule_in_run(scheduler: Any, given: GridArguments) -> NoiseSchedule:
             f"timesteps= must be {scale:g} sigmas= where both are passed, got {list(given.timesteps)} and "
             f"{list(given.sigmas)}: pass sigmas alone"
         )
-    return replace(schedule, network_input="t")  # type: ignore[call-arg]
+    return replace(schedule, network_input="t")  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
