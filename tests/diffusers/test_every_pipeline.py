@@ -136,7 +136,14 @@ def test_a_grid_of_one_call_that_leads_nowhere_is_refused_with_its_reason(name: 
         TimeTunerScheduler.from_config(family.pipe, calls=1, sampler="ddim")
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in NOT_TUNED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "free-init" else name  # whose runs are two
+        for name in EVERY
+        if name not in NOT_TUNED
+    ],
+)
 def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
