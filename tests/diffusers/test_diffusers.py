@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from time_tuner import NoiseScheduleVP, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner import NoiseScheduleFlow, NoiseScheduleVP, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.cli import output
 from time_tuner.cli.app import app
 from time_tuner.diffusers import (
@@ -361,11 +361,22 @@ def test_a_configuration_is_the_plan_as_it_is_in_a_plan_file(tmp_path: Path, tun
 
 
 def test_the_default_sigmas_of_pipelines_of_flows_choose_a_plan() -> None:
-    ours = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), calls=[4, 6])
+    plans = [make_plan("ddim", NoiseScheduleFlow(3.0), calls, "quadratic") for calls in (4, 6)]
+    ours = TimeTunerScheduler.from_plan(plans, FlowMatchEulerDiscreteScheduler(shift=3.0))
     ours.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6), mu=0.7)
-    assert len(ours.timesteps) == 6
+    assert ours.plan == plans[1]
     with pytest.raises(ValueError, match=r"sigmas= cannot be chosen: a plan has its own grid"):
         ours.set_timesteps(sigmas=[1.0, 0.7, 0.3, 0.1])
+
+
+def test_an_untuned_scheduler_runs_the_sigmas_that_it_is_passed() -> None:
+    own = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    ours = TimeTunerScheduler.from_config(own, calls=4, sampler="ddim", tokens=1024)
+    for mu in (0.5, 1.1):
+        own.set_timesteps(sigmas=[1.0, 0.7, 0.3, 0.1], mu=mu)
+        ours.set_timesteps(sigmas=[1.0, 0.7, 0.3, 0.1], mu=mu)
+        torch.testing.assert_close(ours.sigmas, own.sigmas)
+        torch.testing.assert_close(ours.timesteps, own.timesteps)
 
 
 # --- what is refused ---
@@ -416,11 +427,12 @@ def test_a_plan_for_another_network_is_refused(discrete: NoiseScheduleVP) -> Non
 
 
 def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
-    for option in ("invert_sigmas", "stochastic_sampling"):
-        with refused(f"pipelines with {option}=True cannot be driven"):
-            TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(**{option: True}), calls=4)
-    with refused("of an EDM pipeline"):
-        TimeTunerScheduler.from_config(EDMEulerScheduler(), calls=4)
+    with refused("pipelines with stochastic_sampling=True cannot be driven"):
+        TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), calls=4)
+    with refused("prediction_type of a network with EDM's preconditioning must be one of epsilon, v_prediction"):
+        TimeTunerScheduler.from_config(EDMEulerScheduler(prediction_type="sample"), calls=4)
+    with refused("CosineDPMSolverMultistepScheduler is for networks that receive 2 / pi arctan"):  # Stable Audio
+        TimeTunerScheduler.from_config({"_class_name": "CosineDPMSolverMultistepScheduler"}, calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
     with refused("calls=1 with spacing=that of the pipeline's own scheduler: the run would begin at t = 0.001"):

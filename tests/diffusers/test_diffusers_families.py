@@ -327,3 +327,33 @@ def test_a_saved_pipeline_is_a_model_under_prompts(tmp_path: Path) -> None:
         assert eps.facts()["guidance_scale"] == 7.5, "the pipeline's own"
     with load_model(str(tmp_path), dtype="bfloat16", **how) as eps:
         assert eps.dtype == torch.bfloat16
+
+
+def test_a_window_that_one_call_of_a_run_lies_in_is_noticed_however_narrow() -> None:
+    """In every number of calls up to 12, a window of the width of one call."""
+    family = FAMILIES["controlnet"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    family.inputs = family.inputs | {"prompt": ["a"]}
+    for calls, k in ((12, 0), (12, 5), (11, 6), (8, 4), (7, 6)):
+        with pytest.raises(ValueError, match="depend on how many calls"):
+            model(family, control_guidance_start=k / calls, control_guidance_end=(k + 1) / calls, batch=1)
+
+
+def test_predictions_are_the_same_in_every_run_of_the_loop() -> None:
+    """Also where the pipeline draws noise for its picture before the loop."""
+    family = FAMILIES["inpaint"]()
+    family.inputs = {name: value for name, value in family.inputs.items() if name != "masked_image_latents"}
+    x = random(1, *family.shape)
+    with model(family, batch=1) as eps, torch.no_grad():
+        first = eps(x, 0.5)
+        for _ in range(60):
+            assert torch.equal(eps(x, 0.5), first)
+
+
+def test_guidance_that_depends_on_the_timesteps_of_the_run_is_refused() -> None:
+    """Z-Image reads all of them before its loop."""
+    from flow_pipelines import FLOWS
+
+    family = FLOWS["z-image"]()
+    with pytest.raises(ValueError, match="depend on how many calls"):
+        PipelineModel(family.pipe, **family.inputs, cfg_truncation=0.5)

@@ -155,7 +155,7 @@ def test_a_copy_runs_on_its_own() -> None:
 
 
 def test_shift_and_lists_of_a_plan_are_accepted_and_others_refused() -> None:
-    made = ours(FLOW, calls=4)
+    made = ours(FLOW, calls=4, spacing="trailing")
     made.set_shift(3.0)
     made.set_timesteps(sigmas=made.sigmas[:-1].tolist(), mu=0.3)
     made.set_timesteps(timesteps=made.timesteps)

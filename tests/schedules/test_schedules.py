@@ -227,12 +227,11 @@ def test_even_times_are_even_and_end_exactly(schedule: NoiseSchedule) -> None:
     assert schedule.even_times(1, end=0.0).tolist() == [schedule.T, 0]
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULES["discrete"], SCHEDULES["short"], ZERO, *OTHERS.values()], ids=repr)
+DRIVEN = [SCHEDULES["discrete"], SCHEDULES["short"], ZERO, *(OTHERS[name] for name in OTHERS if name != "ve of sigma")]
+
+
+@pytest.mark.parametrize("schedule", DRIVEN, ids=repr)
 def test_the_scheduler_config_describes_the_schedule(schedule: NoiseSchedule) -> None:
-    if schedule.levels is None:
-        with pytest.raises(ValueError, match=r"of an EDM pipeline.* wrap this network with model_wrapper"):
-            schedule.scheduler_config()
-        return
     again = schedule_from(json.loads(json.dumps(schedule.scheduler_config())))
     t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
     torch.testing.assert_close(again.at(t).alpha, schedule.at(t).alpha, rtol=1e-9, atol=1e-12)
@@ -244,6 +243,23 @@ def test_the_scheduler_config_describes_the_schedule(schedule: NoiseSchedule) ->
 def test_pipelines_are_not_driven_in_continuous_time(schedule: NoiseSchedule) -> None:
     with pytest.raises(ValueError, match=r"discrete betas or as a rectified flow, got NoiseScheduleVP.*`sample`"):
         schedule.scheduler_config()
+
+
+def test_pipelines_are_not_driven_where_the_network_receives_sigma() -> None:
+    with pytest.raises(ValueError, match=r"networks of pipelines receive log\(sigma\) / 4, got NoiseScheduleVE"):
+        NoiseScheduleVE(network_input="sigma").scheduler_config()
+
+
+def test_a_flow_has_one_of_three_network_inputs() -> None:
+    t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    for name in ("sigma", "t", "1 - sigma"):
+        schedule = NoiseScheduleFlow(3.0, 10.0, name)
+        torch.testing.assert_close(schedule.from_network_time(schedule.network_time(t)), t)
+    plain, unshifted, inverted = (NoiseScheduleFlow(3.0, 10.0, name) for name in ("sigma", "t", "1 - sigma"))
+    torch.testing.assert_close(plain.network_time(t), 10 - inverted.network_time(t))
+    torch.testing.assert_close(unshifted.network_time(t), 10 * t)
+    with pytest.raises(ValueError, match="network_input must be one of sigma, t, 1 - sigma, got 'x'"):
+        NoiseScheduleFlow(network_input="x")
 
 
 def test_a_schedule_without_levels_has_no_limit_of_calls() -> None:

@@ -30,7 +30,7 @@ class Family:
         given = {} if x is None or self.latents is None else {self.latents: x}
         arguments = self.inputs | given | {"num_inference_steps": calls} | inputs
         with torch.no_grad():
-            return torch.as_tensor(self.pipe(**arguments).images)
+            return torch.as_tensor(self.pipe(**arguments)[0])
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -178,31 +178,33 @@ def sdxl() -> Family:
     return Family(pipe, given | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (4, 8, 8))
 
 
-def sd3() -> Family:
+def sd3(channels: int = 4) -> Family:
     torch.manual_seed(0)
     network = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
+        in_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=16,
         caption_projection_dim=16,
         pooled_projection_dim=16,
-        out_channels=4,
+        out_channels=channels,
         pos_embed_max_size=8,
     ).eval()
-    _stir(network)
+    stir(network)
     nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
-    pipe = diffusers.StableDiffusion3Pipeline(network, FlowMatchEulerDiscreteScheduler(shift=3.0), vae(), **nothing)
+    pipe = diffusers.StableDiffusion3Pipeline(
+        network, FlowMatchEulerDiscreteScheduler(shift=3.0), vae(channels), **nothing
+    )
     given = embeds(
         prompt_embeds="tokens",
         negative_prompt_embeds="tokens",
         pooled_prompt_embeds="pooled",
         negative_pooled_prompt_embeds="pooled",
     )
-    return Family(pipe, given | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (4, 8, 8))
+    return Family(pipe, given | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (channels, 8, 8))
 
 
 def flux() -> Family:
@@ -219,7 +221,7 @@ def flux() -> Family:
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
     ).eval()
-    _stir(network)
+    stir(network)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     nothing = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2")}
     pipe = diffusers.FluxPipeline(scheduler, vae(), **nothing, transformer=network)
@@ -271,7 +273,7 @@ def controlnet() -> Family:
     control = diffusers.ControlNetModel.from_unet(
         unet(), conditioning_channels=3, conditioning_embedding_out_channels=(8, 8)
     )
-    _stir(control)
+    stir(control)
     parts = {
         "vae": vae(),
         "text_encoder": clip(),
@@ -296,7 +298,7 @@ def dit() -> Family:
         patch_size=2,
         num_embeds_ada_norm=1000,
     ).eval()
-    _stir(network)
+    stir(network)
     pipe = diffusers.DiTPipeline(network, vae(), DDIMScheduler(clip_sample=False))
     return Family(pipe, {"class_labels": [1, 7], "guidance_scale": 3.0, "output_type": "pt"}, (4, 8, 8), latents=None)
 
@@ -315,7 +317,7 @@ def pixart() -> Family:
         caption_channels=16,
         use_additional_conditions=False,
     ).eval()
-    _stir(network)
+    stir(network)
     pipe = diffusers.PixArtAlphaPipeline(None, None, vae(), network, diffusers.DPMSolverMultistepScheduler(**BETAS))
     given = embeds(prompt_embeds="tokens", negative_prompt_embeds="tokens")
     masks = {"prompt_attention_mask": torch.ones(2, 7), "negative_prompt_attention_mask": torch.ones(2, 7)}
@@ -323,7 +325,7 @@ def pixart() -> Family:
     return Family(pipe, given | masks | rest | {k: v for k, v in PROMPTS.items() if k != "prompt"}, (4, 8, 8))
 
 
-def _stir(network: torch.nn.Module) -> None:
+def stir(network: torch.nn.Module) -> None:
     """Random weights where a network is built to predict zero at first."""
     with torch.no_grad():
         for i, weight in enumerate(network.parameters()):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._checks import choose
 from .._dtypes import wide
-from ..models.predictions import PREDICTIONS
+from ..models import predictions
+from ..models.predictions import EDM, PREDICTIONS
 from ..models.thresholding import dynamic_threshold
 from ..plans.plan import Plan
 from ..sampling import check_schedule
@@ -20,9 +21,10 @@ from ..schedules.scheduler_facts import SchedulerFacts, scheduler_facts
 PREDICTION_TYPES = {"epsilon": "noise", "sample": "x_start", "v_prediction": "v", "flow_prediction": "flow"}
 """The prediction types: their names in pipelines, and in `PREDICTIONS`."""
 
+EDM_TYPES = {"epsilon": 1, "v_prediction": -1}
+"""The prediction types of networks with EDM's preconditioning, and the sign of c_out there."""
+
 NOT_DRIVEN = {
-    "invert_sigmas": "its network receives 1 - sigma and predicts the velocity towards the data (Mochi, OmniGen), and "
-    "without the entry it would receive wrong times",
     "stochastic_sampling": "its model is distilled, and needs the predicted data with new noise in each step",
 }
 """Entries of a scheduler that no plan honours, and why."""
@@ -36,14 +38,33 @@ class Prediction:
         kind: a name in `PREDICTION_TYPES`.
         clip: the predicted data is kept in [-clip, clip]; None for data without bounds (latents).
         thresholding: (ratio, maximum) of `dynamically_thresholded`, which replaces the clipping; None without it.
+        sigma_data: the deviation of the data in EDM's preconditioning of the network; None for other networks.
+        inverted: whether the output is the opposite of its kind (a velocity towards the data).
     """
 
     kind: str = "epsilon"
     clip: float | None = None
     thresholding: tuple[float, float] | None = None
+    sigma_data: float | None = None
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         choose("prediction_type", self.kind, PREDICTION_TYPES)
+        if self.sigma_data is not None and self.kind not in EDM_TYPES:
+            raise ValueError(
+                f"prediction_type of a network with EDM's preconditioning must be one of {', '.join(EDM_TYPES)}, got "
+                f"{self.kind!r}"
+            )
+
+    @property
+    def _of_network(self) -> predictions.Prediction:
+        if self.sigma_data is None:
+            return PREDICTIONS[PREDICTION_TYPES[self.kind]]
+        return EDM(EDM_TYPES[self.kind], self.sigma_data)
+
+    def network_input(self, x: Tensor, p: Point) -> Tensor:
+        """The state x (B, ...) at point p as the network receives it."""
+        return self._of_network.network_input(x, p).to(x.dtype)
 
     def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
@@ -61,8 +82,8 @@ class Prediction:
                 f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
                 "network's output after guidance"
             )
-        output, x = wide(output), wide(x)
-        prediction = PREDICTIONS[PREDICTION_TYPES[self.kind]]
+        output, x = wide(-output if self.inverted else output), wide(x)
+        prediction = self._of_network
         if self.clip is None and self.thresholding is None:
             return (prediction.data if quantity == "x0" else prediction.noise)(output, x, p)
         data = self._bounded(prediction.data(output, x, p))
@@ -70,7 +91,7 @@ class Prediction:
 
     def check(self, plan: Plan) -> None:
         """Raise a ValueError if the prediction does not determine the data where the plan starts."""
-        if plan.point(0).alpha == 0 and not PREDICTIONS[PREDICTION_TYPES[self.kind]].determines_data:
+        if plan.point(0).alpha == 0 and not self._of_network.determines_data:
             raise ValueError(
                 f"a prediction of the noise does not determine the data at alpha = 0 (t = {float(plan.t[0]):.4g}, zero "
                 "terminal SNR): start at a lower time, or use a network that predicts the data, v or a flow"
@@ -139,7 +160,8 @@ def prediction_of(config: Any) -> Prediction:
     if entries.get("plans"):
         return prediction_of_entries(entries)
     facts = facts_of(config)
-    return Prediction(facts.prediction_type, facts.clip, facts.thresholding)
+    sigma_data = facts.schedule.sigma_data
+    return Prediction(facts.prediction_type, facts.clip, facts.thresholding, sigma_data, facts.inverted)
 
 
 def prediction_of_entries(entries: Mapping[str, Any]) -> Prediction:
@@ -149,6 +171,8 @@ def prediction_of_entries(entries: Mapping[str, Any]) -> Prediction:
         entries["prediction_type"],
         float(entries["clip_sample_range"]) if entries["clip_sample"] else None,
         thresholds if entries["thresholding"] else None,
+        entries.get("sigma_data"),
+        bool(entries.get("invert_sigmas")),
     )
 
 
@@ -166,6 +190,12 @@ def check_plan(plan: Plan, config: Any) -> None:
     if type(plan.schedule) is not type(schedule):
         raise ValueError(
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
+        )
+    received = [getattr(one, "network_input", "sigma") for one in (plan.schedule, schedule)]
+    if received[0] != received[1] and "1 - sigma" in received:
+        raise ValueError(
+            f"plan was made for a network that receives {received[0]}, the pipeline's network receives {received[1]}: "
+            "make or tune one for it"
         )
     if not dynamic:
         check_schedule(schedule, plan)

@@ -7,7 +7,8 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
-from ..schedules import NoiseSchedule, as_float64
+from ..schedules import NoiseSchedule, Point, as_float64
+from .config import Prediction
 
 MOST_SIGMA = 4096.0
 """What diffusers has for the infinite sigma / alpha at alpha = 0."""
@@ -20,6 +21,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
 
     Attributes:
         schedule: the noise schedule.
+        prediction: what the pipeline passes to the scheduler at every call.
         timesteps: the network time of each call, (K,), float32.
         sigmas: the noise at the conditioning time of each call, and that of the end, (K + 1,), float32: sigma in a
             flow, sigma / alpha else.
@@ -27,6 +29,7 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    prediction: Prediction
     timesteps: Tensor
     sigmas: Tensor
     num_inference_steps: int | None = None
@@ -58,8 +61,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
         return 1 - self.alphas
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state as the network receives it: unchanged."""
-        return sample
+        """The state as the network receives it: unchanged, unless the network has EDM's preconditioning."""
+        if self.prediction.sigma_data is None:
+            return sample
+        return self.prediction.network_input(sample, self._point_of(timestep))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """Data with noise in it, alpha x + sigma noise (B, ...), at one timestep for all samples or one for each."""
@@ -95,6 +100,10 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
         """
         if self.schedule.shift != shift:
             raise ValueError(f"shift is part of the noise schedule {self.schedule!r}, got {shift}: make a plan for it")
+
+    def _point_of(self, timestep: Any) -> Point:
+        """The solver's point of a timestep."""
+        return self.schedule.at(self._solver_time(float(timestep)))
 
     def _solver_time(self, timestep: float) -> float:
         """The solver's time of a timestep.

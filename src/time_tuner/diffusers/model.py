@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
 from inspect import Parameter, signature
+from logging import getLogger
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -28,10 +29,6 @@ MOST_PAUSED = 64
 BATCH = 4
 """States in one network call, by default."""
 
-PROBED = 11
-"""The calls of the run that shows whether predictions depend on the number of the call: a tenth of a run, such as a
-ControlNet may be limited to, has one of them."""
-
 
 class PipelineModel(Model):
     """A pipeline as a model of the states x (B, ...) of its denoising loop, which are latents in most pipelines.
@@ -44,7 +41,7 @@ class PipelineModel(Model):
         prompts: texts, one for each condition. Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or
             `class_labels=`; None for a pipeline without conditions.
         class_labels: labels, one for each condition.
-        batch: the most states in one network call.
+        batch: the most states in one network call; 1 in a pipeline that takes no more.
         **inputs: of the pipeline's call, such as `guidance_scale=5.0`. A list or a tensor of n entries with "prompt",
             "label" or "image" in its name has one entry for each condition; a single text is for all of them.
 
@@ -120,7 +117,7 @@ class PipelineModel(Model):
         for rows, part in self._batches(x):
             paused = self._pause(rows)
             copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
-            output = paused.predict(torch.cat([part] * copies), network_time)[: len(part)]
+            output = paused.predict(torch.cat([part] * copies), network_time, p)[: len(part)]
             parts.append(self.prediction.read(quantity, output, part, p))
         return torch.cat(parts).to(x)
 
@@ -189,20 +186,20 @@ class PipelineModel(Model):
         return grid_arguments(self._scheduler, self._inputs_of((0,)), steps)
 
     def _probe(self) -> None:
-        """Find out shape, dtype and device of the states, from predictions for one state at one network time: in the
-        first, the middle and the last call of a long run."""
+        """Find out shape, dtype and device of the states, from predictions for one state at one network time, in all
+        calls of a run of the pipeline's loop."""
         dtypes: list[torch.dtype | None] = []
         hook = network_of(self.pipe).register_forward_pre_hook(
             lambda _, args, kwargs: dtypes.append(_time_dtype(args, kwargs)), with_kwargs=True
         )
-        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)), iterations=PROBED)
+        paused = PausedPipeline(self._scheduler, self._inputs_of((0,)))
         try:
             hook.remove()
             self.schedule = self._scheduler.schedule
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
             self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
-                others = [paused.predict(paused.first, paused.network_time) for _ in range(PROBED - 1)]
+                others = [paused.predict(paused.first, paused.network_time, paused.point) for _ in range(paused.left)]
         finally:
             hook.remove()
             paused.close()
@@ -211,6 +208,24 @@ class PipelineModel(Model):
                 f"the predictions of {type(self.pipe).__name__} depend on how many calls it has made, not on state and "
                 "time alone (control_guidance_start and _end do that): leave that out to tune it"
             )
+
+        if self.max_batch > 1 and (reason := self._refuses_batches()):
+            getLogger("time_tuner").warning("%s takes one state at a time: %s", type(self.pipe).__name__, reason)
+            self.max_batch = 1
+
+    def _refuses_batches(self) -> str | None:
+        """Why the pipeline takes no two states at a time, as some do that begin at a picture; None if it does."""
+        paused: PausedPipeline | None = None
+        try:
+            paused = PausedPipeline(self._scheduler, self._inputs_of((0, 0)))
+            return (
+                None if paused.first.shape[1:] == self.shape else f"of two states it makes {tuple(paused.first.shape)}"
+            )
+        except Exception as error:  # whatever a pipeline or a network raises of a batch
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+        finally:
+            if paused is not None:
+                paused.close()
 
     def _inputs_of(self, conditions: tuple[int, ...]) -> dict[str, Any]:
         """The arguments of the pipeline's call for these conditions."""
@@ -229,6 +244,9 @@ class PipelineModel(Model):
             if argument not in self._parameters:
                 raise ValueError(f"{name} takes no {argument}=; it takes {', '.join(self._parameters)}")
         leading = [a for a in ("prompt", "prompt_embeds", "class_labels") if self._inputs.get(a) is not None]
+        if not leading and "prompt" not in self._parameters:  # a pipeline whose conditions are pictures
+            pictures = [self._inputs.get(a) for a in ("image_embeds", "image")]
+            return next((len(given) for given in pictures if isinstance(given, list | tuple | Tensor)), 1)
         if not leading:
             needed = [a for a in ("prompt", "class_labels") if a in self._parameters]
             if needed and "batch_size" not in self._parameters:

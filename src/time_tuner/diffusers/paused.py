@@ -17,13 +17,20 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..schedules import NoiseSchedule, as_float64
-from .config import schedule_of
+from ..schedules import NoiseSchedule, Point
+from .config import prediction_of
 from .interface import MOST_SIGMA, PipelineScheduler
-from .native_grid import GridArguments
+from .native_grid import GridArguments, schedule_in_run
 
-ITERATIONS = 1000
-"""The predictions of one run of a pipeline's loop; after them the pipeline is started again."""
+ITERATIONS = 24
+"""The predictions of one run of a pipeline's loop; after them the pipeline is started again.
+
+Predictions at all of these calls are compared before the pipeline is used. So many calls show every window of calls
+that one call of a run of up to 12 calls lies in.
+"""
+
+START = Point(*(torch.zeros(()) for _ in range(3)))
+"""A point for a loop that has not begun."""
 
 
 class _Abort(BaseException):
@@ -35,10 +42,12 @@ class Loop(Protocol):
 
     Attributes:
         network_time: what the network receives at the next call, 0-dim.
+        point: the solver's point of the state at the next call.
         left: the calls that are left in this run of the loop.
     """
 
     network_time: Tensor
+    point: Point
     left: int
 
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
@@ -61,11 +70,12 @@ class PausedPipeline:
     def __init__(self, scheduler: "PausingScheduler", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
         self._scheduler, self._inputs, self._iterations = scheduler, inputs, iterations
         self._thread: Thread | None = None
-        self.network_time = torch.zeros(())
+        self.network_time, self.point = torch.zeros(()), START
         self.first, self.first_output = self._start()
 
-    def predict(self, x: Tensor, network_time: Tensor) -> Tensor:
-        """What the pipeline gives its scheduler for the state x (b, ...), when its network receives this time (0-dim).
+    def predict(self, x: Tensor, network_time: Tensor, point: Point) -> Tensor:
+        """What the pipeline gives its scheduler for the state x (b, ...) at the solver's point, when its network
+        receives this time (0-dim).
 
         Raises:
             ValueError: the pipeline changes states between calls.
@@ -74,7 +84,7 @@ class PausedPipeline:
             self._start()
         x = x.to(self.first)
         network_time = network_time.to(dtype=torch.float32, device=self._scheduler.device)
-        state, output = self._resume((x, network_time, torch.is_grad_enabled(), _default_hooks()))
+        state, output = self._resume((x, network_time, point, torch.is_grad_enabled(), _default_hooks()))
         if state is not x and not torch.equal(state, x):
             raise ValueError(
                 f"{type(self._scheduler.pipe).__name__} changes the state between two calls of its network (inpainting "
@@ -121,6 +131,9 @@ class PausedPipeline:
     def _run(self) -> None:
         pipe, self._hooks = self._scheduler.pipe, ExitStack()
         try:
+            for value in self._inputs.values():
+                if isinstance(value, torch.Generator):
+                    value.manual_seed(0)  # a pipeline that noises its image does it alike in every run of the loop
             pipe(**self._inputs, num_inference_steps=self._iterations)
             output: BaseException = ValueError(
                 f"{type(pipe).__name__} ended without calling scheduler.step: it cannot be tuned as it is; wrap its "
@@ -139,7 +152,7 @@ class PausedPipeline:
         request = self._requests.get()
         if request is None:
             raise _Abort
-        x, self.network_time, grad, hooks = request
+        x, self.network_time, self.point, grad, hooks = request
         torch.set_grad_enabled(grad)  # of this thread; the pipeline has turned it off
         if hooks is not None:
             self._hooks.enter_context(saved_tensors_hooks(*hooks))
@@ -150,7 +163,7 @@ class _End:
     """A loop of a single call, which ends in the states x (b, ...) whatever the pipeline's output is."""
 
     def __init__(self, x: Tensor) -> None:
-        self.x, self.network_time, self.left = x, torch.zeros(()), 0
+        self.x, self.network_time, self.point, self.left = x, torch.zeros(()), START, 0
 
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
         return torch.cat([self.x] * (len(state) // len(self.x))).to(state)
@@ -167,7 +180,7 @@ class _Stop:
     """A loop that ends the pipeline's call at its first step."""
 
     def __init__(self) -> None:
-        self.network_time, self.left = torch.zeros(()), 0
+        self.network_time, self.point, self.left = torch.zeros(()), START, 0
 
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
         raise _Abort
@@ -208,11 +221,18 @@ class PausingScheduler(PipelineScheduler):
         self.loop: Loop
         self.passed = GridArguments()
         self.device = torch.device("cpu")
+        self.prediction = prediction_of(pipe)
         self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
+
+    def __deepcopy__(self, memo: Any) -> "PausingScheduler":
+        raise ValueError(
+            f"{type(self.pipe).__name__} denoises a second state with a copy of its scheduler (the audio of LTX 2), on "
+            "which predictions depend too: it cannot be tuned; it runs plans, as of from_config(pipe, calls=)"
+        )
 
     @property
     def schedule(self) -> NoiseSchedule:
-        return schedule_of(self.own, mu=self.passed.mu)
+        return schedule_in_run(self.own, self.passed)
 
     def set_timesteps(
         self,
@@ -222,12 +242,14 @@ class PausingScheduler(PipelineScheduler):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        self.passed = GridArguments(_numbers(sigmas), _numbers(timesteps), None if mu is None else float(mu))
+        self.passed = GridArguments.of(sigmas, timesteps, mu)
         self.device = torch.device(device or "cpu")
         given = sigmas if timesteps is None else timesteps
         self.num_inference_steps = len(given) if num_inference_steps is None else num_inference_steps
-        self.loop.network_time = torch.tensor(float(len(self)) - 1, device=self.device)
-        self.timesteps = _network_times(self.loop, self.num_inference_steps, self.device)
+        schedule = self.schedule
+        self.loop.point = schedule.at(schedule.T)
+        self.loop.network_time = schedule.network_time(schedule.T).to(dtype=torch.float32, device=self.device)
+        self.timesteps = _network_times(self.loop, schedule, self.num_inference_steps, self.device)
 
     @property
     def sigmas(self) -> Tensor:  # type: ignore[override]
@@ -236,6 +258,9 @@ class PausingScheduler(PipelineScheduler):
         sigma = schedule.sigma_ratio(schedule.from_network_time(self.loop.network_time)).clamp(max=MOST_SIGMA)
         calls = self.num_inference_steps or 0
         return torch.cat([sigma.float().expand(calls), torch.zeros(1, device=sigma.device)])
+
+    def _point_of(self, timestep: Any) -> Point:
+        return self.loop.point
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where an image-to-image run would begin; predictions are made at all times."""
@@ -258,12 +283,12 @@ class PausingScheduler(PipelineScheduler):
         return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
 
 
-def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(as_float64(values).tolist())
+def _network_times(loop: Loop, schedule: NoiseSchedule, count: int, device: torch.device) -> Tensor:
+    """Timesteps for a pipeline to iterate over; each is the loop's network time at the moment that it is read.
 
-
-def _network_times(loop: Loop, count: int, device: torch.device) -> Tensor:
-    """Timesteps for a pipeline to iterate over; each is the loop's network time at the moment that it is read."""
+    Read in another way they are those of a run of as many calls, so that what depends on them differs from call to
+    call, and shows.
+    """
 
     class NetworkTimes(Tensor):
         def __iter__(self) -> Iterator[Tensor]:
@@ -272,4 +297,5 @@ def _network_times(loop: Loop, count: int, device: torch.device) -> Tensor:
                 loop.left -= 1
                 yield loop.network_time
 
-    return torch.arange(count, 0, -1, device=device, dtype=torch.float32).as_subclass(NetworkTimes)
+    times = schedule.network_time(torch.linspace(schedule.T, schedule.t_min, count, dtype=torch.float64))
+    return times.to(device=device, dtype=torch.float32).as_subclass(NetworkTimes)

@@ -36,7 +36,7 @@ from .config import (
     warn_of_other_pipeline,
 )
 from .interface import MOST_SIGMA, PipelineScheduler
-from .native_grid import own_spacing
+from .native_grid import GridArguments, OwnGrid, own_spacing, schedule_in_run, usual_sigmas
 from .refusals import check_pipeline
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -89,6 +89,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             `dynamically_thresholded`.
         num_train_timesteps: the number of levels that the network was trained at; some pipelines read it.
         made_from: the class of the scheduler that this one replaces.
+        sigma_data: the deviation of the data in EDM's preconditioning of the network; None for other networks.
+        invert_sigmas: whether a flow's network receives 1 - sigma and predicts the opposite velocity.
+        own_grid: whether runs are made on the grid that the replaced scheduler makes of what the pipeline passes, by
+            the samplers of the plans.
+        needs_mu: whether that grid depends on a shift `mu` that the pipeline passes.
 
     Raises:
         ValueError: no plans or invalid ones, an unknown prediction type, a schedule that pipelines do not have, or a
@@ -110,6 +115,10 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         sample_max_value: float = 1.0,
         num_train_timesteps: int = 1000,
         made_from: str | None = None,
+        sigma_data: float | None = None,
+        invert_sigmas: bool = False,
+        own_grid: bool = False,
+        needs_mu: bool = False,
     ) -> None:
         read = [Plan.from_dict(values) for values in plans]
         self.plans = {len(plan): plan for plan in read}
@@ -119,6 +128,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         for plan in read:
             plan.schedule.scheduler_config()  # raises where pipelines are not driven
             self.prediction.check(plan)
+        self._own_plans: dict[tuple[int, GridArguments], Plan] = {}
         self._select(read[0])
 
     @classmethod
@@ -151,7 +161,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if config is None:
             kind = plans[0].provenance.get("prediction_type")
             entries = plans[0].schedule.scheduler_config() | ({"prediction_type": kind} if kind else {}) | changes
-            return cls._made(plans, Prediction(entries["prediction_type"]), entries)
+            inverted = bool(entries.get("invert_sigmas"))
+            prediction = Prediction(entries["prediction_type"], sigma_data=entries.get("sigma_data"), inverted=inverted)
+            return cls._made(plans, prediction, entries)
         check_pipeline(config)
         source = config_of(config) | changes if changes else config
         for plan in plans:
@@ -177,8 +189,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             config: the pipeline, its scheduler or `pipe.scheduler.config`.
             sampler: a sampler, or the text of one, such as "dpmpp(order=3)"; "dpmpp" by default.
             calls: the number of network calls, or several numbers, with a plan for each.
-            spacing: a spacing as `make_plan` takes it; by default the grid of the pipeline's own scheduler.
-            tokens: the number of patches of an image, for a configuration with a shift that depends on it.
+            spacing: a spacing as `make_plan` takes it. By default every run has the grid that the pipeline's own
+                scheduler makes of the sigmas and the shift that the pipeline passes; before a run the plans have the
+                grid of most pipelines of its class.
+            tokens: the number of patches of an image, for a configuration with a shift that depends on it. Not needed
+                in a pipeline, which passes the shift.
             **options: of the sampler, as in `order=2`.
 
         Raises:
@@ -192,15 +207,19 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                 "calls= is needed, the number of network calls: TimeTunerScheduler.from_config(pipe, calls=8)"
             )
         check_pipeline(config)
-        schedule, prediction = schedule_of(config, tokens), prediction_of(config)
+        needs_mu = spacing is None and tokens is None and hasattr(config, "scheduler")
+        needs_mu = needs_mu and bool(config_of(config).get("use_dynamic_shifting"))
+        schedule = facts_of(config).schedule if needs_mu else schedule_of(config, tokens)
+        prediction = prediction_of(config)
         if reason := None if config_of(config).get("plans") else facts_of(config).distilled:
             text = f"{reason}: solvers of an ODE, which plans are, do not converge with its network"
             warnings.warn(text, UserWarning, stacklevel=2)
         counts = [check_int("calls", n, 1) for n in (calls if isinstance(calls, Sequence) else [calls])]
-        grid = spacing or own_spacing(config)
-        plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, grid) for n in counts]
+        own = own_spacing(config) if spacing is None else None
+        plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, own or spacing) for n in counts]
+        plans = [own.as_received(plan) for plan in plans] if own else plans
         made = [plan.with_provenance(prediction_type=prediction.kind) for plan in plans]
-        return cls._made(made, prediction, config_of(config))
+        return cls._made(made, prediction, config_of(config), own_grid=own is not None, needs_mu=needs_mu)
 
     @classmethod
     def _made(
@@ -209,6 +228,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         prediction: Prediction,
         config: Mapping[str, Any],
         changes: Mapping[str, Any] | None = None,
+        **grid: bool,
     ) -> "TimeTunerScheduler":
         """The scheduler of these plans, which keeps the entries of the one that it replaces."""
         ours: dict[str, Any] = {
@@ -217,7 +237,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             "clip_sample": prediction.clip is not None,
             "thresholding": prediction.thresholding is not None,
             "made_from": class_name(config),
-        }
+            "sigma_data": prediction.sigma_data,
+            "invert_sigmas": prediction.inverted,
+            "own_grid": False,
+            "needs_mu": False,
+        } | grid
         if prediction.clip is not None:
             ours["clip_sample_range"] = prediction.clip
         if prediction.thresholding is not None:
@@ -289,32 +313,73 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     ) -> None:
         """Choose the plan for this number of network calls.
 
-        A plan has its own grid. `sigmas` that pipelines of flows pass by default, even from 1 to 1/K, and the
-        pipeline's shift `mu`, do not change it. Other `sigmas` or `timesteps` must be those of the plan.
+        With `own_grid` the run has the grid that the replaced scheduler makes of these arguments. Else a plan has its
+        own grid: what the pipeline passes by default, and its shift `mu`, do not change it, and other `sigmas` or
+        `timesteps` must be those of the plan.
 
         Raises:
             ValueError: no plan for this number of calls, or sigmas or timesteps of the user's own.
         """
-        given = sigmas if timesteps is None else timesteps
-        if given is not None:
-            given = np.asarray(given, dtype=np.float64)
-            num_inference_steps = len(given)
+        given = GridArguments.of(sigmas, timesteps, mu)
+        num_inference_steps = given.steps or num_inference_steps
         if num_inference_steps not in self.plans:
             name = (
                 "num_inference_steps"
-                if given is None
+                if given.steps is None
                 else f"the number of {'sigmas' if timesteps is None else 'timesteps'}"
             )
             raise ValueError(
                 f"{name} must be a number of calls that there is a plan for, {sorted(self.plans)}, got "
                 f"{num_inference_steps}: tune one, or from_config(pipe, calls={num_inference_steps})"
             )
-        self._select(self.plans[num_inference_steps], device=device)
-        if given is not None:
-            name, own = ("sigmas", self.sigmas[:-1]) if timesteps is None else ("timesteps", self.timesteps.cpu())
-            even = timesteps is None and np.allclose(given, np.linspace(1, 1 / len(given), len(given)), atol=2e-3)
-            if not even and not np.allclose(given, own.numpy(), rtol=1e-4):
-                raise ValueError(f"{name}= cannot be chosen: a plan has its own grid, got {given.tolist()}")
+        plan = self.plans[num_inference_steps]
+        if self.config.own_grid:
+            key = (num_inference_steps, given)
+            if key not in self._own_plans:
+                self._own_plans[key] = self._on_own_grid(plan, given)
+            plan = self._own_plans[key]
+        self._select(plan, device=device)
+        if not self.config.own_grid:
+            self._check_passed(given)
+
+    def _on_own_grid(self, plan: Plan, given: GridArguments) -> Plan:
+        """The plan on the grid that the replaced scheduler makes of what the pipeline passes."""
+        if self.config.needs_mu and given.mu is None:
+            raise ValueError(
+                "mu must be passed to set_timesteps where the shift depends on the image, got None: give tokens= to "
+                "from_config"
+            )
+        grid = OwnGrid(self, given.for_steps)
+        made = make_plan(plan.sampler, schedule_in_run(self, given), len(plan), grid)
+        return grid.as_received(made).with_provenance(**plan.provenance)
+
+    def _check_passed(self, given: GridArguments) -> None:
+        """Raise a ValueError if the pipeline passes sigmas or timesteps that are not the plan's nor its defaults."""
+        if given.steps is None:
+            return
+        both = given.sigmas is not None and given.timesteps is not None
+        if both and self.schedule.shift is not None and self.schedule.to_dict()["network_input"] != "t":
+            raise ValueError(
+                "the pipeline passes timesteps= beside sigmas=, and its network receives the time before the shift, "
+                f"got a plan for {self.schedule!r}: make it on the schedule of PipelineModel(pipe, ...)"
+            )
+        passed = self._plan.provenance.get("passed", {})
+        for name, values, own in (
+            ("sigmas", given.sigmas, self.sigmas[:-1]),
+            ("timesteps", given.timesteps, self.timesteps.cpu()),
+        ):
+            if values is None:
+                continue
+            known = [own.tolist(), passed.get(name)]
+            if name == "sigmas" or given.sigmas is not None:  # timesteps beside sigmas are defaults
+                scale = 1.0 if name == "sigmas" else float(self.config.num_train_timesteps)
+                known += [scale * sigmas for sigmas in usual_sigmas(len(values))]
+            near = 2e-3 * max(1.0, max(map(abs, values)))
+            if not any(k is not None and np.allclose(values, k, atol=near, rtol=0) for k in known):
+                raise ValueError(
+                    f"{name}= cannot be chosen: a plan has its own grid, got {list(values)}; an untuned scheduler runs "
+                    "them, from_config(pipe, calls=)"
+                )
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this call instead of the first (image to image).

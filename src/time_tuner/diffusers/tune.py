@@ -10,6 +10,7 @@ from ..plans.plan import Plan
 from ..samplers import Sampler
 from ..tuners import Budget, Joint, Progress, ReferenceDistance, Tuner, tune, tuner_of
 from .model import BATCH, PipelineModel
+from .native_grid import OwnGrid
 
 SAMPLES = 32
 """Samples to tune a pipeline on, by default."""
@@ -76,7 +77,8 @@ def tune_pipeline(
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
-        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **model.facts())
+        passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
+        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(
             model,
             plan,

@@ -60,7 +60,8 @@ def make_plan(
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
         spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
         try:
-            steps, ends = _steps(sampler, schedule, calls, spacing_of(spacing))
+            steps, ends = _steps_on(sampler, spacing_of(spacing), schedule, calls)
+            ends = checked_ends(ends, schedule)
             check_noise(ends, schedule)
         except ValueError as error:
             raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
@@ -68,24 +69,25 @@ def make_plan(
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
 
 
-def _steps(sampler: Sampler, schedule: NoiseSchedule, calls: int, spacing: Spacing) -> tuple[tuple[int, ...], Tensor]:
-    """The calls of each step, and the step ends (S + 1,).
+def _steps_on(
+    sampler: Sampler, grid_of: Spacing, schedule: NoiseSchedule, calls: int
+) -> tuple[tuple[int, ...], Tensor]:
+    """The calls of each step and the step ends of a run on a spacing, whose grid alone shows whether it ends at 0.
 
-    The number of steps may depend on whether the run ends at 0, and where it ends on the number of steps: the grid of
-    another scheduler may have one of the two alone.
+    Raises:
+        ValueError: the sampler cannot make so many calls, or the spacing has no such grid.
     """
-    problem, ends = ValueError("it ends at 0 with some numbers of steps alone: take other calls"), None
+    refused: ValueError | None = None
     for to_zero in (True, False):
         try:
             steps = sampler.steps(calls, to_zero)
         except ValueError as error:
-            problem = error
+            refused = refused or error
             continue
-        if ends is None or len(ends) != len(steps) + 1:
-            ends = checked_ends(spacing(schedule, len(steps)), schedule)
+        ends = grid_of(schedule, len(steps))
         if bool(ends[-1] == 0) == to_zero:
             return steps, ends
-    raise problem
+    raise refused or ValueError("its grids end at 0 for some numbers of steps and above 0 for others")
 
 
 def resample(plan: Plan, calls: int) -> Plan:

@@ -6,7 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .._checks import choose
 from .base import NoiseSchedule, Point, as_float64
+
+NETWORK_INPUTS = ("sigma", "t", "1 - sigma")
+"""What the network of a flow may receive."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,17 @@ class NoiseScheduleFlow(NoiseSchedule):
 
     Args:
         shift: static, or of the resolution: `resolution_shift`.
-        scale: the network receives scale * sigma: 1000 as in diffusers pipelines, 1 for sigma itself.
+        scale: 1000 as in diffusers pipelines, 1 for the network input itself.
+        network_input: what the network receives, in multiples of 1 / scale: "sigma"; "t", the time before the shift, as
+            in CogView4; or "1 - sigma", as in Mochi.
 
     Raises:
-        ValueError: a shift or scale that is not positive.
+        ValueError: a shift or scale that is not positive, or another network input.
     """
 
     shift: float = 1.0
     scale: float = 1000.0
+    network_input: str = "sigma"
     T = 1.0
     levels = 1000
     t_min = 1 / 1000
@@ -37,6 +44,7 @@ class NoiseScheduleFlow(NoiseSchedule):
         for name in ("shift", "scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        choose("network_input", self.network_input, NETWORK_INPUTS)
 
     def at(self, t: Any) -> Point:
         """The point at time t; alpha is exactly 0 at t = 1."""
@@ -59,18 +67,24 @@ class NoiseScheduleFlow(NoiseSchedule):
         return t
 
     def network_time(self, t: Any) -> Tensor:
-        """scale * sigma_t."""
-        return self.scale * self.at(t).sigma
+        """scale * sigma_t, scale * t or scale * (1 - sigma_t)."""
+        p = self.at(t)
+        return self.scale * {"sigma": p.sigma, "t": p.t, "1 - sigma": p.alpha}[self.network_input]
 
     def from_network_time(self, time: Any) -> Tensor:
-        return self.from_sigma_ratio(as_float64(time) / self.scale)
+        """The inverse of `network_time`."""
+        received = as_float64(time) / self.scale
+        if self.network_input == "t":
+            return received
+        return self.from_sigma_ratio(received if self.network_input == "sigma" else 1 - received)
 
     def default_spacing(self, order: int) -> str:
         return "trailing"
 
     def scheduler_config(self) -> dict[str, Any]:
         """That of FlowMatchEulerDiscreteScheduler."""
-        return {"prediction_type": "flow_prediction", "shift": self.shift, "num_train_timesteps": int(self.scale)}
+        entries = {"prediction_type": "flow_prediction", "shift": self.shift, "num_train_timesteps": int(self.scale)}
+        return entries | ({"invert_sigmas": True} if self.network_input == "1 - sigma" else {})
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "flow", **asdict(self)}

@@ -58,6 +58,12 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
         schedule = schedule_of_class(scheduler, name, tokens, mu)
     else:
         schedule = _schedule_of_entries(entries, tokens, mu)
+    if entries.get("invert_sigmas") and schedule.shift is not None:
+        raise ValueError(
+            "invert_sigmas=True is for a network that receives 1 - sigma and predicts the velocity towards the data: "
+            "wrap it so that it receives sigma and predicts the noise minus the data, and give the configuration "
+            "without invert_sigmas"
+        )
     if reason := distilled(config):
         _warn(reason)
     return schedule
@@ -103,9 +109,11 @@ def scheduler_of(config: Any, name: str) -> Any:
         import diffusers
     except ImportError:
         return None
-    kept = {key: value for key, value in entries.items() if key not in ("plans", "made_from")} | {"_class_name": name}
+    kept = dict(entries)
+    if entries.get("plans"):  # of this library, whose own entries the class does not have
+        kept = {key: value for key, value in entries.items() if key in signature(getattr(diffusers, name)).parameters}
     try:
-        return getattr(diffusers, name).from_config(kept)
+        return getattr(diffusers, name).from_config(kept | {"_class_name": name})
     except Exception as error:  # whatever a class raises of its entries, or of a package that it lacks
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"diffusers makes no {name} of this configuration ({line}): {WAY_OUT}") from None
@@ -246,16 +254,11 @@ def _flow(
         shift: the static shift of the scheduler, which may have been set since; None for that of the entries.
         tokens, mu: for a dynamic shift, see `schedule_from`.
     """
-    if own.get("invert_sigmas"):
-        raise ValueError(
-            "invert_sigmas=True is for a network that receives 1 - sigma: wrap it so that it receives sigma, "
-            "and give the configuration without invert_sigmas"
-        )
-    scale = float(own.get("num_train_timesteps", 1000))
+    scale, received = float(own.get("num_train_timesteps", 1000)), "1 - sigma" if own.get("invert_sigmas") else "sigma"
     if not own.get("use_dynamic_shifting"):
         entry = own.get("flow_shift") if own.get("use_flow_sigmas") else own.get("shift")
         shift = entry if shift is None else shift
-        return NoiseScheduleFlow(1.0 if shift is None else float(shift), scale)
+        return NoiseScheduleFlow(1.0 if shift is None else float(shift), scale, received)
     if mu is None and tokens is None:
         raise ValueError(
             "use_dynamic_shifting needs tokens=, the number of patches of the image (4096 for 1024 x 1024), or mu="
@@ -268,7 +271,7 @@ def _flow(
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
         )
-    return NoiseScheduleFlow(mu if own.get("time_shift_type") == "linear" else math.exp(mu), scale)
+    return NoiseScheduleFlow(mu if own.get("time_shift_type") == "linear" else math.exp(mu), scale, received)
 
 
 @cache

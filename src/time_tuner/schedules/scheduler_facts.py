@@ -30,6 +30,7 @@ class SchedulerFacts:
             "flow_prediction".
         clip: the predicted data is kept in [-clip, clip]; None where it is not.
         thresholding: (ratio, maximum) of `dynamically_thresholded`; None where data are not thresholded.
+        inverted: whether the network predicts the velocity towards the data, the opposite of a flow's.
         ends_at_zero: whether runs end at sigma = 0, rather than at the least noise of the scheduler's grid. In trailing
             grids of DDIM and PNDM whose steps do not divide the levels a run may end above 0 nevertheless.
         distilled: what the model was distilled to, see `distilled`; None for others.
@@ -40,6 +41,7 @@ class SchedulerFacts:
     prediction_type: str
     clip: float | None
     thresholding: tuple[float, float] | None
+    inverted: bool
     ends_at_zero: bool
     distilled: str | None
     _scheduler: Any = field(repr=False, compare=False)
@@ -71,6 +73,13 @@ class SchedulerFacts:
     def calls(self, steps: int, sigmas: Sequence[float] | str = "pipeline") -> int:
         """The number of network calls that the scheduler makes on `times(steps, sigmas)`."""
         return len(self._grid(steps, sigmas)[1].timesteps)
+
+    def received(self, steps: int, sigmas: Sequence[float] | str = "pipeline") -> Tensor:
+        """The network times that the scheduler passes on `times(steps, sigmas)`, float64, one for each of its calls.
+
+        Some classes round them: their network receives another time than that of its state.
+        """
+        return as_float64(self._grid(steps, sigmas)[1].timesteps)
 
     def _grid(self, steps: int, sigmas: Sequence[float] | str) -> tuple[Tensor, Any]:
         """`times`, and the scheduler that was set to them."""
@@ -127,7 +136,8 @@ class SchedulerFacts:
             end = as_float64([self._end(float(received.min()), steps)])
             return _distinct(torch.cat([schedule.from_network_time(received), end]))
         # No call leads to a sigma beyond the calls, which EulerDiscrete has with log-linear sigmas.
-        sigmas = _distinct(as_float64(scheduler.sigmas)[: len(received) + 1])
+        noise = 1 - as_float64(scheduler.sigmas) if self.inverted else as_float64(scheduler.sigmas)
+        sigmas = _distinct(noise[: len(received) + 1])
         if not sigmas.isfinite().all():
             raise self._no_grid(steps, "its sigmas are not finite")
         self._check_range(sigmas, steps)
@@ -214,6 +224,7 @@ def scheduler_facts(config: Any, tokens: int | None = None, mu: float | None = N
         prediction_type=entries.get("prediction_type") or usual,
         clip=float(entries.get("clip_sample_range", 1.0)) if clips else None,
         thresholding=(entries["dynamic_thresholding_ratio"], entries["sample_max_value"]) if thresholds else None,
+        inverted=kind.noise == "flow" and bool(entries.get("invert_sigmas")),
         ends_at_zero=ends_at_zero,
         distilled=distilled(scheduler),
         _scheduler=scheduler,

@@ -79,11 +79,13 @@ class NoiseScheduleVE(NoiseSchedule):
         return even_grid(self, steps, start, end, torch.log, torch.exp)
 
     def scheduler_config(self) -> dict[str, Any]:
-        raise ValueError(
-            f"{self!r} is the noise of an EDM pipeline, whose network is preconditioned by its scheduler: pipelines "
-            "are driven with discrete betas or as a rectified flow; wrap this network with model_wrapper and run plans "
-            "with `sample`"
-        )
+        """That of EDMEulerScheduler, whose network has EDM's preconditioning."""
+        if self.network_input != "log":
+            raise ValueError(
+                f"networks of pipelines receive log(sigma) / 4, got {self!r}: run plans on it with `sample`"
+            )
+        entries = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "sigma_data": self.sigma_data}
+        return entries | {"prediction_type": "epsilon"}
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "ve", **asdict(self)}
