@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .._checks import choose
 from .._dtypes import wide
 from ..models.predictions import PREDICTIONS
+from ..models.predictions import Prediction as Network
 from ..models.thresholding import dynamic_threshold
 from ..plans.plan import Plan
 from ..sampling import check_schedule
@@ -45,6 +47,10 @@ class Prediction:
     def __post_init__(self) -> None:
         choose("prediction_type", self.kind, PREDICTION_TYPES)
 
+    @cached_property
+    def _kind(self) -> Network:
+        return PREDICTIONS[PREDICTION_TYPES[self.kind]]
+
     def read(self, quantity: str, output: Tensor, x: Tensor, p: Point) -> Tensor:
         """The noise ("eps") or the data ("x0") in the state x (B, C, ...) at point p, in float32 at least.
 
@@ -53,24 +59,21 @@ class Prediction:
         Raises:
             ValueError: the output is no tensor of this shape.
         """
-        if isinstance(output, Tensor) and x.dim() > 1 and output.shape[1:2] == (2 * x.shape[1],):
-            output = output[:, : x.shape[1]]
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
-                "network's output after guidance"
-            )
-        output, x = wide(output), wide(x)
-        prediction = PREDICTIONS[PREDICTION_TYPES[self.kind]]
-        if self.clip is None and self.thresholding is None:
+            output = _mean(output, x)
+        output, prediction = wide(output), self._kind
+        free = self.clip is None and self.thresholding is None
+        if free and quantity == "eps" and self.kind == "epsilon":
+            return output
+        x = wide(x)
+        if free:
             return (prediction.data if quantity == "x0" else prediction.noise)(output, x, p)
         data = self._bounded(prediction.data(output, x, p))
         return data if quantity == "x0" else (x - p.alpha * data) / p.sigma
 
     def check(self, plan: Plan) -> None:
         """Raise a ValueError if the prediction does not determine the data where the plan starts."""
-        if plan.point(0).alpha == 0 and not PREDICTIONS[PREDICTION_TYPES[self.kind]].determines_data:
+        if plan.point(0).alpha == 0 and not self._kind.determines_data:
             raise ValueError(
                 f"a prediction of the noise does not determine the data at alpha = 0 (t = {float(plan.t[0]):.4g}, zero "
                 "terminal SNR): start at a lower time, or use a network that predicts the data, v or a flow"
@@ -81,6 +84,17 @@ class Prediction:
             return data if self.clip is None else data.clamp(-self.clip, self.clip)
         ratio, maximum = self.thresholding
         return dynamic_threshold(data, ratio, maximum=maximum)
+
+
+def _mean(output: Any, x: Tensor) -> Tensor:
+    """The first half of the channels of a network with learned variance; a ValueError for anything else."""
+    if isinstance(output, Tensor) and x.dim() > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+        return output[:, : x.shape[1]]
+    got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
+        "network's output after guidance"
+    )
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:

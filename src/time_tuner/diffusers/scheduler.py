@@ -244,6 +244,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     def _start_at(self, first: int) -> None:
         """Start at this call, with no calls before it."""
         self._first, self._run = first, rest(self._plan, first) if first else self._plan
+        # Made here, for `step` costs as much as the arithmetic of a small state.
+        self._calls = [(self._run.point(k), row.predicts) for k, row in enumerate(self._run.rows)]
         self._past: tuple[Call, ...] = ()
 
     @property
@@ -361,16 +363,17 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if (self._step_index is None and call != self._first) or call < self._first:
             self._start_at(0 if self._single_step else call)
         k, run = call - self._first, self._run
-        check_state("sample", sample)
+        if not sample.is_floating_point():
+            check_state("sample", sample)
 
         def noise(x: Tensor) -> Tensor:
             return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
-        p, quantity = run.point(k), run.rows[k].predicts
+        p, quantity = self._calls[k]
         prediction = self.prediction.read(quantity, model_output, sample, p)
         previous, self._past = advance(run, k, self._past, sample, prediction, noise)
         self._step_index = call + 1
-        if self._step_index == len(self._plan) and not finite(previous):
+        if k + 1 == len(self._calls) and not finite(previous):
             raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
 
         def data() -> Tensor:
@@ -391,12 +394,12 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                     f"timestep must be one for all samples, got different ones in a tensor of {tuple(timestep.shape)}"
                 )
             timestep = timestep.reshape(-1)[0]
-        value, begun = float(timestep), self._step_index is not None
-        expected = self._step_index if self._step_index is not None else self._begin
-        if expected is not None and expected >= len(self._plan) and not self._single_step:
-            raise ValueError(f"step was called after the last of {len(self._plan)} calls: call set_timesteps first")
-        if expected is not None and expected < len(self._plan) and abs(self._times[expected] - value) <= self._near:
+        value, count, begun = float(timestep), len(self._times), self._step_index is not None
+        expected = self._step_index if begun else self._begin
+        if expected is not None and expected < count and abs(self._times[expected] - value) <= self._near:
             return expected
+        if expected is not None and expected >= count and not self._single_step:
+            raise ValueError(f"step was called after the last of {count} calls: call set_timesteps first")
         calls = self._calls_at(value)
         if not calls:
             raise ValueError(
