@@ -116,7 +116,7 @@ def advancing(plan: Plan) -> Run:
 
 
 class Theirs:
-    """diffusers' loop, with a scheduler of theirs or ours; `set_timesteps` and the list of timesteps are not counted."""
+    """diffusers' loop, with a scheduler of theirs or ours; `set_timesteps` and the list of times are not counted."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler

@@ -54,7 +54,7 @@ REFUSALS = {
 OTHER = {
     r"\.test_scheduler_outputs_equivalence$": "the output is a pair whose data are computed when they are read",
     r"\.test_compatibles$": "classes of several kinds of noise are replaced, and not each takes the entries of all",
-    r"^(Heun|KDPM2|LMS|SASolver|UnCLIP|DPMSolverSinglestep).*\.test_full_loop": "numbers of a solver of that class alone",
+    r"^(Heun|KDPM2|LMS|SASolver|UnCLIP|DPMSolverSinglestep).*\.test_full_loop": "numbers of a solver of its own",
     r"^Euler.*\.test_full_loop": "numbers of states x / alpha, where ours are x",
     r"\.test_full_loop_with_(karras|lu)": "numbers with rounded network times",
     r"^(DDIM.*\.test_full_loop_with_no_set_alpha|DPMSolverMultistep.*\.test_full_loop)": "a last step of no length",

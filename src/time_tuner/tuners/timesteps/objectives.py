@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import accepts
+from ..._dtypes import squared_norms, wide
 from ...plans.build import make_plan
 from ...samplers.dpmpp import DPMSolverPP
 from ...sampling import trajectory
@@ -60,13 +61,13 @@ class Step:
 
 def squared(result: Tensor, target: Tensor) -> Tensor:
     """|result - target|^2 of each sample, (B, ...) and (B, ...) -> (B,), in float64."""
-    return (target - result).double().square().flatten(1).sum(1)
+    return squared_norms(wide(target) - wide(result))
 
 
 def losses_of(name: str, values: Any, samples: int) -> Tensor:
     """The losses (B,) that a function of the user's returned, in float64; a ValueError for anything else."""
     if isinstance(values, Tensor) and values.shape == (samples,):
-        return values.double()
+        return values.cpu().double()
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     raise ValueError(f"{name} must return a tensor with a number for each sample, of shape ({samples},), got {got}")
 
