@@ -157,9 +157,8 @@ class Calibration:
     def answer(self, model: Model) -> list[float]:
         """Some numbers of a model's prediction for a batch of noise, by which the model is recognised."""
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        prediction = (
-            model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t).cpu().double().flatten().nan_to_num()
-        )
+        prediction = model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t)
+        prediction = prediction.cpu().double().flatten().nan_to_num()
         return [float(f"{value:.4g}") for value in prediction[:: max(1, len(prediction) // ANSWERS)][:ANSWERS]]
 
     def fixed(self, model: Model) -> CalibrationBatch:
@@ -178,8 +177,7 @@ class Calibration:
         return CalibrationBatch(model, x0, noise, first, constraint=self.constraint)
 
     def _check_constraint(self, noise: Constraint) -> None:
-        """Raise a ValueError unless it maps noise to noise, the same at every call, and its own results to themselves
-        in number and shape."""
+        """Raise a ValueError unless it maps noise to noise of the same shape, the same at every call."""
         if not accepts(noise, 1):
             raise ValueError(f"noise must be a function of noise (B, ...), got {noise!r}")
         drawn = SeededNoise(0)(torch.empty(2, *self.shape, device=self.device))
