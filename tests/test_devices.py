@@ -7,11 +7,12 @@ import torch
 from tables import AROUND, DISCRETE, EVERY, FLOW, INNER, MIXTURE, VE
 from torch import Tensor
 
-from time_tuner import ReferenceDistance, SeededNoise, make_plan, model_wrapper, sample, trajectory, tune
+from time_tuner import SeededNoise, make_plan, model_wrapper, sample, trajectory, tune
 from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.testing._assertions import NoFloat64
+from time_tuner.tuners import ReferenceDistance
 
 GRIDS = {DISCRETE: [1.0, 0.7, 0.4, 0.1, 0.0], FLOW: [1.0, 0.7, 0.4, 0.1, 0.0], VE: [80.0, 10.0, 1.0, 0.1, 0.0]}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from time_tuner import NoiseScheduleVP, ReferenceDistance, SeededNoise, make_plan, model_wrapper, sample, tune
-from time_tuner.tuners import Calibration, tune_several
+from time_tuner import NoiseScheduleVP, SeededNoise, make_plan, model_wrapper, sample, tune
+from time_tuner.tuners import Calibration, ReferenceDistance, tune_several
 
 SCHEDULE = NoiseScheduleVP("linear")
 SHAPE = (5, 3)
