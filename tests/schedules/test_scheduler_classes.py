@@ -310,6 +310,7 @@ def test_every_exported_class_is_known() -> None:
 
 
 def test_the_page_has_the_table_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.modules.pop("time_tuner.schedules.verdicts")
     runpy.run_module("time_tuner.schedules.verdicts", run_name="__main__")
     printed = capsys.readouterr().out
     page = Path(__file__).parents[2] / "docs" / "reference" / "schedules.md"

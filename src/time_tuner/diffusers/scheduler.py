@@ -1,9 +1,9 @@
 """Plans as a diffusers scheduler: `pipe.scheduler = TimeTunerScheduler.from_plan(plan)`."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..plans.plan import Plan
 from ..plans.rows import Call, Row
 from ..samplers import Sampler, sampler_of
 from ..sampling import advance, finite
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, Point
 from ..schedules.from_diffusers import class_name
 from ..schedules.scheduler_classes import SCHEDULER_CLASSES
 from .config import (
@@ -53,12 +53,13 @@ class StepOutput(Sequence[Tensor]):
     The data is computed when it is read, which most pipelines never do.
     """
 
-    def __init__(self, prev_sample: Tensor, data: Callable[[], Tensor]) -> None:
-        self.prev_sample, self._data = prev_sample, data
+    def __init__(self, prev_sample: Tensor, sample: Tensor, prediction: Tensor, quantity: str, p: Point) -> None:
+        self.prev_sample, self._read = prev_sample, (sample, prediction, quantity, p)
 
     @cached_property
     def pred_original_sample(self) -> Tensor:
-        return self._data()
+        x, prediction, quantity, p = self._read
+        return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
 
     def __len__(self) -> int:
         return 2
@@ -365,22 +366,13 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         k, run = call - self._first, self._run
         if not sample.is_floating_point():
             check_state("sample", sample)
-
-        def noise(x: Tensor) -> Tensor:
-            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
         p, quantity = self._calls[k]
         prediction = self.prediction.read(quantity, model_output, sample, p)
-        previous, self._past = advance(run, k, self._past, sample, prediction, noise)
+        previous, self._past = advance(run, k, self._past, sample, prediction, partial(_randn, generator))
         self._step_index = call + 1
         if k + 1 == len(self._calls) and not finite(previous):
             raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
-
-        def data() -> Tensor:
-            x0 = prediction if quantity == "x0" else (sample - p.sigma * prediction) / p.alpha
-            return x0.to(sample.dtype)
-
-        return StepOutput(previous, data)
+        return StepOutput(previous, sample, prediction, quantity, p)
 
     def _calls_at(self, timestep: float) -> list[int]:
         """The calls with this timestep."""
@@ -430,6 +422,10 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             return super()._solver_time(timestep)
         expected = self._begin if self._step_index is None else self._step_index
         return float(self._plan.t[expected if expected in calls else calls[0]])
+
+
+def _randn(generator: Generators, x: Tensor) -> Tensor:
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)  # type: ignore[no-any-return]
 
 
 def rest(plan: Plan, begin: int) -> Plan:

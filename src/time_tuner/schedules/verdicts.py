@@ -1,4 +1,4 @@
-"""The table of diffusers' scheduler classes in the documentation: `python -m time_tuner.schedules.verdicts` prints it."""
+"""What is done with diffusers' scheduler classes: `python -m time_tuner.schedules.verdicts` prints a table."""
 
 from .scheduler_classes import REFUSED, SCHEDULER_CLASSES, SchedulerClass
 
