@@ -1,7 +1,10 @@
 """The grid of a pipeline's own scheduler."""
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from inspect import getsource, unwrap
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -29,10 +32,12 @@ class OwnGrid:
         scheduler: of the pipeline.
         passed: gives what the pipeline passes for a number of steps. Without it most pipelines of its class are
             followed: those of FlowMatchEuler pass sigmas that are even from 1 to 1/n in n steps.
+        even: whether these are passed; the pipelines of Stable Diffusion 3 and some others pass nothing.
     """
 
     scheduler: Any
     passed: Callable[[int], GridArguments] | None = field(default=None, compare=False)
+    even: bool = True
 
     def __call__(self, schedule: NoiseSchedule, steps: int) -> Tensor:
         """The step ends, float64 (steps + 1,).
@@ -41,7 +46,7 @@ class OwnGrid:
             ValueError: the scheduler has no grid of this number of steps.
         """
         if self.passed is None:
-            return self._facts(schedule).times(steps)
+            return self._facts(schedule).times(steps, "pipeline" if self.even else "class")
         given = self.passed(steps)
         facts = self._facts(schedule, given.mu)
         if given.timesteps is not None:
@@ -66,4 +71,15 @@ def own_spacing(config: Any, passed: Callable[[int], GridArguments] | None = Non
     entries = config_of(config)
     if entries.get("plans") and not entries.get("made_from"):
         return None
-    return OwnGrid(getattr(config, "scheduler", config), passed)
+    scheduler = getattr(config, "scheduler", config)
+    return OwnGrid(scheduler, passed, scheduler is config or _makes_sigmas(config))
+
+
+def _makes_sigmas(pipe: Any) -> bool:
+    """Whether the code of a pipeline's call makes sigmas for its scheduler; those that it is given do not count."""
+    try:
+        source = dedent(getsource(unwrap(type(pipe).__call__)))
+    except (OSError, TypeError):  # a class without a file
+        return True
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return any(node.id == "sigmas" and isinstance(node.ctx, ast.Store) for node in names)

@@ -425,7 +425,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
 
 def _randn(generator: Generators, x: Tensor) -> Tensor:
-    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)  # type: ignore[no-any-return]
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def rest(plan: Plan, begin: int) -> Plan:
