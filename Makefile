@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest check clean
+.PHONY: help demo test test-lowest peers check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test-lowest: ## run the tests that concern diffusers with the lowest version tha
 	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^httpx2/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
 	@$(LOWEST)/bin/pytest -q -n auto tests -k 'diffusers or pipeline or parity'
+
+peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
+	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }
+	@$(BIN)/python benchmarks/peers.py $(DIFFUSERS)
 
 check: $(READY) ## lint, formatting, types and the layers of imports
 	@$(BIN)/ruff check --quiet

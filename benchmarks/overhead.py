@@ -116,16 +116,17 @@ def advancing(plan: Plan) -> Run:
 
 
 class Theirs:
-    """diffusers' loop, with a scheduler of theirs or ours; what `set_timesteps` does is not counted."""
+    """diffusers' loop, with a scheduler of theirs or ours; `set_timesteps` and the list of times are not counted."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
 
     def prepare(self) -> None:
         self.scheduler.set_timesteps(CALLS)
+        self.timesteps = list(self.scheduler.timesteps)
 
     def __call__(self, x: Tensor, eps: Tensor) -> Tensor:
-        for t in self.scheduler.timesteps:
+        for t in self.timesteps:
             x = self.scheduler.step(eps, t, self.scheduler.scale_model_input(x, t)).prev_sample
         return x
 

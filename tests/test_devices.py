@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from time_tuner import SeededNoise, make_plan, sample, trajectory
+from time_tuner import SeededNoise, make_plan, model_wrapper, sample, trajectory, tune
 from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
+from time_tuner.tuners import ReferenceDistance
 
 GRIDS = {DISCRETE: [1.0, 0.7, 0.4, 0.1, 0.0], FLOW: [1.0, 0.7, 0.4, 0.1, 0.0], VE: [80.0, 10.0, 1.0, 0.1, 0.0]}
 
@@ -114,6 +115,49 @@ def test_models_need_no_float64(name: str) -> None:
             for quantity in ("eps", "x0"):
                 prediction = model.predict(quantity, x, time, 0.9 * time)
                 assert prediction.dtype == torch.float32 and prediction.isfinite().all()
+
+
+TUNED = {
+    "sequential": {},
+    "sequential(optimizer=adam, iterations=3)": {},
+    "sequential(objective=published)": {},
+    "parallel": {"batch": 16},
+    "joint(pairs=16, iterations=3)": {},
+    "joint(pairs=16, iterations=3, checkpoint_steps=True)": {},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tuner", TUNED)
+def test_tuning_and_the_guard_need_no_float64(tuner: str, dtype: torch.dtype) -> None:
+    """What is summed over a sample is summed in float32, and moved to the CPU before it becomes float64."""
+
+    def network(x: Tensor, n: Tensor) -> Tensor:
+        return (x.float() * torch.sigmoid(n.float() / 300 - 1)[:, None, None]).to(dtype)
+
+    model, plan = model_wrapper(network, DISCRETE).bind(), make_plan("ddim", DISCRETE, times=GRIDS[DISCRETE])
+    with NoFloat64((5, 7)):
+        tuned = tune(model, plan, tuner, samples=8, shape=(5, 7), **TUNED[tuner])
+    assert tuned.provenance["distance"]["tuned"] <= tuned.provenance["distance"]["untuned"]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim(eta=1)", "sde_dpmpp"])
+def test_tuning_of_samplers_with_noise_needs_no_float64(sampler: str) -> None:
+    model = model_wrapper(lambda x, n: x * torch.sigmoid(n.float() / 300 - 1)[:, None, None], DISCRETE)
+    with NoFloat64((5, 7)):
+        tune(model.bind(), make_plan(sampler, DISCRETE, 4), data=torch.ones(8, 5, 7), samples=8)
+
+
+def test_distances_without_float64_are_those_with_it() -> None:
+    x = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    near = x + 1e-3 * x.flip(0)
+    for stochastic in (False, True):
+        got, expected = (
+            ReferenceDistance(lambda x, t, tau: x, DISCRETE, 0.0, start, 10).of_ends(start + near.to(start), stochastic)
+            for start in (x, x.double())
+        )
+        assert got.dtype == torch.float64 and got.device.type == "cpu"
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_exact_models_of_single_numbers_need_no_float64() -> None:

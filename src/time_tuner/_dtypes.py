@@ -11,6 +11,12 @@ def like(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x.dtype).to(x.device)
 
 
+def squared_norms(x: Tensor) -> Tensor:
+    """|x|^2 of each sample (B, ...), float64 (B,) on the CPU: summed in the dtype of x, in float32 at least, for the
+    device of the states may be one without float64."""
+    return wide(x).square().flatten(1).sum(1).cpu().double()
+
+
 def wide(x: Tensor) -> Tensor:
     """x, in float32 where it is in half precision."""
     return x.float() if x.dtype in HALF else x

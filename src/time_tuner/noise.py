@@ -16,8 +16,9 @@ a block of its own:
 Block 8 has two purposes that never meet: joint tuning, of deterministic plans, and drawing samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ NOISE, DATA, HELD_OUT, STEPS, TEACHER = 1, 2, 3, 4, 8
 
 STEP_NOISE = 2**31
 """What is added to the seed of a sample, below 2^31, for the noise of its steps."""
+
+
+Constraint: TypeAlias = Callable[[Tensor], Tensor]
+"""A function of noise (B, ...) that returns the noise which a model allows, (B, ...)."""
 
 
 def first_seed(seed: int, purpose: int) -> int:
@@ -45,12 +50,15 @@ class SeededNoise:
 
     Args:
         seeds: one seed for each sample of the batch, or an int s for s, s + 1, s + 2, ...
+        constraint: maps noise that was drawn (B, ...) to the noise of the model (B, ...), such as
+            `lambda z: z - z.mean(1, keepdim=True)` for particles whose centre stays at 0.
 
     Raises:
         ValueError: seeds of another kind, or a batch of another size than the list of seeds.
     """
 
-    def __init__(self, seeds: int | Sequence[int] = 0) -> None:
+    def __init__(self, seeds: int | Sequence[int] = 0, constraint: Constraint | None = None) -> None:
+        self._constraint = constraint
         self._first: int | None = None
         self._generators: list[torch.Generator] = []
         if isinstance(seeds, int | Integral):
@@ -79,4 +87,5 @@ class SeededNoise:
             self._drawn = torch.stack(draws) if draws else torch.zeros(0, *shape, dtype=dtype)
             self._next = 0
         self._next += 1
-        return self._drawn[:, self._next - 1].to(x)
+        drawn = self._drawn[:, self._next - 1].to(x)
+        return drawn if self._constraint is None else self._constraint(drawn)

@@ -1,5 +1,6 @@
 """The one loop of the library: from noise to a sample by a plan."""
 
+from cmath import isfinite
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -76,7 +77,7 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
 def finite(x: Tensor) -> bool:
     """Whether all of x is; its sum is enough to tell, unless it overflows."""
     total = x.sum(dtype=torch.float32 if x.dtype in HALF else None)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
+    return isfinite(total.item()) or bool(torch.isfinite(x).all())
 
 
 def _what_broke(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None) -> str:

@@ -55,6 +55,17 @@ def test_the_untuned_grid_is_the_one_that_the_pipeline_runs(name: str, calls: in
     torch.testing.assert_close(plan.sigma, expected.cpu(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["schnell", "sd3"])
+@pytest.mark.parametrize("calls", [4, 9])
+def test_the_grid_of_a_scheduler_for_a_pipeline_is_the_one_that_the_pipeline_runs(name: str, calls: int) -> None:
+    """Flux passes even sigmas from 1 to 1/n to its scheduler, Stable Diffusion 3 passes none."""
+    pipe, given = CASES[name]()
+    with torch.no_grad():
+        pipe(**given, num_inference_steps=calls)
+    made = TimeTunerScheduler.from_config(pipe, calls=calls, sampler="ddim")
+    torch.testing.assert_close(made.sigmas, pipe.scheduler.sigmas.cpu(), rtol=1e-4, atol=1e-6)
+
+
 def test_without_a_pipeline_flows_have_the_grid_that_most_pipelines_pass() -> None:
     own = FlowMatchEulerDiscreteScheduler(shift=1.0)
     plan = TimeTunerScheduler.from_config(own, calls=4, sampler="ddim").plan

@@ -7,9 +7,12 @@ follows exactly, shows where every step of the class ends.
 import json
 import logging
 import math
+import re
+import runpy
 import sys
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -21,6 +24,7 @@ from time_tuner import NoiseScheduleFlow, NoiseScheduleVE, NoiseScheduleVP, sche
 from time_tuner.schedules.from_diffusers import _warn, distilled
 from time_tuner.schedules.scheduler_classes import MARKS, REFUSED, SCHEDULER_CLASSES
 from time_tuner.schedules.scheduler_facts import SchedulerFacts, scheduler_facts
+from time_tuner.schedules.verdicts import verdict_of
 
 EXPORTED = {name for name in dir(diffusers) if name.endswith("Scheduler")}
 HERE = [name for name in SCHEDULER_CLASSES if "torchsde" not in getattr(getattr(diffusers, name), "_backends", [])]
@@ -303,6 +307,33 @@ def test_every_exported_class_is_known() -> None:
     assert not SCHEDULER_CLASSES.keys() & REFUSED.keys()
     assert not EXPORTED - SCHEDULER_CLASSES.keys() - REFUSED.keys()
     assert not SCHEDULER_CLASSES.keys() - EXPORTED
+
+
+def test_the_page_has_the_table_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.modules.pop("time_tuner.schedules.verdicts")
+    runpy.run_module("time_tuner.schedules.verdicts", run_name="__main__")
+    printed = capsys.readouterr().out
+    page = Path(__file__).parents[2] / "docs" / "reference" / "schedules.md"
+    assert f"\n\n{printed}\n## " in page.read_text(encoding="utf-8")
+    assert printed.count("\n| `") == len(SCHEDULER_CLASSES) + len(REFUSED)
+
+
+@pytest.mark.parametrize("name", [*HERE, *REFUSED])
+def test_the_verdict_on_a_class_is_what_is_done_with_it(name: str) -> None:
+    verdict, reason = verdict_of(name)
+    if verdict == "refused":
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            schedule_from({"_class_name": name})
+        return
+    facts = facts_of(scheduler_of(name))
+    assert bool(facts.distilled) == ("warning" in verdict)
+    driven = True
+    try:
+        facts.schedule.scheduler_config()
+        facts.times(8)
+    except ValueError:
+        driven = False
+    assert driven == (verdict != "noise alone")
 
 
 # --- what a class makes of its defaults, and of the files of released models ---

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -56,7 +57,7 @@ class Prediction:
                 f"{self.kind!r}"
             )
 
-    @property
+    @cached_property
     def _of_network(self) -> predictions.Prediction:
         if self.sigma_data is None:
             return PREDICTIONS[PREDICTION_TYPES[self.kind]]
@@ -74,17 +75,14 @@ class Prediction:
         Raises:
             ValueError: the output is no tensor of this shape.
         """
-        if isinstance(output, Tensor) and x.dim() > 1 and output.shape[1:2] == (2 * x.shape[1],):
-            output = output[:, : x.shape[1]]
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
-                "network's output after guidance"
-            )
-        output, x = wide(-output if self.inverted else output), wide(x)
-        prediction = self._of_network
-        if self.clip is None and self.thresholding is None:
+            output = _mean(output, x)
+        output = wide(-output if self.inverted else output)
+        free = self.clip is None and self.thresholding is None
+        if free and quantity == "eps" and self.kind == "epsilon" and self.sigma_data is None:
+            return output
+        x, prediction = wide(x), self._of_network
+        if free:
             return (prediction.data if quantity == "x0" else prediction.noise)(output, x, p)
         data = self._bounded(prediction.data(output, x, p))
         return data if quantity == "x0" else (x - p.alpha * data) / p.sigma
@@ -102,6 +100,17 @@ class Prediction:
             return data if self.clip is None else data.clamp(-self.clip, self.clip)
         ratio, maximum = self.thresholding
         return dynamic_threshold(data, ratio, maximum=maximum)
+
+
+def _mean(output: Any, x: Tensor) -> Tensor:
+    """The first half of the channels of a network with learned variance; a ValueError for anything else."""
+    if isinstance(output, Tensor) and x.dim() > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+        return output[:, : x.shape[1]]
+    got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"model_output must be a tensor of the shape of the state, {tuple(x.shape)}, got {got}: give the "
+        "network's output after guidance"
+    )
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:

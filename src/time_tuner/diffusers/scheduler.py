@@ -1,9 +1,9 @@
 """Plans as a diffusers scheduler: `pipe.scheduler = TimeTunerScheduler.from_plan(plan)`."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..plans.plan import Plan
 from ..plans.rows import Call, Row
 from ..samplers import Sampler, sampler_of
 from ..sampling import advance, finite
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, Point
 from ..schedules.from_diffusers import class_name
 from ..schedules.scheduler_classes import SCHEDULER_CLASSES
 from .config import (
@@ -53,12 +53,13 @@ class StepOutput(Sequence[Tensor]):
     The data is computed when it is read, which most pipelines never do.
     """
 
-    def __init__(self, prev_sample: Tensor, data: Callable[[], Tensor]) -> None:
-        self.prev_sample, self._data = prev_sample, data
+    def __init__(self, prev_sample: Tensor, sample: Tensor, prediction: Tensor, quantity: str, p: Point) -> None:
+        self.prev_sample, self._read = prev_sample, (sample, prediction, quantity, p)
 
     @cached_property
     def pred_original_sample(self) -> Tensor:
-        return self._data()
+        x, prediction, quantity, p = self._read
+        return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
 
     def __len__(self) -> int:
         return 2
@@ -269,6 +270,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     def _start_at(self, first: int) -> None:
         """Start at this call, with no calls before it."""
         self._first, self._run = first, rest(self._plan, first) if first else self._plan
+        # Made here, for `step` costs as much as the arithmetic of a small state.
+        self._calls = [(self._run.point(k), row.predicts) for k, row in enumerate(self._run.rows)]
         self._past: tuple[Call, ...] = ()
 
     @property
@@ -427,23 +430,15 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         if (self._step_index is None and call != self._first) or call < self._first:
             self._start_at(0 if self._single_step else call)
         k, run = call - self._first, self._run
-        check_state("sample", sample)
-
-        def noise(x: Tensor) -> Tensor:
-            return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
-        p, quantity = run.point(k), run.rows[k].predicts
+        if not sample.is_floating_point():
+            check_state("sample", sample)
+        p, quantity = self._calls[k]
         prediction = self.prediction.read(quantity, model_output, sample, p)
-        previous, self._past = advance(run, k, self._past, sample, prediction, noise)
+        previous, self._past = advance(run, k, self._past, sample, prediction, partial(_randn, generator))
         self._step_index = call + 1
-        if self._step_index == len(self._plan) and not finite(previous):
+        if k + 1 == len(self._calls) and not finite(previous):
             raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
-
-        def data() -> Tensor:
-            x0 = prediction if quantity == "x0" else (sample - p.sigma * prediction) / p.alpha
-            return x0.to(sample.dtype)
-
-        return StepOutput(previous, data)
+        return StepOutput(previous, sample, prediction, quantity, p)
 
     def _calls_at(self, timestep: float) -> list[int]:
         """The calls with this timestep."""
@@ -457,12 +452,12 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                     f"timestep must be one for all samples, got different ones in a tensor of {tuple(timestep.shape)}"
                 )
             timestep = timestep.reshape(-1)[0]
-        value, begun = float(timestep), self._step_index is not None
-        expected = self._step_index if self._step_index is not None else self._begin
-        if expected is not None and expected >= len(self._plan) and not self._single_step:
-            raise ValueError(f"step was called after the last of {len(self._plan)} calls: call set_timesteps first")
-        if expected is not None and expected < len(self._plan) and abs(self._times[expected] - value) <= self._near:
+        value, count, begun = float(timestep), len(self._times), self._step_index is not None
+        expected = self._step_index if begun else self._begin
+        if expected is not None and expected < count and abs(self._times[expected] - value) <= self._near:
             return expected
+        if expected is not None and expected >= count and not self._single_step:
+            raise ValueError(f"step was called after the last of {count} calls: call set_timesteps first")
         calls = self._calls_at(value)
         if not calls:
             raise ValueError(
@@ -493,6 +488,10 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             return super()._solver_time(timestep)
         expected = self._begin if self._step_index is None else self._step_index
         return float(self._plan.t[expected if expected in calls else calls[0]])
+
+
+def _randn(generator: Generators, x: Tensor) -> Tensor:
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def rest(plan: Plan, begin: int) -> Plan:

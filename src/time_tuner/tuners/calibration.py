@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_int
+from .._checks import accepts, check_device, check_int
 from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
-from ..noise import DATA, HELD_OUT, NOISE, STEPS, SeededNoise, first_seed
+from ..noise import DATA, HELD_OUT, NOISE, STEPS, Constraint, SeededNoise, first_seed
 from ..plans.build import reference_plan
 from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule, Point
@@ -32,6 +32,7 @@ class CalibrationBatch:
     Attributes:
         first: the seed of sample 0 for the noise of stochastic samplers.
         condition, unconditional: conditions (B, ...) for step functions of the user's, or None.
+        constraint: of the noise, see `SeededNoise`.
     """
 
     model: Model
@@ -40,6 +41,7 @@ class CalibrationBatch:
     first: int
     condition: Any = None
     unconditional: Any = None
+    constraint: Constraint | None = None
 
     def at(self, p: Point) -> Tensor:
         """The state alpha x_0 + sigma eps, (B, ...)."""
@@ -47,7 +49,8 @@ class CalibrationBatch:
 
     def step_noise(self, k: int) -> Tensor:
         """The noise that a stochastic sampler draws at call k, (B, ...): the same in every run."""
-        return SeededNoise(self.first + first_seed(0, STEPS) + (k + 1) * len(self.x0))(self.x0)
+        first = self.first + first_seed(0, STEPS) + (k + 1) * len(self.x0)
+        return SeededNoise(first, self.constraint)(self.x0)
 
 
 class Calibration:
@@ -62,6 +65,7 @@ class Calibration:
         shape: of one sample; needed where neither the data nor the model have one.
         device: where the model is.
         cost_log: where the network calls for own samples are counted.
+        noise: maps standard normal noise (B, ...) to the noise of the model, see `SeededNoise`; None for the same.
 
     Attributes:
         teacher_runs: the runs of a teacher, for plans that are tuned on the same ones.
@@ -80,6 +84,7 @@ class Calibration:
         shape: tuple[int, ...] | None = None,
         device: torch.device | str = "cpu",
         cost_log: CostLog | None = None,
+        noise: Constraint | None = None,
     ) -> None:
         self.samples, self.seed = check_int("samples", samples, 2), check_int("seed", seed)
         sizes = shape if isinstance(shape, Sequence) else ()
@@ -95,11 +100,13 @@ class Calibration:
             known = self._data.shape[1:]
         if known is None:
             raise ValueError("shape= of one sample is needed: neither data nor eps.shape has it")
-        self.shape = tuple(known)
+        self.shape, self.constraint = tuple(known), noise
+        if noise is not None:
+            self._check_constraint(noise)
 
     def states(self, seeds: range) -> Tensor:
-        """Standard normal noise (n, ...), a sample for each of these seeds."""
-        return SeededNoise(seeds)(torch.empty(len(seeds), *self.shape, device=self.device))
+        """Noise (n, ...), a sample for each of these seeds: standard normal, under the constraint."""
+        return SeededNoise(seeds, self.constraint)(torch.empty(len(seeds), *self.shape, device=self.device))
 
     def _noise(self, purpose: int, count: int) -> Tensor:
         first = first_seed(self.seed, purpose)
@@ -111,7 +118,7 @@ class Calibration:
 
     def trial(self, model: Model) -> CalibrationBatch:
         """Two samples, of noise in place of data: for calls that only show whether something works."""
-        return CalibrationBatch(model, self._noise(DATA, 2), self._noise(NOISE, 2), first_seed(self.seed, NOISE))
+        return self._batch(model, self._noise(DATA, 2), first_seed(self.seed, NOISE))
 
     @cached_property
     def x0(self) -> Tensor:
@@ -145,28 +152,45 @@ class Calibration:
     def answer(self, model: Model) -> list[float]:
         """Some numbers of a model's prediction for a batch of noise, by which the model is recognised."""
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        prediction = model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t).double().flatten().nan_to_num()
+        prediction = model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t)
+        prediction = prediction.cpu().double().flatten().nan_to_num()
         return [float(f"{value:.4g}") for value in prediction[:: max(1, len(prediction) // ANSWERS)][:ANSWERS]]
 
     def fixed(self, model: Model) -> CalibrationBatch:
         """The data with noise, the same at every call."""
-        first = first_seed(self.seed, NOISE)
-        return CalibrationBatch(model, self.x0, SeededNoise(first)(self.x0), first)
+        return self._batch(model, self.x0, first_seed(self.seed, NOISE))
 
     def batch(self, model: Model, i: int, size: int) -> CalibrationBatch:
         """Batch i of an endless stream: data drawn with replacement from all there are, with fresh noise."""
         pool = self.x0 if self._data is None else self._data
         first = first_seed(self.seed, NOISE) + (i + 1) * size
         pick = torch.randint(len(pool), (size,), generator=torch.Generator().manual_seed(first))
-        x0 = pool[pick].to(self.device)
-        return CalibrationBatch(model, x0, SeededNoise(first)(x0), first)
+        return self._batch(model, pool[pick].to(self.device), first)
+
+    def _batch(self, model: Model, x0: Tensor, first: int) -> CalibrationBatch:
+        noise = SeededNoise(first, self.constraint)(x0)
+        return CalibrationBatch(model, x0, noise, first, constraint=self.constraint)
+
+    def _check_constraint(self, noise: Constraint) -> None:
+        """Raise a ValueError unless it maps noise to noise of the same shape, the same at every call."""
+        if not accepts(noise, 1):
+            raise ValueError(f"noise must be a function of noise (B, ...), got {noise!r}")
+        drawn = SeededNoise(0)(torch.empty(2, *self.shape, device=self.device))
+        first, again = (noise(drawn.clone()) for _ in range(2))
+        if not isinstance(first, Tensor) or first.shape != drawn.shape or not torch.equal(first, again):
+            got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+            got = "another result at the second call" if got == f"shape {tuple(drawn.shape)}" else got
+            raise ValueError(
+                f"noise must map noise that was drawn, {tuple(drawn.shape)}, to noise of this shape, without drawing "
+                f"any itself, as in lambda z: z - z.mean(1, keepdim=True), got {got}"
+            )
 
 
 def losses_of(name: str, values: Any, samples: int, mean: bool = False) -> Tensor:
     """The losses (B,) that a function of the user's returned, or their mean () where that will do, in float64; a
     ValueError for anything else."""
     if isinstance(values, Tensor) and (values.shape == (samples,) or (mean and not values.dim())):
-        return values.double()
+        return values.cpu().double()
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     raise ValueError(
         f"{name} must return a tensor with a number for each sample, of shape ({samples},), "

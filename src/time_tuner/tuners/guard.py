@@ -6,11 +6,11 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..metrics import distance
+from .._dtypes import squared_norms, wide
 from ..models.base import Model, as_model, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog, CountedModel
-from ..noise import SeededNoise
+from ..noise import Constraint, SeededNoise
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, sample
@@ -28,9 +28,10 @@ class ReferenceDistance:
         model: the model.
         schedule: its noise schedule.
         end: the time at which the plans end whose distance is measured.
-        x: standard normal noise (B, ...) that no tuning has used.
+        x: noise (B, ...) that no tuning has used: standard normal, or under the constraint.
         calls: of the many-step run; of a network with fewer trained levels as many as these.
         seed: of the noise that stochastic samplers draw, the same for every plan.
+        noise: maps standard normal noise (B, ...) to the noise of the model, see `SeededNoise`; None for the same.
 
     Attributes:
         reference: the ends of the many-step run, (B, ...).
@@ -38,10 +39,18 @@ class ReferenceDistance:
     """
 
     def __init__(
-        self, model: ModelLike, schedule: NoiseSchedule, end: float, x: Tensor, calls: int = 100, seed: int = 0
+        self,
+        model: ModelLike,
+        schedule: NoiseSchedule,
+        end: float,
+        x: Tensor,
+        calls: int = 100,
+        seed: int = 0,
+        noise: Constraint | None = None,
     ) -> None:
         self.model: Model = BatchedModel(as_model(model, schedule))
         self.x, self.seed, self.end = check_state("x", x, real=True), seed, end
+        self._constraint = noise
         reference = reference_plan(schedule, end, calls)
         self.calls = len(reference)
         self.reference = sample(self.model, reference, reference.initial_state(x))
@@ -64,7 +73,7 @@ class ReferenceDistance:
     def per_sample(self, plan: Plan) -> Tensor:
         """The contribution of each sample to the distance of a plan, (B,): their mean is the distance."""
         self.check(plan)
-        ends = sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed))
+        ends = sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed, self._constraint))
         return self.of_ends(ends, plan.stochastic)
 
     def counted(self, cost_log: CostLog) -> "ReferenceDistance":
@@ -75,11 +84,16 @@ class ReferenceDistance:
 
     def of_ends(self, ends: Tensor, stochastic: bool = False) -> Tensor:
         """The contribution of each sample to the distance of these ends (B, ...) of runs from `x`, (B,)."""
-        x, y = ends.double().flatten(1), self.reference.double().flatten(1)
+        x, y = wide(ends).flatten(1), wide(self.reference).flatten(1)
         if not stochastic:
-            return distance(x, y)
-        across, others = torch.cdist(x, y), len(x) - 1
-        return across.mean(0) + across.mean(1) - (torch.cdist(x, x).sum(1) + torch.cdist(y, y).sum(1)) / others
+            return squared_norms(x - y).sqrt()
+        across, others = _distances(x, y), len(x) - 1
+        return across.mean(0) + across.mean(1) - (_distances(x, x).sum(1) + _distances(y, y).sum(1)) / others
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|, float64 (B, B) on the CPU; without the products that lose precision between near samples."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").cpu().double()
 
 
 def gain_with_error(untuned: Tensor, tuned: Tensor, stochastic: bool) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from ..data import check_writable
 from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
+from ..noise import Constraint
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule, predict
@@ -63,6 +64,7 @@ def tune(
     budget: str | int | Budget | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | Listener = False,
+    noise: Constraint | None = None,
 ) -> Plan:
     """A better plan for the same number of calls.
 
@@ -91,6 +93,9 @@ def tune(
             with the same arguments, to the same plan. A finished plan is kept, too, and returned at once by the same
             call: remove the file when the plan is saved.
         progress: called with the `Progress`; True for a bar on standard error.
+        noise: maps standard normal noise (B, ...) to the noise of the model, where its states have a constraint, such
+            as `lambda z: z - z.mean(1, keepdim=True)` for particles whose centre stays at 0. It is used for the first
+            states, for the noise in data and for that of stochastic samplers. A `Calibration` has its own.
 
     Returns:
         The tuned plan. Its provenance holds how it was tuned, at what cost, and, with a guard, the "distance" to the
@@ -118,6 +123,8 @@ def tune(
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         samples, seed = data.samples, data.seed
+        if noise is not None:
+            raise ValueError("noise= is part of the Calibration: give Calibration(..., noise=)")
     if model.num_conditions is not None and model.num_conditions > samples:
         raise ValueError(
             f"samples must be at least as many as the model has conditions, {model.num_conditions}, got {samples}"
@@ -125,7 +132,7 @@ def tune(
     log = CostLog()
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
     if not isinstance(data, Calibration):
-        data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log)
+        data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
     if tuner is None:
         with log.purpose("sizing"):
             tuner = _default_tuner(network, plan, data)
@@ -167,9 +174,9 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
     if isinstance(guard, ReferenceDistance):
         judge = guard.counted(log)
     else:
-        end, noise = float(plan.t[-1]), calibration.held_out()
+        end, x, seed = float(plan.t[-1]), calibration.held_out(), calibration.seed
         with log.purpose("reference"):
-            judge = ReferenceDistance(model, plan.schedule, end, noise, REFERENCE_CALLS, calibration.seed)
+            judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
         return guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
 
@@ -211,6 +218,7 @@ def _inputs(
         "samples": calibration.samples,
         "shape": list(calibration.shape),
         "data": calibration.fingerprint,
+        "noise": plain(calibration.constraint),
         "seed": calibration.seed,
         "guard": guard if isinstance(guard, bool) else "given",
         "model": calibration.answer(model),
@@ -243,6 +251,7 @@ def tune_several(
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
     checkpoint: str | Path | None = None,
+    noise: Constraint | None = None,
     done: Callable[[Sequence[Plan]], None] = lambda plans: None,
     **how: Any,
 ) -> list[Plan]:
@@ -251,7 +260,7 @@ def tune_several(
     In joint tuning each also has the one before as a warm start. A budget is for each.
 
     Args:
-        eps, tuner, data, seed, samples, shape, device, checkpoint: see `tune`.
+        eps, tuner, data, seed, samples, shape, device, checkpoint, noise: see `tune`.
         plans: for different numbers of calls, on one schedule.
         done: called with the finished plans, after each.
         **how: `guard`, `batch`, `budget` and `progress`, see `tune`.
@@ -264,7 +273,7 @@ def tune_several(
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
-        data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device)
+        data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
     if tuner is None:
         model = as_model(eps, plans[0].schedule, shape)
         tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..._dtypes import squared_norms, wide
 from ...models.base import HookedModel, Model, for_rows
 from ...models.batching import BatchedModel, accepts_times
 from ...models.checkpointing import CheckpointedModel, needs_checkpointing
@@ -29,7 +30,7 @@ DIFFERENCE = 0.05  # of a time, between the two predictions of a difference quot
 
 def robust(x: Tensor, y: Tensor) -> Tensor:
     """sqrt(|x - y|^2 + delta) of every pair, (B, ...) and (B, ...) -> (B,)."""
-    return ((x - y).double().square().flatten(1).sum(1) + DELTA).sqrt()
+    return (squared_norms(wide(x) - wide(y)) + DELTA).sqrt()
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,13 @@ class TeacherLoss:
             if not distances.requires_grad:
                 raise ValueError("distance must have a gradient in its first argument, got values without one")
             (q,) = torch.autograd.grad(distances.mean() * len(rows), at)
-        distances = distances.detach().to(v.device).expand(len(rows))
-        steepness = q.double().square().flatten(1).sum(1).to(v.device)
+        distances, steepness = distances.detach().expand(len(rows)), squared_norms(q)
         weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
 
         def pulled_back(direction: Tensor, again: bool) -> Tensor:
             """J_i^T times the direction of each pair, (B, P)."""
             (each,) = torch.autograd.grad(end, own, direction, retain_graph=again)
-            return each.to(v) @ derivative
+            return each.cpu().to(v) @ derivative
 
         # 2. The gradient, the mean of J_i^T q_i.
         gradient, curvature = pulled_back(q, generator is not None).mean(0), None
@@ -179,7 +179,7 @@ def run_each(model: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGr
 def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
     """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
     if times.exact and plan.rows[k].predicts == "eps":
-        own = {name: log.flatten().double().exp() for name, log in logs.items()}
+        own = {name: log.flatten().cpu().double().exp() for name, log in logs.items()}
         return predict(model, plan, k, x, **own).to(x.dtype)
     here = prediction = predict(model, plan, k, x).to(x.dtype)
     for name in times.differences:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import accepts
+from ..._dtypes import squared_norms, wide
 from ...plans.build import make_plan
 from ...samplers.dpmpp import DPMSolverPP
 from ...sampling import trajectory
@@ -68,7 +69,7 @@ class Step:
 
 def squared(result: Tensor, target: Tensor) -> Tensor:
     """|result - target|^2 of each sample, (B, ...) and (B, ...) -> (B,), in float64."""
-    return (target - result).double().square().flatten(1).sum(1)
+    return squared_norms(wide(target) - wide(result))
 
 
 @dataclass(frozen=True)
