@@ -666,26 +666,3 @@ def test_a_saved_pipeline_loads_once_time_tuner_is_imported(tmp_path: Path) -> N
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout == "4\n"
-
-
-def test_the_lines_of_numpy_in_the_documentation_run_a_plan(discrete: NoiseScheduleVP) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
-    block = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "def run(" in block)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    flow = TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0), sampler="unipc", calls=5).plan
-    x = seeded(2, 4)
-    for plan in (flow, make_plan("unipc", discrete, 6).with_corrections(torch.ones(6, 6).tril(-1) / 9)):
-
-        class Network:
-            schedule = plan.schedule
-
-            def __call__(self, x: Any, t: Any, tau: Any) -> Any:
-                return 0.5 * x + float(tau)
-
-            def x0(self, x: Any, t: Any, tau: Any) -> Any:
-                return 0.3 * x - float(tau)
-
-        network = Network()
-        ended = names["run"](json.loads(json.dumps(plan.to_dict())), network, x.numpy(), x0=network.x0)
-        np.testing.assert_allclose(ended, sample(network, plan, x).numpy(), rtol=1e-9, atol=1e-12)

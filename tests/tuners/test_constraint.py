@@ -70,12 +70,12 @@ def test_without_it_the_network_fails(tuner: str) -> None:
 
 def test_several_plans_and_a_calibration_have_it() -> None:
     plans = [make_plan("ddim", SCHEDULE, calls) for calls in (3, 4)]
-    tuned = tune_several(model_of(centred), plans, samples=8, shape=SHAPE, noise=centred)
+    tuned = tune_several(model_of(centred), plans, "sequential", samples=8, shape=SHAPE, noise=centred)
     assert [len(plan) for plan in tuned] == [3, 4]
     calibration = Calibration(model_of(centred), SCHEDULE, samples=8, shape=SHAPE, noise=centred)
-    assert torch.equal(tune(model_of(centred), plans[0], data=calibration).tau, tuned[0].tau)
+    assert torch.equal(tune(model_of(centred), plans[0], "sequential", data=calibration).tau, tuned[0].tau)
     with pytest.raises(ValueError, match="noise= is part of the Calibration"):
-        tune(model_of(centred), plans[0], data=calibration, noise=centred)
+        tune(model_of(centred), plans[0], "sequential", data=calibration, noise=centred)
 
 
 def test_drawn_noise_is_that_of_the_seeds_under_the_constraint() -> None:
@@ -91,7 +91,9 @@ def test_drawn_noise_is_that_of_the_seeds_under_the_constraint() -> None:
 
 def test_an_identity_changes_nothing() -> None:
     model, plan = model_of(lambda x: x), make_plan("ddim", SCHEDULE, 3)
-    first, second = (tune(model, plan, samples=8, shape=SHAPE, noise=noise) for noise in (None, lambda z: z))
+    first, second = (
+        tune(model, plan, "sequential", samples=8, shape=SHAPE, noise=noise) for noise in (None, lambda z: z)
+    )
     assert torch.equal(first.tau, second.tau)
     assert first.provenance["distance"] == second.provenance["distance"]
 
@@ -114,7 +116,7 @@ def test_what_is_no_map_of_noise_is_refused(noise: Any, got: str) -> None:
 def test_a_checkpoint_of_other_noise_is_not_continued(tmp_path: Path) -> None:
     model, plan = model_of(lambda x: x), make_plan("ddim", SCHEDULE, 3)
     plans = [
-        tune(model, plan, samples=8, shape=SHAPE, noise=noise, checkpoint=tmp_path / "partial")
+        tune(model, plan, "sequential", samples=8, shape=SHAPE, noise=noise, checkpoint=tmp_path / "partial")
         for noise in (centred, masked)
     ]
     assert plans[0].provenance["distance"] != plans[1].provenance["distance"]
