@@ -41,6 +41,7 @@ from time_tuner.diffusers import (
     to_timesteps,
     tune_pipeline,
 )
+from time_tuner.diffusers.loading import read_pipeline
 from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
@@ -666,3 +667,12 @@ def test_a_saved_pipeline_loads_once_time_tuner_is_imported(tmp_path: Path) -> N
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout == "4\n"
+
+
+def test_an_offloaded_pipeline_is_not_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to: list[torch.device] = []
+    monkeypatch.setattr(ClassConditionalPipeline, "enable_model_cpu_offload", lambda self, device: to.append(device))
+    pipe = read_pipeline(str(folder), device="meta", offload=True)
+    assert to == [torch.device("meta")] and pipe.unet.device == torch.device("cpu")
+    refused = CliRunner().invoke(app, ["sample", "--model", str(folder), "--offload", "--device", "cpu"])
+    assert refused.exit_code == 2 and "offload is for a pipeline on an accelerator" in refused.stderr

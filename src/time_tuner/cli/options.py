@@ -91,6 +91,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     "width": option(int | None, "Of a pipeline's pictures, in pixels."),
     "dtype": option(str | None, "Of a pipeline: float32, float16 or bfloat16."),
     "device": option(str | None, "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
+    "offload": option(bool | None, "Keep the parts of a pipeline off the device until they are needed.", "--offload"),
     "batch": option(int | None, "The most samples in one network call.  [default: 256, of pipelines 4]", min=1),
 }
 """The options of every command that runs a model, by the names of their parameters."""

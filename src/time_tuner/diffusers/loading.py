@@ -42,7 +42,7 @@ def load_pipeline(name: str, conditions: Conditions) -> PipelineModel:
     inputs = {key: getattr(conditions, key) for key in ("guidance_scale", "negative_prompt", "height", "width")}
     labels = conditions.label
     return PipelineModel(
-        read_pipeline(name, conditions.dtype, conditions.device),
+        read_pipeline(name, conditions.dtype, conditions.device, bool(conditions.offload)),
         conditions.prompts,
         [labels] if isinstance(labels, int) else labels,
         BATCH if conditions.batch is None else conditions.batch,
@@ -50,7 +50,7 @@ def load_pipeline(name: str, conditions: Conditions) -> PipelineModel:
     )
 
 
-def read_pipeline(name: str, dtype: str | None = None, device: str | None = None) -> Any:
+def read_pipeline(name: str, dtype: str | None = None, device: str | None = None, offload: bool = False) -> Any:
     """A pipeline from a folder, or from the Hub by its id; arguments as for `load_pipeline`.
 
     Raises:
@@ -59,6 +59,8 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
     check_folder(name)
     weights = getattr(torch, choose("dtype", dtype or DTYPES[0], DTYPES))
     where = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if offload and where.type == "cpu":
+        raise ValueError("offload is for a pipeline on an accelerator, as in device='cuda', got device cpu")
     local = Path(name).is_dir()
     with _quiet(bars=not local):  # a download shows how far it is
         try:
@@ -69,11 +71,13 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
             # Newer versions call it dtype, and take both.
             how = {"local_files_only": local, "low_cpu_mem_usage": False, "torch_dtype": weights}
             pipe = kind.from_pretrained(name, **how, **absent)
+            if offload:
+                pipe.enable_model_cpu_offload(device=where)
         except (OSError, ValueError, AttributeError, RuntimeError, ImportError) as error:
             what = "cannot be loaded as a pipeline" if local else "is no folder, and cannot be loaded from the Hub"
             raise ValueError(f"model {name!r} {what}: {error}") from error
         pipe.set_progress_bar_config(disable=True)
-        return pipe.to(where)
+        return pipe if offload else pipe.to(where)
 
 
 def pipeline_facts(name: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ class Conditions:
         height, width: of a pipeline's pictures, in pixels.
         dtype: of a pipeline's weights: "float32", "float16" or "bfloat16".
         device: where the model is: "cpu", "cuda", ...
+        offload: whether the parts of a pipeline stay in the main memory until they are needed on the device.
         batch: the most samples in one network call.
     """
 
@@ -27,6 +28,7 @@ class Conditions:
     width: int | None = None
     dtype: str | None = None
     device: str | None = None
+    offload: bool | None = None
     batch: int | None = None
 
     def given(self) -> dict[str, Any]:
