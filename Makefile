@@ -31,11 +31,12 @@ peers: $(READY) ## run diffusers' own tests of schedulers against ours: make pee
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }
 	@$(BIN)/python benchmarks/peers.py $(DIFFUSERS)
 
-check: $(READY) ## lint, formatting, types and the layers of imports
+check: $(READY) ## lint, formatting, types, the layers of imports and the structure of the code
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
+	@$(BIN)/pytest -q --no-header tests/test_structure.py >.venv/structure.log || { cat .venv/structure.log; exit 1; }
 
 clean: ## remove the environment, caches, builds and the demo's output
 	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
