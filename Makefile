@@ -23,7 +23,7 @@ test: check ## check, then run the tests on every core (the slow ones: .venv/bin
 test-lowest: ## run the tests that concern diffusers with the lowest version that is supported
 	@lowest=$$(sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml); \
 	$(PYTHON) -m venv $(LOWEST) && \
-	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^httpx2/d" constraints.txt >$(LOWEST)/constraints.txt && \
+	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
 	@$(LOWEST)/bin/pytest -q -n auto tests -k 'diffusers or pipeline or parity'
 

@@ -63,6 +63,16 @@ def test_a_comparison_shows_every_row(channels: int) -> None:
     assert (taller < 10).all(2).sum() > 2.5 * black
 
 
+@pytest.mark.parametrize("caption", ["reference, 100 calls", "unipc(order=3, corrector=False):5@kl_optimal(std=1)"])
+def test_no_caption_is_cut_off(caption: str, tmp_path: Path) -> None:
+    names = (caption, "ddim:5", "unipc:5", "plan.json", "ddim:20")
+    figure = plots.image_grid([Strip(name, torch.zeros(10, 1, 28, 28), "distance 6.45") for name in names], "Title")
+    plots.save(figure, tmp_path / "rows.png")
+    with Image.open(tmp_path / "rows.png") as saved:
+        edge = np.asarray(saved.convert("L"))
+    assert all((side == 255).all() for side in (edge[0], edge[-1], edge[:, 0], edge[:, -1]))
+
+
 def test_rows_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         plots.image_grid([])

@@ -210,7 +210,7 @@ def save(picture: "Figure | Image", path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".") or "png"
     with replacing(path) as file:
         if hasattr(picture, "savefig"):
-            picture.savefig(file, format=kind)
+            picture.savefig(file, format=kind, bbox_inches="tight")  # the layout may cut long captions
         else:
             picture.save(file, format=kind)
 

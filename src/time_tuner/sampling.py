@@ -19,12 +19,12 @@ ModelLike: TypeAlias = Model | Callable[..., Tensor]
 
 
 def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-    """The prediction of a model in the state x (B, ...) at call k: the noise, or the data where the row has that.
+    """The prediction of a model in the state x (B, ...) at call k: the noise, or the data if the row predicts x0.
 
     The conditioning time tau and the solver's time t are the plan's by default.
 
     Raises:
-        ValueError: the prediction has another shape than x, or the row has the data and the model cannot predict it.
+        ValueError: the prediction has another shape than x, or the row predicts x0 and the model cannot.
     """
     t, tau = plan.point(k).t if t is None else t, plan.taus[k] if tau is None else tau
     return check_prediction(model.predict(plan.rows[k].predicts, x, t, tau), x, f" at call {k}")
@@ -68,20 +68,20 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
     end = x
     for end in trajectory(eps, plan, x, noise):  # noqa: B007 - the last state is what is wanted
         pass
-    # What is broken once stays broken: one look at the end keeps the loop free of waiting for the device.
+    # NaN and infinity stay until the end: one check there is enough, and the loop does not wait for the device.
     if not finite(end):
         raise ValueError(_what_broke(eps, plan, x, noise))
     return end
 
 
 def finite(x: Tensor) -> bool:
-    """Whether all of x is; its sum is enough to tell, unless it overflows."""
+    """Whether all of x is finite. A finite sum proves it; otherwise the sum may have overflowed, and x is looked at."""
     total = x.sum(dtype=torch.float32 if x.dtype in HALF else None)
     return isfinite(total.item()) or bool(torch.isfinite(x).all())
 
 
 def _what_broke(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None) -> str:
-    """What was NaN or infinite first in a run that is repeated to find it."""
+    """The message that names the first NaN or infinity of a run; the run is repeated to find it."""
     if not finite(x):
         return "x must be finite, got NaN or infinity in it"
     predictions: list[Tensor] = []
@@ -111,10 +111,10 @@ def check_schedule(schedule: NoiseSchedule, plan: Plan) -> None:
 def advance(
     plan: Plan, k: int, past: tuple[Call, ...], x: Tensor, prediction: Tensor, noise: Noise
 ) -> tuple[Tensor, tuple[Call, ...]]:
-    """The body of every loop: the state after call k, (B, ...), and the calls that the next one looks back on.
+    """The body of every loop: the state after call k, (B, ...), and the calls that the next call may look back on.
 
-    `past` are the calls that the call before returned, `()` at the first one; the prediction is that in the state x at
-    call k, see `predict`; `noise` draws standard normal noise of the shape of x.
+    `past` is what `advance` returned for the call before, `()` for the first call. `prediction` is the prediction in
+    the state x at call k, see `predict`. `noise` draws standard normal noise of the shape of x.
     """
     row, dtype = plan.rows[k], x.dtype
     if prediction.dtype is not dtype and dtype not in HALF:

@@ -50,7 +50,7 @@ NEAR = 1e-6
 class StepOutput(Sequence[Tensor]):
     """The state after a call and the data that the call predicted, both (B, ...), by name or as a pair.
 
-    The data is computed when it is read, which most pipelines never do.
+    The data is computed only when it is read; most pipelines never read it.
     """
 
     def __init__(self, prev_sample: Tensor, sample: Tensor, prediction: Tensor, quantity: str, p: Point) -> None:
@@ -92,9 +92,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         made_from: the class of the scheduler that this one replaces.
         sigma_data: the deviation of the data in EDM's preconditioning of the network; None for other networks.
         invert_sigmas: whether a flow's network receives 1 - sigma and predicts the opposite velocity.
-        own_grid: whether runs are made on the grid that the replaced scheduler makes of what the pipeline passes, by
-            the samplers of the plans.
-        needs_mu: whether that grid depends on a shift `mu` that the pipeline passes.
+        own_grid: whether each run has the grid that the replaced scheduler would compute from the arguments of
+            `set_timesteps`; the plans then give the samplers and the numbers of calls.
+        needs_mu: whether that grid depends on the argument `mu` of `set_timesteps`, a shift.
 
     Raises:
         ValueError: no plans or invalid ones, an unknown prediction type, a schedule that pipelines do not have, or a
@@ -190,9 +190,9 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             config: the pipeline, its scheduler or `pipe.scheduler.config`.
             sampler: a sampler, or the text of one, such as "dpmpp(order=3)"; "dpmpp" by default.
             calls: the number of network calls, or several numbers, with a plan for each.
-            spacing: a spacing as `make_plan` takes it. By default every run has the grid that the pipeline's own
-                scheduler makes of the sigmas and the shift that the pipeline passes; before a run the plans have the
-                grid of most pipelines of its class.
+            spacing: a spacing as `make_plan` takes it. By default each run has the grid that the pipeline's own
+                scheduler would compute from the sigmas and the shift that the pipeline passes. Before its first run a
+                plan has the grid that is usual for the class of that scheduler.
             tokens: the number of patches of an image, for a configuration with a shift that depends on it. Not needed
                 in a pipeline, which passes the shift.
             **options: of the sampler, as in `order=2`.
@@ -316,12 +316,12 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     ) -> None:
         """Choose the plan for this number of network calls.
 
-        With `own_grid` the run has the grid that the replaced scheduler makes of these arguments. Else a plan has its
-        own grid: what the pipeline passes by default, and its shift `mu`, do not change it, and other `sigmas` or
-        `timesteps` must be those of the plan.
+        With `own_grid` the run has the grid that the replaced scheduler would compute from these arguments. Without
+        it the run has the grid of the plan: `mu` has no effect, and `sigmas` and `timesteps` must be those of the plan
+        or the defaults of the pipeline.
 
         Raises:
-            ValueError: no plan for this number of calls, or sigmas or timesteps of the user's own.
+            ValueError: no plan for this number of calls, or other sigmas or timesteps.
         """
         given = GridArguments.of(sigmas, timesteps, mu)
         num_inference_steps = given.steps or num_inference_steps
@@ -346,7 +346,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             self._check_passed(given)
 
     def _on_own_grid(self, plan: Plan, given: GridArguments) -> Plan:
-        """The plan on the grid that the replaced scheduler makes of what the pipeline passes."""
+        """The plan on the grid that the replaced scheduler would compute from these arguments."""
         if self.config.needs_mu and given.mu is None:
             raise ValueError(
                 "mu must be passed to set_timesteps where the shift depends on the image, got None: give tokens= to "
@@ -357,7 +357,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         return grid.as_received(made).with_provenance(**plan.provenance)
 
     def _check_passed(self, given: GridArguments) -> None:
-        """Raise a ValueError if the pipeline passes sigmas or timesteps that are not the plan's nor its defaults."""
+        """Raise a ValueError if sigmas or timesteps are neither those of the plan nor the defaults of the pipeline."""
         if given.steps is None:
             return
         both = given.sigmas is not None and given.timesteps is not None

@@ -1,4 +1,4 @@
-"""What a model is, a noise prediction eps(x, t, tau) that knows its noise schedule; and models around models."""
+"""The model: a noise prediction eps(x, t, tau) that knows its noise schedule; and models that wrap a model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +28,11 @@ class Model(ABC):
     Attributes:
         schedule: the noise schedule of the network.
         shape: of one sample, without the batch; None where it is not known.
-        num_conditions: how many conditions the model holds: row i of a batch of as many rows is under condition i.
-            None: all rows share one, whatever their number.
-        spacing: the grid that the model comes with; None for the default of the schedule.
-        device: where its states are.
-        max_batch: the most states in one network call; None where the model does not limit it.
+        num_conditions: the number of conditions, n: a batch has n samples, and sample i has condition i. None: all
+            samples of a batch of any size share one condition.
+        spacing: the spacing of the model; None for the default of its schedule.
+        device: the device of its states.
+        max_batch: the most states in one network call; None for no limit.
         has_decoder: whether samples are latents, which `decode` turns into pictures.
     """
 
@@ -57,11 +57,11 @@ class Model(ABC):
         return self.predict("x0", x, t, tau)
 
     def select(self, rows: Tensor) -> "Model":
-        """The model for some rows (n,) of the batch, each under the condition that it has there."""
+        """The model for some samples of the batch, with their conditions; `rows` (n,) are their numbers."""
         return self
 
     def rounded_times(self, tau: Any) -> Tensor:
-        """The times that the network really receives for tau, of the same shape: rounded where the network rounds."""
+        """The times, of the shape of tau, that the network really receives: rounded if the network rounds its time."""
         return as_float64(tau).detach()
 
     def decode(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Model(ABC):
 
 
 class ModelAround(Model):
-    """A model around another one. A subclass does something before or after each prediction, in `predict`."""
+    """A model that wraps a model. A subclass overrides `predict` to act before or after each prediction."""
 
     def __init__(self, inner: Model) -> None:
         self.inner = inner
@@ -115,7 +115,7 @@ class HookedModel(ModelAround):
 
 
 class FunctionModel(Model):
-    """A function `eps(x, t, tau)` as a model, see `as_model`."""
+    """The model of a function `eps(x, t, tau)`, see `as_model`."""
 
     def __init__(self, eps: Callable[..., Tensor], schedule: NoiseSchedule | None, shape: Sequence[int] | None) -> None:
         own = getattr(eps, "schedule", None) or schedule
@@ -150,15 +150,15 @@ class FunctionModel(Model):
 
 
 def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, ...] | None = None) -> Model:
-    """A model, or a function `eps(x, t, tau)` as one.
+    """The model itself, or the model of a function `eps(x, t, tau)`.
 
     Args:
         eps: the model or function. A function may have the attributes of a `Model`: `schedule`, `shape`,
             `num_conditions`, `device`, `x0`, `select`.
-        schedule, shape: of a function that does not carry them.
+        schedule, shape: the noise schedule and the shape of one sample, for a function without these attributes.
 
     Raises:
-        ValueError: something else, such as a network that is not wrapped, or no schedule.
+        ValueError: eps is neither, such as a network without a wrapper, or there is no schedule.
     """
     if isinstance(eps, Model):
         return eps
@@ -174,7 +174,7 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
 
 
 def check_state(name: str, x: Any, real: bool = False) -> Tensor:
-    """The states (B, ...), if they are a tensor of real numbers, or of complex ones where those are not refused.
+    """The states x (B, ...), checked: a tensor of real or complex numbers, or only of real ones if `real`.
 
     Raises:
         ValueError: they are something else, such as a dict of tensors or a tensor of integers.
@@ -193,7 +193,7 @@ def check_state(name: str, x: Any, real: bool = False) -> Tensor:
 
 
 def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
-    """The prediction, if it is a tensor of the shape of x; `where` is added to the message of the ValueError."""
+    """The prediction, checked: a tensor of the shape of x. `where` is added to the message of the ValueError."""
     if isinstance(prediction, Tensor) and prediction.shape == x.shape:
         if prediction.is_complex() and not x.is_complex():
             raise ValueError(f"eps must return real numbers for real states, got {prediction.dtype}{where}")
@@ -206,7 +206,7 @@ def check_prediction(prediction: Any, x: Tensor, where: str = "") -> Tensor:
 
 
 def for_samples(p: Point, x: Tensor) -> Point:
-    """The point of every sample, where they have times (B,) of their own, as it broadcasts against x (B, ...)."""
+    """The point p, shaped to broadcast against x (B, ...) if each sample has a time of its own, (B,)."""
     if not p.t.dim():
         return p
     if p.t.shape != (len(x),):
@@ -215,5 +215,5 @@ def for_samples(p: Point, x: Tensor) -> Point:
 
 
 def for_rows(model: Model, rows: Tensor) -> Model:
-    """The model for the samples with these numbers, (n,): sample i is under condition i modulo their number."""
+    """The model for the samples with the numbers `rows` (n,): sample i has condition i modulo `num_conditions`."""
     return model if model.num_conditions is None else model.select(rows % model.num_conditions)

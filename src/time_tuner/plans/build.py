@@ -33,13 +33,13 @@ def make_plan(
         calls: the number of network calls, at most one for each trained noise level. Not needed with `times`.
         spacing: a name in `SPACINGS`, with options as in "karras(rho=5)", or a function spacing(schedule, steps);
             `schedule.default_spacing` of the sampler's order when neither spacing nor times are given.
-        times: the step ends themselves instead of a spacing, falling strictly in the schedule's trained range; the
-            last may be 0. They may begin anywhere in it, as for a run from an image.
-        unit: of the times: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
+        times: instead of a spacing, the times where steps begin and end: strictly falling, in the trained range of the
+            schedule. The first may be any of them, as for a run from an image; the last may be 0.
+        unit: the unit of `times`: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
 
     Raises:
-        ValueError: names the argument, what was got and the way out. Among them: a spacing that would begin the run
-            where the state is data rather than noise, see `plans.grid.check_noise`.
+        ValueError: an argument cannot be used, such as a spacing that begins the run where the state is data rather
+            than noise, see `plans.grid.check_noise`.
     """
     sampler = sampler_of(sampler)
     if calls is not None:
@@ -72,7 +72,9 @@ def make_plan(
 def _steps_on(
     sampler: Sampler, grid_of: Spacing, schedule: NoiseSchedule, calls: int
 ) -> tuple[tuple[int, ...], Tensor]:
-    """The calls of each step and the step ends of a run on a spacing, whose grid alone shows whether it ends at 0.
+    """The calls of each step and the step ends of a run on a spacing.
+
+    The number of steps depends on whether the grid ends at 0, which only the grid itself shows.
 
     Raises:
         ValueError: the sampler cannot make so many calls, or the spacing has no such grid.
@@ -91,12 +93,12 @@ def _steps_on(
 
 
 def resample(plan: Plan, calls: int) -> Plan:
-    """The plan for another number of calls: a start for tuning, without which little of the gain is left.
+    """The plan for another number of calls, as a start for tuning; without tuning it keeps little of the gain.
 
-    The step ends lie on the same curve, arctan(sigma / alpha) over the fraction of the steps made, and the ratios
-    tau / t on their curve over that angle; both curves are monotone cubics through the plan's points (Fritsch &
-    Carlson, 1980). A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps,
-    for fewer calls it is kept, since larger ratios did harm. Corrections belong to their own grid and are left out. A
+    The angle arctan(sigma / alpha) is a curve over the fraction of the steps, and the ratio tau / t is a curve over the
+    angle. Both are monotone cubics through the plan's points (Fritsch & Carlson, 1980), read at the new step ends and
+    calls. A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps; for fewer
+    calls it is kept, since larger ratios gave worse plans. Corrections belong to their own grid and are left out. A
     step to 0 stays one step, since the network was not trained at the times in it.
 
     Raises:
@@ -137,14 +139,12 @@ def _monotone_cubic(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:
-    """The plan of a many-step run, which others are measured by and learn from.
-
-    It runs over `schedule.even_times`, the grid that measures best.
+    """A plan of many calls on the grid `schedule.even_times`, for reference runs and for a model's own samples.
 
     Args:
         schedule: the noise schedule.
-        end: the time at which it ends; 0 for the least trained time, then 0.
-        calls: the number of calls, or of the trained levels where they are fewer.
+        end: the time at which it ends; for 0 the last step goes from the least trained time to 0.
+        calls: the number of calls; at most the number of trained levels are made.
         sampler: DPM-Solver++(2M) by default.
     """
     calls = min(calls, schedule.levels or calls)
@@ -154,7 +154,7 @@ def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sample
 def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) -> Plan:
     """The untuned plan of `sampler(option=value, ...):calls@spacing(option=value, ...)`, such as "ddim(eta=0.5):10".
 
-    Options and spacing may be left out; `spacing` is that of a run that names none.
+    Options and spacing may be left out; `spacing` is the spacing of a text without one.
 
     Raises:
         ValueError: the text has another form, or names an unknown sampler, spacing or option.

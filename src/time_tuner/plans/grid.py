@@ -1,4 +1,4 @@
-"""The grid of a run: where its calls are made, from the times where its steps end; and the checks of these times."""
+"""The grid of a run: the points of its calls, computed from its step ends; and checks of the step ends."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,17 +59,18 @@ def calls_for(sampler: Sampler, ends: Tensor) -> int:
 def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor:
     """Step ends as times t, float64 (S + 1,): they fall strictly within the trained range, and the last may be 0.
 
-    In another unit than t, what exceeds the range by rounding (1e-4) is moved to its end; so is the last sigma above 0
-    if it lies up to 3 per cent below the least trained noise, for published lists have three digits.
+    In another unit than t, times that exceed the range by rounding (1e-4) are moved to the end of the range. The last
+    sigma above 0 is moved, too, if it lies up to 3 per cent below the least trained sigma, since published lists have
+    three digits.
 
     Args:
         times: the step ends, in `unit`.
         schedule: the noise schedule.
         unit: "t"; "network_time", what the network receives; "sigma", noise as `NoiseSchedule.sigma_ratio` counts it;
-            "lam", log(alpha / sigma), which rises. A sigma of 0 and an infinite lam are the time 0.
+            "lam", log(alpha / sigma), which rises. A sigma of 0 and an infinite lam stand for the time 0.
 
     Raises:
-        ValueError: names what is wrong, and where, in the unit.
+        ValueError: the times are not of this kind; the message names the first wrong one, in the unit.
     """
     units = _units(schedule)
     if unit not in units:
@@ -114,8 +115,8 @@ def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor
 def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:
     """Raise a ValueError if a run over these step ends begins in a state that is data rather than noise.
 
-    A run begins with noise alone in place of the state alpha x_0 + sigma eps. At T that is what the network was trained
-    for; at a later beginning the data in the state is lost, and above `MOST_DATA` the run has nothing left to do.
+    A run has noise in place of its first state alpha x_0 + sigma eps. At T the two are nearly equal. At a smaller t the
+    data in the state is missing; a state whose share of data exceeds `MOST_DATA` is refused.
     """
     p = schedule.at(ends[0])
     share = float(p.alpha**2 / p.scale**2)
@@ -127,7 +128,7 @@ def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:
 
 
 def _moved_inside(times: Tensor, schedule: NoiseSchedule) -> Tensor:
-    """The times, of which those that exceed the trained range by rounding are at its ends."""
+    """The times; those that exceed the trained range by rounding are moved to its ends."""
     low, high = schedule.least_time, schedule.T
     times = torch.where((times > high) & (times < high * (1 + 1e-4)), high, times)
     return torch.where((times < low) & (times > low * (1 - 1e-4)), low, times)

@@ -40,8 +40,8 @@ class Plan:
         schedule: the noise schedule that the points lie on.
         t, alpha, sigma: the points, float64 of shape (K + 1,). A sampler with several calls a step (Heun) may call the
             network twice at one time, so that a call is identified by its index.
-        tau: the conditioning time of each call, (K,), of which the network receives `schedule.network_time(tau)`. An
-            untuned plan has `tau = t[:K]`.
+        tau: the conditioning time of each call, (K,); the network receives `schedule.network_time(tau)`. An untuned
+            plan has `tau = t[:K]`.
         corrections: None, or C (K, K), strictly lower triangular, which adds
             gamma_k sum_{j < k} C[k, j] (eps_j - eps_k) to the state after call k. Here gamma_k is
             sigma_q - alpha_q / alpha_b sigma_b, q is point k + 1, and b is the first point of the step that call k
@@ -123,9 +123,8 @@ class Plan:
         return self.tau.unbind()
 
     def initial_state(self, noise: Tensor) -> Tensor:
-        """The state at the first point that a run begins with: sqrt(alpha^2 + sigma^2) times standard normal noise
-        (B, ...). On a variance-preserving schedule it is the noise itself, on a variance-exploding one about sigma_max
-        times the noise."""
+        """The state with which a run begins: standard normal noise (B, ...) times sqrt(alpha^2 + sigma^2) of the first
+        point. The factor is 1 on a variance-preserving schedule, and about sigma_max on a variance-exploding one."""
         return float(self.point(0).scale.detach()) * noise
 
     def with_times(self, ends: Any) -> "Plan":
@@ -209,7 +208,7 @@ class Plan:
         """Write plans for different numbers of calls into one file; `load(path, calls=)` reads one of them.
 
         Raises:
-            ValueError: no plans, or two with the same number of calls.
+            ValueError: there are no plans, or two have the same number of calls.
         """
         calls = sorted(map(len, plans))
         if len(set(calls)) < len(calls) or not calls:
@@ -220,7 +219,7 @@ class Plan:
     def load_several(cls, path: str | os.PathLike[str]) -> "list[Plan]":
         """All plans of a file, from the fewest calls to the most.
 
-        A name such as "digits/ddim-10", where no such file exists, is a plan that comes with a bundled model.
+        If there is no such file, a name such as "digits/joint-5" is the plan that comes with a bundled model.
 
         Raises:
             OSError: the file cannot be read.
@@ -279,7 +278,7 @@ def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _validate(plan: Plan) -> None:
-    """Raise a ValueError unless the columns fit each other, lie on the schedule and hold trained times alone."""
+    """Raise a ValueError unless the columns fit each other, lie on the schedule and hold only trained times."""
     calls = plan.tau.numel()
     if plan.tau.dim() != 1 or calls < 1:
         raise ValueError(f"tau of a plan must have shape (K,) with K >= 1, got {tuple(plan.tau.shape)}")

@@ -1,8 +1,8 @@
 """Samplers compiled to numbers: each call of a plan becomes one row of weights.
 
 The state after a call is linear in the states, predictions and noise of the calls so far. A sampler evaluated once on
-unit vectors therefore gives the weights, and a run is one weighted sum of tensors a call. The same evaluation checks
-that the sampler is linear.
+unit vectors therefore gives the weights, and each call of a run is one weighted sum of tensors. The same evaluation
+checks that the sampler is linear.
 """
 
 from collections.abc import Mapping, Sequence
@@ -111,8 +111,8 @@ def compile_rows(
 ) -> tuple[Row, ...]:
     """The rows of a run, with the gradient of its points and corrections.
 
-    A call at alpha = 0, which only the first one can be, is never part of a sampler's past: lam is infinite there.
-    `points` are K + 1, 0-dim each; `steps` and `corrections` are those of a `Plan`.
+    Only the first call can be at alpha = 0. Later calls do not look back on it, since lam is infinite there. There are
+    K + 1 `points`, 0-dim each; `steps` and `corrections` are those of a `Plan`.
 
     Raises:
         ValueError: the sampler is not linear, looks back too far, or draws noise twice in a call.
@@ -252,7 +252,7 @@ class _Compiler:
                 self._check(method, scaled - np.array(second.tolist()), 1e-9 * abs(scaled))
 
     def _check(self, method: str, error: np.ndarray, bound: np.ndarray) -> None:
-        """Raise a ValueError if an error exceeds its bound; NaN, which a run reports, does not."""
+        """Raise a ValueError if an error exceeds its bound. NaN passes; the run reports it."""
         if (abs(error) > bound).any():
             raise ValueError(
                 f"{type(self.sampler).__name__}.{method} must be linear in the states, predictions and noise that it "
@@ -270,8 +270,11 @@ def _values(count: int) -> np.ndarray:
 
 
 def _combination(terms: Sequence[Term], weights: Tensor) -> Combination:
-    """The sum of the terms whose weight is not zero, or has a gradient: of untrained corrections, on predictions, and
-    on states whose prediction is x0, from which eps follows."""
+    """The sum of the terms whose weight is not zero.
+
+    If the weights have a gradient, predictions stay at weight zero, too, since a correction may be 0 and yet be tuned.
+    So do states whose prediction is x0, since their eps follows from state and x0.
+    """
     numbers, trained = weights.tolist(), set[Term]()
     if weights.requires_grad:
         trained = {(kind, ago) for kind, ago in terms if kind in ("eps", "x0")}

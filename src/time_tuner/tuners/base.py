@@ -36,10 +36,10 @@ logger = logging.getLogger("time_tuner")
 
 @dataclass(frozen=True)
 class Tuner(ABC):
-    """A tuner; only `tune` must be written."""
+    """The base class of tuners; a subclass must implement `tune`."""
 
     uses_data: ClassVar[bool] = True
-    """Whether it tunes on data: the model's own samples where none are given."""
+    """Whether it tunes on calibration data: by default the model's own samples."""
 
     @abstractmethod
     def tune(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> Plan:
@@ -51,7 +51,8 @@ class Tuner(ABC):
         return False
 
     def check(self, plan: Plan, own_samples: bool) -> None:
-        """Raise a ValueError, before any network call, if it cannot tune this plan, or without own samples, on data."""
+        """Raise a ValueError, before any network call, if it cannot tune this plan, or cannot use the given data.
+        `own_samples` is False if data is given."""
         return
 
     def try_out(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> None:
@@ -139,7 +140,7 @@ class TuningRun:
         cost_log: where network calls are counted.
         state: saved by an earlier run; {} for a new run.
         same_budget: whether that run had the same budget.
-        plan: the finished plan of that run, in plain values, if it had.
+        plan: the finished plan of that run, in plain values; None if that run did not finish.
         share: of the tuner's work that is done, from 0 to 1.
         stopped: why the tuner ended before it was done, or None.
     """
@@ -174,7 +175,7 @@ class TuningRun:
         self._clock = time.monotonic() - self._seconds
 
     def resume(self) -> None:
-        """New work begins: the calls and seconds of the earlier run count in place of those that continuing it took."""
+        """Count the calls and seconds of the earlier run in place of those spent on restoring its state."""
         if self._spent is not None:
             self.cost_log.spent["tuning"], self._spent = self._spent, None
             self.begin()
