@@ -82,7 +82,7 @@ def test_whatever_a_pipeline_reads_of_its_scheduler_is_offered_or_the_pipeline_i
         scheduler = PausingScheduler(pipe)
         scheduler.loop = type("Loop", (), {})()
         scheduler.set_timesteps(4)
-    files = sorted(PIPELINES.rglob("pipeline_*.py"))
+    files = [path for path in sorted(PIPELINES.rglob("pipeline_*.py")) if "flax" not in path.name]  # of older versions
     lacking = {}
     for path in files:
         names, keywords = accesses(path)
@@ -98,7 +98,7 @@ def test_whatever_a_pipeline_reads_of_its_scheduler_is_offered_or_the_pipeline_i
 
 def test_refused_pipelines_are_refused_by_name_with_the_reason() -> None:
     known = {name for path in PIPELINES.rglob("pipeline_*.py") for name in classes(path)}
-    assert REFUSED_PIPELINES.keys() <= known
+    assert {name for name in REFUSED_PIPELINES if hasattr(diffusers, name)} <= known
     pipe = type("LTXConditionPipeline", (), {"scheduler": FLOW})()
     with pytest.raises(ValueError, match="LTXConditionPipeline cannot be driven by a plan: parts of its"):
         TimeTunerScheduler.from_config(pipe, calls=4)
@@ -355,6 +355,8 @@ def test_thresholding_is_that_of_the_stock_scheduler() -> None:
 
 @pytest.mark.parametrize("kind", ["LCMScheduler", "TCDScheduler", "FlowMapEulerDiscreteScheduler"])
 def test_a_distilled_model_is_warned_of(kind: str) -> None:
+    if not hasattr(diffusers, kind):
+        pytest.skip("this version of diffusers does not have it")
     own = getattr(diffusers, kind)()
     with pytest.warns(UserWarning, match=f"{kind} is for .*solvers of an ODE"):
         ours(own, calls=4, spacing="trailing")

@@ -249,7 +249,8 @@ def _class_of_entries(config: Mapping[str, Any]) -> str:
     except ImportError:
         raise ValueError("a configuration is read by its class, from diffusers: install it") from None
     given = {key for key in config if not key.startswith("_")}
-    fit = [name for name in SCHEDULER_CLASSES if given == set(signature(getattr(diffusers, name)).parameters)]
+    here = [name for name in SCHEDULER_CLASSES if hasattr(diffusers, name)]  # older versions lack some
+    fit = [name for name in here if given == set(signature(getattr(diffusers, name)).parameters)]
     if not fit or any(SCHEDULER_CLASSES[name] != SCHEDULER_CLASSES[fit[0]] for name in fit):
         which = f"the entries of {', '.join(fit)} alike" if fit else "the entries of no class"
         raise ValueError(f"config has no _class_name, and {which}: give the scheduler itself, or its _class_name too")
