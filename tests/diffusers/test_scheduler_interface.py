@@ -67,6 +67,11 @@ def accesses(path: Path) -> tuple[set[str], set[tuple[str, str]]]:
     return names, keywords
 
 
+def takes(method: Any, keyword: str) -> bool:
+    parameters = inspect.signature(method).parameters
+    return keyword in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def classes(path: Path) -> list[str]:
     """The pipelines in a file."""
     tree = ast.parse(path.read_text()).body
@@ -88,7 +93,7 @@ def test_whatever_a_pipeline_reads_of_its_scheduler_is_offered_or_the_pipeline_i
         names, keywords = accesses(path)
         lacks = [name for name in names if not hasattr(scheduler, name)]
         for method, word in keywords:
-            if hasattr(scheduler, method) and word not in inspect.signature(getattr(scheduler, method)).parameters:
+            if hasattr(scheduler, method) and not takes(getattr(scheduler, method), word):
                 lacks.append(f"{method}({word}=)")
         if lacks and not (classes(path) and set(classes(path)) <= REFUSED_PIPELINES.keys()):
             lacking[path.stem] = lacks

@@ -66,6 +66,16 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
             return sample
         return self.prediction.network_input(sample, self._point_of(timestep))
 
+    def _get_conditioning_c_in(self, sigma: Any) -> Any:
+        """The factor 1 / sqrt(sigma^2 + sigma_data^2) of a state in EDM's preconditioning, which Cosmos 1 reads.
+
+        Raises:
+            ValueError: the network has no such preconditioning.
+        """
+        if self.prediction.sigma_data is None:
+            raise ValueError("the network has no EDM preconditioning: its states are not scaled")
+        return 1 / (sigma**2 + self.prediction.sigma_data**2) ** 0.5
+
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """Data with noise in it, alpha x + sigma noise (B, ...), at one timestep for all samples or one for each."""
         alpha, sigma = self._point(timesteps, original_samples)

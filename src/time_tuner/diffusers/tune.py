@@ -11,6 +11,7 @@ from ..samplers import Sampler
 from ..tuners import Budget, Joint, Progress, ReferenceDistance, Tuner, tune, tuner_of
 from .model import BATCH, PipelineModel
 from .native_grid import OwnGrid
+from .refusals import check_start
 
 SAMPLES = 32
 """Samples to tune a pipeline on, by default."""
@@ -77,6 +78,7 @@ def tune_pipeline(
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
+        check_start(plan, pipe)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
         plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(

@@ -4,7 +4,7 @@ from .scheduler_classes import REFUSED, SCHEDULER_CLASSES, SchedulerClass
 
 NOISE = {
     "betas": "betas, or a flow with `use_flow_sigmas`",
-    "edm": "EDM; its pipelines are refused, for their states are preconditioned",
+    "edm": "EDM",
     "flow": "a rectified flow",
 }
 
@@ -18,7 +18,7 @@ def verdict_of(name: str) -> tuple[str, str]:
         return "noise alone", f"{NOISE[kind.noise]}; no grid: {kind.no_grid}"
     if kind.distilled:
         return "read, with a warning", f"{NOISE[kind.noise]}; its own models are distilled: {kind.distilled}"
-    return ("noise alone" if kind.noise == "edm" else "read"), NOISE[kind.noise]
+    return "read", NOISE[kind.noise]
 
 
 def verdicts() -> str:
