@@ -13,7 +13,7 @@ FRAMES = VIDEO | {"fps": 8}
 
 
 class CosineDPMSolverMultistepScheduler(diffusers.EDMDPMSolverMultistepScheduler):
-    """That of Stable Audio without its noise: the same sigmas and steps, whose network receives 2 / pi arctan(sigma)."""
+    """That of Stable Audio without its noise: the same sigmas; the network receives 2 / pi arctan(sigma)."""
 
     def precondition_noise(self, sigma: Any) -> Any:
         return sigma.atan() / torch.pi * 2

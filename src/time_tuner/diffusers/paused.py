@@ -53,6 +53,7 @@ class Loop(Protocol):
 
     def begin_call(self) -> None:
         """Called before each call of the pipeline's network."""
+        return
 
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
         """The state of the next call, after the pipeline's output for a state."""

@@ -255,7 +255,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         # Made here, for `step` costs as much as the arithmetic of a small state.
         self._calls = [(self._run.point(k), row.predicts) for k, row in enumerate(self._run.rows)]
         self._past: tuple[Call, ...] = ()
-        self._made = 0  # calls of the run whose states were computed
+        self._num_made = 0  # calls of the run whose states were computed
         self._pending: tuple[int, StepOutput] | None = None  # the last call, until its state is computed
 
     @property
@@ -440,7 +440,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """The state after call k of a run."""
         previous, calls = advance(run, k, past, x, prediction, partial(_randn, generator))
         if run is self._run:
-            self._past, self._made, self._pending = calls, k + 1, None
+            self._past, self._num_made, self._pending = calls, k + 1, None
         if k + 1 == len(run) and not finite(previous):
             raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
         return previous
@@ -460,7 +460,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         value, count, begun = float(timestep), len(self._times), self._step_index is not None
         expected = self._step_index if begun else self._begin
         if expected is not None and expected < count and abs(self._times[expected] - value) <= self._near:
-            if begun and not self._single_step and expected - self._first < self._made:
+            if begun and not self._single_step and expected - self._first < self._num_made:
                 raise self._made_already(expected, value)
             return expected
         if expected is not None and expected >= count and not self._single_step:

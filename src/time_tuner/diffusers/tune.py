@@ -79,6 +79,8 @@ def tune_pipeline(
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
         check_start(plan, pipe)
+        if spacing is None and isinstance(model.spacing, OwnGrid):
+            plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
         plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(

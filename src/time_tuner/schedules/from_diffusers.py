@@ -213,8 +213,8 @@ def _schedule_of_entries(config: Mapping[str, Any], tokens: int | None, mu: floa
         return _flow(config, config, None, tokens, mu)
     if config.get("sigma_data") is not None:
         cosine = "solver_order" in config and "algorithm_type" not in config  # CosineDPMSolverMultistepScheduler
-        numbers = (_entry(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
-        return NoiseScheduleVE(*numbers, "arctan" if cosine else "log")
+        low, high, deviation = (_entry(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
+        return NoiseScheduleVE(low, high, deviation, "arctan" if cosine else "log")
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
         return NoiseScheduleVE(_entry(config, "sigma_min"), _entry(config, "sigma_max"), 1.0)
     if config.get("trained_betas") is not None:
