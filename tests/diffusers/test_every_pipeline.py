@@ -206,6 +206,25 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
     assert distance["untuned"] == pytest.approx(sum(measured) / len(measured), rel=2e-3)
 
 
+def test_a_pipeline_is_tuned_on_noise_under_a_constraint(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[Tensor] = []
+
+    class Watched(tuning.ReferenceDistance):
+        def __init__(self, model: Any, schedule: Any, end: float, x: Tensor, *rest: Any) -> None:
+            states.append(x)
+            super().__init__(model, schedule, end, x, *rest)
+
+    def centred(z: Tensor) -> Tensor:
+        return z - z.mean(1, keepdim=True)
+
+    monkeypatch.setattr(tuning, "ReferenceDistance", Watched)
+    monkeypatch.setattr(tuning, "REFERENCE_CALLS", 4)
+    family = made("schnell")
+    options: dict[str, Any] = {"samples": 2, "batch": 2, "budget": "4calls", "noise": centred}
+    tune_pipeline(family.pipe, 4, "sequential", sampler="ddim", **options, **family.inputs)
+    torch.testing.assert_close(states[0], centred(states[0]))
+
+
 def last_state(family: Family, calls: int, x: Tensor) -> Tensor:
     """The state at the end of a run of the pipeline from standard normal noise x (1, ...)."""
     if type(family.pipe).__name__.startswith("Cosmos"):  # some of which make every step twice

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..noise import Constraint
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
@@ -37,6 +38,7 @@ def tune_pipeline(
     budget: str | int | Budget | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | Callable[[Progress], None] = False,
+    noise: Constraint | None = None,
     **inputs: Any,
 ) -> Plan:
     """A plan for a number of network calls of a pipeline, tuned on the pipeline itself.
@@ -60,6 +62,8 @@ def tune_pipeline(
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
         seed, guard, budget, checkpoint, progress: see `tune`.
+        noise: the constraint of the noise, see `tune`; a run of the pipeline then needs first states under it, which
+            most pipelines take as `latents=`.
         **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value is
             for all prompts, a list of as many has one for each.
 
@@ -97,5 +101,6 @@ def tune_pipeline(
             budget=budget,
             checkpoint=checkpoint,
             progress=progress,
+            noise=noise,
         )
         return tuned.with_tau(model.rounded_times(tuned.tau))
