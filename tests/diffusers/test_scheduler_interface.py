@@ -120,6 +120,27 @@ def test_numbers_of_the_schedule_are_those_of_the_stock_scheduler(own: Any) -> N
         torch.testing.assert_close(made.sigmas, own.sigmas, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("end", [True, False])
+def test_the_ends_of_the_noise_are_those_of_the_stock_scheduler(end: bool) -> None:
+    own = ddim(set_alpha_to_one=end)
+    made = ours(own)
+    torch.testing.assert_close(made.final_alpha_cumprod, own.final_alpha_cumprod.float(), rtol=1e-5, atol=1e-6)
+    flow = ours(FLOW)
+    assert (flow.sigma_min, flow.sigma_max) == pytest.approx((FLOW.sigma_min, FLOW.sigma_max), rel=1e-5)
+    with pytest.raises(AttributeError, match="final_alpha_cumprod"):
+        _ = flow.final_alpha_cumprod
+
+
+def test_the_previous_timestep_is_that_of_the_stock_scheduler() -> None:
+    own = DDPMScheduler(**BETAS)
+    made = ours(own)
+    own.set_timesteps(10)
+    for t in own.timesteps:
+        assert float(made.previous_timestep(t)) == float(own.previous_timestep(t))
+    with pytest.raises(ValueError, match="timestep 3 is none of"):
+        made.previous_timestep(3)
+
+
 def test_sigmas_of_a_flow_are_its_sigmas() -> None:
     made = ours(FLOW, calls=4)
     own = copy.deepcopy(FLOW)

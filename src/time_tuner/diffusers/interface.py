@@ -60,6 +60,25 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
         """1 - `alphas`, (N,)."""
         return 1 - self.alphas
 
+    @property
+    def sigma_min(self) -> float:
+        """The least noise that the network was trained at, as `sigmas` count it."""
+        return float(self.schedule.sigma_ratio(self.schedule.t_min))
+
+    @property
+    def sigma_max(self) -> float:
+        """The most noise that the network was trained at, as `sigmas` count it."""
+        return float(self.schedule.sigma_ratio(self.schedule.T).clamp(max=MOST_SIGMA))
+
+    def previous_timestep(self, timestep: Any) -> Tensor:
+        """The timestep of the call after the one with this timestep, 0-dim; -1 after the last call.
+
+        Raises:
+            ValueError: no call has it.
+        """
+        after = self.index_for_timestep(timestep) + 1
+        return self.timesteps[after] if after < len(self.timesteps) else torch.tensor(-1)
+
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as the network receives it: unchanged, unless the network has EDM's preconditioning."""
         if self.prediction.sigma_data is None:

@@ -281,6 +281,13 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         return float(self._plan.point(0).scale)
 
     @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """alpha^2 where the plan ends, 0-dim, float32; a flow has none."""
+        if self.schedule.shift is not None:
+            raise AttributeError(f"{self.schedule!r} has no alphas_cumprod")
+        return (self._plan.alpha[-1] ** 2).float()
+
+    @property
     def begin_index(self) -> int | None:
         """The call that the run starts with, if `set_begin_index` has set it."""
         return self._begin

@@ -108,7 +108,8 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
     """The tuned plan, or what of it is better than the untuned one, with the distances in its provenance.
 
     Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
-    that lowers the distance. Where the gain over the untuned plan is below its standard error, the untuned plan remains.
+    that lowers the distance. Where the gain over the untuned plan is below its standard error, the untuned plan
+    remains.
     """
     same = plan.t[:-1] == untuned.t[:-1]
     back = torch.where(same, untuned.tau, plan.with_ratios(untuned.tau / untuned.t[:-1]).tau)
