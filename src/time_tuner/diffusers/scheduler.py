@@ -7,6 +7,7 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
@@ -279,6 +280,13 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         except ValueError as error:
             raise ValueError(f"the plan is for runs from an image, not from noise alone: {error}") from None
         return float(self._plan.point(0).scale)
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes of diffusers that take this configuration: those of the class that this scheduler replaces, as
+        far as their packages are installed."""
+        replaced = getattr(diffusers, str(self.config.get("made_from")), type(self))
+        return [kind for kind in replaced._get_compatibles() if not hasattr(kind, "_backends")]
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
