@@ -52,8 +52,8 @@ REFUSALS = {
 """Errors that are meant, as patterns, and why."""
 
 OTHER = {
-    r"\.test_scheduler_outputs_equivalence$": "the output is a pair whose data are computed when they are read",
-    r"\.test_compatibles$": "classes of several kinds of noise are replaced, and not each takes the entries of all",
+    r"\.test_scheduler_outputs_equivalence$": "with return_dict=False too, the output is a lazy pair and no tuple",
+    r"\.test_compatibles$": "entries that a class has by default come back as the defaults of TimeTunerScheduler",
     r"^(Heun|KDPM2|LMS|SASolver|UnCLIP|DPMSolverSinglestep).*\.test_full_loop": "numbers of a solver of its own",
     r"^Euler.*\.test_full_loop": "numbers of states x / alpha, where ours are x",
     r"\.test_full_loop_with_(karras|lu)": "numbers with rounded network times",

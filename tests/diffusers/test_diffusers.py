@@ -432,8 +432,8 @@ def test_options_of_schedulers_that_are_not_supported_are_named() -> None:
         TimeTunerScheduler.from_config(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), calls=4)
     with refused("prediction_type of a network with EDM's preconditioning must be one of epsilon, v_prediction"):
         TimeTunerScheduler.from_config(EDMEulerScheduler(prediction_type="sample"), calls=4)
-    with refused("CosineDPMSolverMultistepScheduler is for networks that receive 2 / pi arctan"):  # Stable Audio
-        TimeTunerScheduler.from_config({"_class_name": "CosineDPMSolverMultistepScheduler"}, calls=4)
+    with refused("IPNDMScheduler is for networks that receive 2 / pi arctan"):  # Dance Diffusion
+        TimeTunerScheduler.from_config({"_class_name": "IPNDMScheduler"}, calls=4)
     with refused("calls= is needed"):
         TimeTunerScheduler.from_config(config())
     with refused("calls=1 with spacing=that of the pipeline's own scheduler: the run would begin at t = 0.001"):

@@ -67,6 +67,11 @@ def accesses(path: Path) -> tuple[set[str], set[tuple[str, str]]]:
     return names, keywords
 
 
+def takes(method: Any, keyword: str) -> bool:
+    parameters = inspect.signature(method).parameters
+    return keyword in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def classes(path: Path) -> list[str]:
     """The pipelines in a file."""
     tree = ast.parse(path.read_text()).body
@@ -88,7 +93,7 @@ def test_whatever_a_pipeline_reads_of_its_scheduler_is_offered_or_the_pipeline_i
         names, keywords = accesses(path)
         lacks = [name for name in names if not hasattr(scheduler, name)]
         for method, word in keywords:
-            if hasattr(scheduler, method) and word not in inspect.signature(getattr(scheduler, method)).parameters:
+            if hasattr(scheduler, method) and not takes(getattr(scheduler, method), word):
                 lacks.append(f"{method}({word}=)")
         if lacks and not (classes(path) and set(classes(path)) <= REFUSED_PIPELINES.keys()):
             lacking[path.stem] = lacks
@@ -113,6 +118,27 @@ def test_numbers_of_the_schedule_are_those_of_the_stock_scheduler(own: Any) -> N
     if hasattr(own, "sigmas"):
         own.set_timesteps(6)
         torch.testing.assert_close(made.sigmas, own.sigmas, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_the_ends_of_the_noise_are_those_of_the_stock_scheduler(end: bool) -> None:
+    own = ddim(set_alpha_to_one=end)
+    made = ours(own)
+    torch.testing.assert_close(made.final_alpha_cumprod, own.final_alpha_cumprod.float(), rtol=1e-5, atol=1e-6)
+    flow = ours(FLOW)
+    assert (flow.sigma_min, flow.sigma_max) == pytest.approx((FLOW.sigma_min, FLOW.sigma_max), rel=1e-5)
+    with pytest.raises(AttributeError, match="final_alpha_cumprod"):
+        _ = flow.final_alpha_cumprod
+
+
+def test_the_previous_timestep_is_that_of_the_stock_scheduler() -> None:
+    own = DDPMScheduler(**BETAS)
+    made = ours(own)
+    own.set_timesteps(10)
+    for t in own.timesteps:
+        assert float(made.previous_timestep(t)) == float(own.previous_timestep(t))
+    with pytest.raises(ValueError, match="timestep 3 is none of"):
+        made.previous_timestep(3)
 
 
 def test_sigmas_of_a_flow_are_its_sigmas() -> None:

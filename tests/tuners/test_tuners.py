@@ -166,6 +166,33 @@ def test_the_guard_sets_a_call_back_also_where_the_whole_is_better() -> None:
     )
 
 
+def test_the_guard_sets_back_to_the_conditioning_times_of_the_untuned_plan() -> None:
+    plain = make_plan("ddim", SCHEDULE, calls=3)
+    rounded = plain.with_tau(plain.t[:-1] * torch.tensor([0.999, 0.998, 1.001], dtype=torch.float64))
+    tuned = plain.with_tau(plain.t[:-1] * 0.9)
+
+    class Nearness:
+        """A distance that is the larger the farther the last conditioning time lies from that of `rounded`."""
+
+        calls = 100
+
+        def per_sample(self, plan: Plan) -> Tensor:
+            return float((plan.tau - rounded.tau).abs()[2]) + 0.1 * (plan.tau[0] == rounded.tau[0]) * torch.ones(100)
+
+    found = guarded(tuned, rounded, Nearness())
+    assert torch.equal(found.tau, torch.cat([tuned.tau[:2], rounded.tau[2:]]))
+
+
+def test_the_untuned_plan_is_the_given_one_unless_that_was_tuned() -> None:
+    plan = make_plan("ddim", SCHEDULE, calls=4, spacing="quadratic")
+    rounded = plan.with_tau(plan.t[:-1] * torch.tensor([0.99, 0.98, 0.97, 0.96], dtype=torch.float64))
+    first, other, again = (
+        tune(EPS, start, "sequential", samples=64, seed=1, budget="60calls").provenance["distance"]["untuned"]
+        for start in (plan, rounded, rounded.with_provenance(tuner="sequential"))
+    )
+    assert again == first != other
+
+
 @pytest.mark.parametrize(("deviation", "kept"), [(0.5, True), (2.0, False)])
 def test_a_gain_that_may_be_chance_is_set_back(deviation: float, kept: bool) -> None:
     """The mean of a hundred gains of 0.1 has a tenth of their deviation as its error."""

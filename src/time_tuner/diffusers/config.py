@@ -102,6 +102,10 @@ class Prediction:
         return dynamic_threshold(data, ratio, maximum=maximum)
 
 
+GIVEN_DATA = Prediction("sample")
+"""What a pipeline passes that has computed the predicted data itself."""
+
+
 def _mean(output: Any, x: Tensor) -> Tensor:
     """The first half of the channels of a network with learned variance; a ValueError for anything else."""
     if isinstance(output, Tensor) and x.dim() > 1 and output.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
@@ -180,7 +184,7 @@ def prediction_of_entries(entries: Mapping[str, Any]) -> Prediction:
         entries["prediction_type"],
         float(entries["clip_sample_range"]) if entries["clip_sample"] else None,
         thresholds if entries["thresholding"] else None,
-        entries.get("sigma_data"),
+        Plan.from_dict(entries["plans"][0]).schedule.sigma_data,
         bool(entries.get("invert_sigmas")),
     )
 
@@ -201,10 +205,15 @@ def check_plan(plan: Plan, config: Any) -> None:
             f"plan was made for another family: its noise schedule is {plan.schedule!r}, the pipeline's is {schedule!r}"
         )
     received = [getattr(one, "network_input", "sigma") for one in (plan.schedule, schedule)]
-    if received[0] != received[1] and "1 - sigma" in received:
+    if received[0] != received[1] and ("1 - sigma" in received or schedule.shift is None):
         raise ValueError(
             f"plan was made for a network that receives {received[0]}, the pipeline's network receives {received[1]}: "
             "make or tune one for it"
+        )
+    if plan.schedule.sigma_data != schedule.sigma_data:
+        raise ValueError(
+            f"plan was made for sigma_data={plan.schedule.sigma_data}, the pipeline's network has "
+            f"sigma_data={schedule.sigma_data}: make or tune one for it"
         )
     if not dynamic:
         check_schedule(schedule, plan)

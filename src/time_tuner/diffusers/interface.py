@@ -60,11 +60,40 @@ class PipelineScheduler(SchedulerMixin, ConfigMixin):
         """1 - `alphas`, (N,)."""
         return 1 - self.alphas
 
+    @property
+    def sigma_min(self) -> float:
+        """The least noise that the network was trained at, as `sigmas` count it."""
+        return float(self.schedule.sigma_ratio(self.schedule.t_min))
+
+    @property
+    def sigma_max(self) -> float:
+        """The most noise that the network was trained at, as `sigmas` count it."""
+        return float(self.schedule.sigma_ratio(self.schedule.T).clamp(max=MOST_SIGMA))
+
+    def previous_timestep(self, timestep: Any) -> Tensor:
+        """The timestep of the call after the one with this timestep, 0-dim; -1 after the last call.
+
+        Raises:
+            ValueError: no call has it.
+        """
+        after = self.index_for_timestep(timestep) + 1
+        return self.timesteps[after] if after < len(self.timesteps) else torch.tensor(-1)
+
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as the network receives it: unchanged, unless the network has EDM's preconditioning."""
         if self.prediction.sigma_data is None:
             return sample
         return self.prediction.network_input(sample, self._point_of(timestep))
+
+    def _get_conditioning_c_in(self, sigma: Any) -> Any:
+        """The factor 1 / sqrt(sigma^2 + sigma_data^2) of a state in EDM's preconditioning, which Cosmos 1 reads.
+
+        Raises:
+            ValueError: the network has no such preconditioning.
+        """
+        if self.prediction.sigma_data is None:
+            raise ValueError("the network has no EDM preconditioning: its states are not scaled")
+        return 1 / (sigma**2 + self.prediction.sigma_data**2) ** 0.5
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """Data with noise in it, alpha x + sigma noise (B, ...), at one timestep for all samples or one for each."""

@@ -20,7 +20,7 @@ from .native_grid import GridArguments, own_spacing
 from .paused import PausedPipeline, PausingScheduler, grid_arguments, run_to_end
 from .refusals import check_pipeline
 
-PER_CONDITION = ("prompt", "label", "image")
+PER_CONDITION = ("prompt", "label", "image", "attention_mask")
 """Words in the names of arguments that hold one entry for each condition."""
 
 MOST_PAUSED = 64
@@ -43,11 +43,12 @@ class PipelineModel(Model):
         class_labels: labels, one for each condition.
         batch: the most states in one network call; 1 in a pipeline that takes no more.
         **inputs: of the pipeline's call, such as `guidance_scale=5.0`. A list or a tensor of n entries with "prompt",
-            "label" or "image" in its name has one entry for each condition; a single text is for all of them.
+            "label", "image" or "attention_mask" in its name has one entry for each condition; a single text is for all
+            of them.
 
     Attributes:
         dtype: of the states in the pipeline.
-        prediction: what the pipeline gives its scheduler.
+        prediction: what the pipeline's network predicts.
 
     Raises:
         ValueError: a pipeline that cannot be driven, an input that it does not have, or no prompts where it needs them.
@@ -118,7 +119,7 @@ class PipelineModel(Model):
             paused = self._pause(rows)
             copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
             output = paused.predict(torch.cat([part] * copies), network_time, p)[: len(part)]
-            parts.append(self.prediction.read(quantity, output, part, p))
+            parts.append(self._scheduler.passed_kind.read(quantity, output, part, p))
         return torch.cat(parts).to(x)
 
     def select(self, rows: Tensor) -> "PipelineModel":

@@ -106,7 +106,7 @@ class OwnGrid:
         it is. Samplers with calls inside their steps are left as they are.
         """
         facts, sigmas = self._facts(plan.schedule, len(plan))
-        if len(plan.steps) < len(plan) or isinstance(sigmas, Tensor):
+        if len(plan.steps) < len(plan) or isinstance(sigmas, Tensor) or plan.schedule.levels is None:
             return plan
         received, exact = facts.received(len(plan), sigmas), plan.schedule.network_time(plan.t[:-1])
         if len(received) != len(plan) or not 1e-2 < float((received - exact).abs().max()) <= 1:
@@ -152,17 +152,17 @@ def own_spacing(config: Any, passed: Callable[[int], GridArguments] | None = Non
 
 def usual_sigmas(steps: int) -> list[np.ndarray]:
     """The sigmas that pipelines of flows pass by default before their shift: even from 1 to 1/n, as most; even from 1
-    to 1/1000, as CogView4; or linear, then quadratic, as Mochi."""
-    even, most = np.linspace(1, 1 / steps, steps), np.linspace(1, 1e-3, steps)
+    to 1/1000, as CogView4; linear, then quadratic, as Mochi; or rising, for their number alone, as Cosmos 2."""
+    even, most, rising = np.linspace(1, 1 / steps, steps), np.linspace(1, 1e-3, steps), np.linspace(0, 1, steps)
     half, noise = steps // 2, 0.025
     if not half:
-        return [even, most]
+        return [even, most, rising]
     i, j = np.arange(half), np.arange(steps - half)
     slope, rest = noise / half, steps - half
     # x = slope i up to the half, and then a quadratic with this value and slope there, and 1 at the end.
     curve = (1 - noise - slope * rest) / rest**2
     linear = np.concatenate([slope * i, noise + slope * j + curve * j**2])
-    return [even, most, 1 - linear]
+    return [even, most, rising, 1 - linear]
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

@@ -7,20 +7,21 @@ predictions. Gradients pass through.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
 import torch
 from diffusers.configuration_utils import FrozenDict
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..schedules import NoiseSchedule, Point
-from .config import prediction_of
+from .config import GIVEN_DATA, Prediction, prediction_of
 from .interface import MOST_SIGMA, PipelineScheduler
 from .native_grid import GridArguments, schedule_in_run
+from .step_output import StepOutput
 
 ITERATIONS = 24
 """The predictions of one run of a pipeline's loop; after them the pipeline is started again.
@@ -50,11 +51,15 @@ class Loop(Protocol):
     point: Point
     left: int
 
+    def begin_call(self) -> None:
+        """Called before each call of the pipeline's network."""
+        return
+
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
         """The state of the next call, after the pipeline's output for a state."""
 
 
-class PausedPipeline:
+class PausedPipeline(Loop):
     """A pipeline with fixed inputs for one batch of conditions.
 
     Args:
@@ -131,9 +136,7 @@ class PausedPipeline:
     def _run(self) -> None:
         pipe, self._hooks = self._scheduler.pipe, ExitStack()
         try:
-            for value in self._inputs.values():
-                if isinstance(value, torch.Generator):
-                    value.manual_seed(0)  # a pipeline that noises its image does it alike in every run of the loop
+            self.begin_call()
             pipe(**self._inputs, num_inference_steps=self._iterations)
             output: BaseException = ValueError(
                 f"{type(pipe).__name__} ended without calling scheduler.step: it cannot be tuned as it is; wrap its "
@@ -144,6 +147,12 @@ class PausedPipeline:
         except BaseException as error:
             output = error
         self._outputs.put(output)
+
+    def begin_call(self) -> None:
+        """Seed the generators: a pipeline that noises its image does it alike in every run of the loop and call."""
+        for value in self._inputs.values():
+            if isinstance(value, torch.Generator):
+                value.manual_seed(0)
 
     def pause(self, output: Tensor, state: Tensor) -> Tensor:
         """Called in the pipeline's thread: pass its output on, and wait for the next state."""
@@ -159,7 +168,7 @@ class PausedPipeline:
         return x
 
 
-class _End:
+class _End(Loop):
     """A loop of a single call, which ends in the states x (b, ...) whatever the pipeline's output is."""
 
     def __init__(self, x: Tensor) -> None:
@@ -176,7 +185,7 @@ def run_to_end(scheduler: "PausingScheduler", inputs: Mapping[str, Any], x: Tens
         return scheduler.pipe(**inputs, num_inference_steps=1)
 
 
-class _Stop:
+class _Stop(Loop):
     """A loop that ends the pipeline's call at its first step."""
 
     def __init__(self) -> None:
@@ -210,18 +219,20 @@ class PausingScheduler(PipelineScheduler):
     Attributes:
         loop: what the pipeline runs for: one at a time, while all others wait.
         passed: what the pipeline passed to `set_timesteps` the last time.
+        passed_kind: how its output of the last call is read.
     """
 
     init_noise_sigma = 1.0
     begin_index: int | None = None
     step_index: int | None = None
+    _step_index = 0  # set back by pipelines that make a call twice
 
     def __init__(self, pipe: Any) -> None:
         self.pipe, self.own = pipe, pipe.scheduler
         self.loop: Loop
         self.passed = GridArguments()
         self.device = torch.device("cpu")
-        self.prediction = prediction_of(pipe)
+        self.prediction = self.passed_kind = prediction_of(pipe)
         self._internal_dict: Any = FrozenDict(pipe.scheduler.config)
 
     def __deepcopy__(self, memo: Any) -> "PausingScheduler":
@@ -278,9 +289,17 @@ class PausingScheduler(PipelineScheduler):
         prev_timestep: Any = None,
         generator: Any = None,
         return_dict: bool = True,
-    ) -> Any:
-        x = self.loop.pause(model_output, sample)
-        return SchedulerOutput(prev_sample=x) if return_dict else (x, x)
+        pred_original_sample: Tensor | None = None,
+    ) -> StepOutput:
+        passed, kind = model_output, self.prediction
+        if pred_original_sample is not None:
+            passed, kind = pred_original_sample, GIVEN_DATA
+        data = partial(self.prediction.read, "x0", model_output, sample, self.loop.point)
+        return StepOutput(partial(self._pause, passed, kind, sample), data)
+
+    def _pause(self, output: Tensor, kind: Prediction, state: Tensor) -> Tensor:
+        self.passed_kind = kind
+        return self.loop.pause(output, state)
 
 
 def _network_times(loop: Loop, schedule: NoiseSchedule, count: int, device: torch.device) -> Tensor:
@@ -295,6 +314,7 @@ def _network_times(loop: Loop, schedule: NoiseSchedule, count: int, device: torc
             loop.left = len(self)
             while loop.left:
                 loop.left -= 1
+                loop.begin_call()
                 yield loop.network_time
 
     times = schedule.network_time(torch.linspace(schedule.T, schedule.t_min, count, dtype=torch.float64))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-_EDM = "its network has EDM's preconditioning, whose states are not those of betas or of a flow"
+from ..plans.plan import Plan
+
 _TOKENS = "its network predicts discrete tokens, which have no noise level"
 _MEMORY = "it draws the noise of every step itself, and passes it to its own scheduler"
 _PER_TOKEN = "parts of its state have noise of their own, which its own scheduler is given part by part"
@@ -14,10 +15,6 @@ REFUSED_PIPELINES: dict[str, str] = {
     "AmusedPipeline": _TOKENS,
     "AudioDiffusionPipeline": "it runs backwards over the levels of a DDIMScheduler",
     "ChronoEditPipeline": "it changes the number of frames, also in its scheduler's memory of earlier calls",
-    "Cosmos2TextToImagePipeline": _EDM,
-    "Cosmos2VideoToWorldPipeline": _EDM,
-    "CosmosTextToWorldPipeline": _EDM,
-    "CosmosVideoToWorldPipeline": _EDM,
     "CycleDiffusionPipeline": _MEMORY,
     "DiffusionGemmaPipeline": _TOKENS,
     "HeliosPyramidPipeline": "it runs in stages of several resolutions, and adds noise between them",
@@ -29,7 +26,8 @@ REFUSED_PIPELINES: dict[str, str] = {
     "RePaintPipeline": _OWN,
     "SanaWMPipeline": _PER_TOKEN,
     "ScoreSdeVePipeline": _OWN,
-    "StableDiffusionLatentUpscalePipeline": _EDM,
+    "StableDiffusionLatentUpscalePipeline": "its loop applies EDM's preconditioning to states x_0 + sigma eps, where a "
+    "plan of its betas has states alpha x_0 + sigma eps",
     "StableDiffusionParadigmsPipeline": "it runs the steps of its scheduler in parallel",
 }
 """The classes by name, and why they are refused."""
@@ -40,3 +38,22 @@ def check_pipeline(pipe: Any) -> None:
     name = type(pipe).__name__
     if name in REFUSED_PIPELINES:
         raise ValueError(f"{name} cannot be driven by a plan: {REFUSED_PIPELINES[name]}")
+
+
+FIXED_START = (
+    "Cosmos2TextToImagePipeline",
+    "Cosmos2VideoToWorldPipeline",
+    "CosmosTextToWorldPipeline",
+    "CosmosVideoToWorldPipeline",
+)
+"""Pipelines whose first state is noise of deviation sigma_max, whatever the scheduler."""
+
+
+def check_start(plan: Plan, pipe: Any) -> None:
+    """Raise a ValueError if the plan starts elsewhere than this pipeline does."""
+    name, start = type(pipe).__name__, float(plan.t[0])
+    if name in FIXED_START and abs(start / plan.schedule.T - 1) > 1e-3:
+        raise ValueError(
+            f"plan must start at sigma = {plan.schedule.T:g} in a {name}, which begins with noise of sigma_max, got "
+            f"sigma = {start:.4g}: make or tune one that starts there"
+        )

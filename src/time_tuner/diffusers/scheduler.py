@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from os import PathLike
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
@@ -26,6 +27,7 @@ from ..schedules import NoiseSchedule, Point
 from ..schedules.from_diffusers import class_name
 from ..schedules.scheduler_classes import SCHEDULER_CLASSES
 from .config import (
+    GIVEN_DATA,
     Prediction,
     check_plan,
     config_of,
@@ -37,7 +39,8 @@ from .config import (
 )
 from .interface import MOST_SIGMA, PipelineScheduler
 from .native_grid import GridArguments, OwnGrid, own_spacing, schedule_in_run, usual_sigmas
-from .refusals import check_pipeline
+from .refusals import check_pipeline, check_start
+from .step_output import StepOutput
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -45,30 +48,6 @@ NONFINITE = "the network returned such numbers, or its dtype overflowed (float16
 
 NEAR = 1e-6
 """The relative difference within which two timesteps are the same."""
-
-
-class StepOutput(Sequence[Tensor]):
-    """The state after a call and the data that the call predicted, both (B, ...), by name or as a pair.
-
-    The data is computed only when it is read; most pipelines never read it.
-    """
-
-    def __init__(self, prev_sample: Tensor, sample: Tensor, prediction: Tensor, quantity: str, p: Point) -> None:
-        self.prev_sample, self._read = prev_sample, (sample, prediction, quantity, p)
-
-    @cached_property
-    def pred_original_sample(self) -> Tensor:
-        x, prediction, quantity, p = self._read
-        return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, key: Any) -> Any:
-        names = ("prev_sample", "pred_original_sample")
-        if isinstance(key, slice):
-            return tuple(getattr(self, name) for name in names[key])
-        return getattr(self, key if key in names else names[key])
 
 
 class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks for SchedulerMixin in this module
@@ -90,7 +69,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             `dynamically_thresholded`.
         num_train_timesteps: the number of levels that the network was trained at; some pipelines read it.
         made_from: the class of the scheduler that this one replaces.
-        sigma_data: the deviation of the data in EDM's preconditioning of the network; None for other networks.
+        sigma_data: the deviation of the data, for pipelines that read it; None where noise is not that of EDM.
         invert_sigmas: whether a flow's network receives 1 - sigma and predicts the opposite velocity.
         own_grid: whether each run has the grid that the replaced scheduler would compute from the arguments of
             `set_timesteps`; the plans then give the samplers and the numbers of calls.
@@ -163,12 +142,14 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             kind = plans[0].provenance.get("prediction_type")
             entries = plans[0].schedule.scheduler_config() | ({"prediction_type": kind} if kind else {}) | changes
             inverted = bool(entries.get("invert_sigmas"))
-            prediction = Prediction(entries["prediction_type"], sigma_data=entries.get("sigma_data"), inverted=inverted)
+            sigma_data = plans[0].schedule.sigma_data
+            prediction = Prediction(entries["prediction_type"], sigma_data=sigma_data, inverted=inverted)
             return cls._made(plans, prediction, entries)
         check_pipeline(config)
         source = config_of(config) | changes if changes else config
         for plan in plans:
             check_plan(plan, source)
+            check_start(plan, config)
             warn_of_other_pipeline(plan, config)
         return cls._made(plans, prediction_of(source), config_of(source), changes)
 
@@ -219,6 +200,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         own = own_spacing(config) if spacing is None else None
         plans = [make_plan(sampler_of(sampler or "dpmpp", **options), schedule, n, own or spacing) for n in counts]
         plans = [own.as_received(plan) for plan in plans] if own else plans
+        for plan in plans:
+            check_start(plan, config)
         made = [plan.with_provenance(prediction_type=prediction.kind) for plan in plans]
         return cls._made(made, prediction, config_of(config), own_grid=own is not None, needs_mu=needs_mu)
 
@@ -238,7 +221,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             "clip_sample": prediction.clip is not None,
             "thresholding": prediction.thresholding is not None,
             "made_from": class_name(config),
-            "sigma_data": prediction.sigma_data,
+            "sigma_data": prediction.sigma_data or config.get("sigma_data"),
             "invert_sigmas": prediction.inverted,
             "own_grid": False,
             "needs_mu": False,
@@ -273,6 +256,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         # Made here, for `step` costs as much as the arithmetic of a small state.
         self._calls = [(self._run.point(k), row.predicts) for k, row in enumerate(self._run.rows)]
         self._past: tuple[Call, ...] = ()
+        self._num_made = 0  # calls of the run whose states were computed
+        self._pending: tuple[int, StepOutput] | None = None  # the last call, until its state is computed
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -295,6 +280,20 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         except ValueError as error:
             raise ValueError(f"the plan is for runs from an image, not from noise alone: {error}") from None
         return float(self._plan.point(0).scale)
+
+    @property
+    def compatibles(self) -> list[type]:
+        """The classes of diffusers that take this configuration: those of the class that this scheduler replaces, as
+        far as their packages are installed."""
+        replaced = getattr(diffusers, str(self.config.get("made_from")), type(self))
+        return [kind for kind in replaced._get_compatibles() if not hasattr(kind, "_backends")]
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """alpha^2 where the plan ends, 0-dim, float32; a flow has none."""
+        if self.schedule.shift is not None:
+            raise AttributeError(f"{self.schedule!r} has no alphas_cumprod")
+        return (self._plan.alpha[-1] ** 2).float()
 
     @property
     def begin_index(self) -> int | None:
@@ -402,11 +401,14 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         use_clipped_model_output: bool | None = None,
         prev_timestep: Any = None,
         return_dict: bool = True,
+        pred_original_sample: Tensor | None = None,
     ) -> StepOutput:
-        """The state after the call with this timestep.
+        """The state after the call with this timestep, which is computed when it is read, or at the next call.
 
         The first call of a run may be any that begins a step. A sampler without memory of earlier calls may make a call
-        several times, as for tiles, and go back to earlier ones; other samplers make every call once, in order.
+        several times, as for tiles, and go back to earlier ones; other samplers make every call once, in order. A call
+        whose predicted data alone was read may be made again, after `_step_index -= 1`, as the pipelines of Cosmos 1
+        do.
 
         Args:
             model_output: the network's output, (B, C, ...), after guidance.
@@ -417,6 +419,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             use_clipped_model_output: not used; noise always follows from the clipped data.
             prev_timestep: not used; the next call of the plan follows.
             return_dict: not used; the output has names and is a pair.
+            pred_original_sample: the predicted data, in the place of the network's output.
 
         Raises:
             ValueError: a timestep of no call, a call out of order, more steps than the plan has calls, or an eta; an
@@ -429,16 +432,33 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         call = self._next_call(timestep)
         if (self._step_index is None and call != self._first) or call < self._first:
             self._start_at(0 if self._single_step else call)
-        k, run = call - self._first, self._run
+        if self._pending is not None and self._pending[0] != call:
+            _ = self._pending[1].prev_sample  # which the pipeline has not read, and the next call may look back on
+        k = call - self._first
         if not sample.is_floating_point():
             check_state("sample", sample)
         p, quantity = self._calls[k]
-        prediction = self.prediction.read(quantity, model_output, sample, p)
-        previous, self._past = advance(run, k, self._past, sample, prediction, partial(_randn, generator))
-        self._step_index = call + 1
-        if k + 1 == len(self._calls) and not finite(previous):
+        if pred_original_sample is None:
+            prediction = self.prediction.read(quantity, model_output, sample, p)
+        else:
+            prediction = GIVEN_DATA.read(quantity, pred_original_sample, sample, p)
+        output = StepOutput(
+            partial(self._advance, self._run, k, self._past, sample, prediction, generator),
+            partial(_data, prediction, quantity, sample, p),
+        )
+        self._step_index, self._pending = call + 1, (call, output)
+        return output
+
+    def _advance(
+        self, run: Plan, k: int, past: tuple[Call, ...], x: Tensor, prediction: Tensor, generator: Generators
+    ) -> Tensor:
+        """The state after call k of a run."""
+        previous, calls = advance(run, k, past, x, prediction, partial(_randn, generator))
+        if run is self._run:
+            self._past, self._num_made, self._pending = calls, k + 1, None
+        if k + 1 == len(run) and not finite(previous):
             raise ValueError(f"the state is NaN or infinite after the last call: {NONFINITE}")
-        return StepOutput(previous, sample, prediction, quantity, p)
+        return previous
 
     def _calls_at(self, timestep: float) -> list[int]:
         """The calls with this timestep."""
@@ -455,6 +475,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         value, count, begun = float(timestep), len(self._times), self._step_index is not None
         expected = self._step_index if begun else self._begin
         if expected is not None and expected < count and abs(self._times[expected] - value) <= self._near:
+            if begun and not self._single_step and expected - self._first < self._num_made:
+                raise self._made_already(expected, value)
             return expected
         if expected is not None and expected >= count and not self._single_step:
             raise ValueError(f"step was called after the last of {count} calls: call set_timesteps first")
@@ -475,8 +497,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             )
         if self._single_step:
             return earlier[-1]
-        raise ValueError(
-            f"call {earlier[-1]} (timestep {value:g}) was made already, and {self._plan.sampler!r} remembers its "
+        raise self._made_already(earlier[-1], value)
+
+    def _made_already(self, call: int, timestep: float) -> ValueError:
+        return ValueError(
+            f"call {call} (timestep {timestep:g}) was made already, and {self._plan.sampler!r} remembers its "
             "calls: for several steps at one timestep (tiles) choose a sampler without memory, such as 'ddim'; for a "
             "new run call set_timesteps first"
         )
@@ -492,6 +517,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
 def _randn(generator: Generators, x: Tensor) -> Tensor:
     return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def _data(prediction: Tensor, quantity: str, x: Tensor, p: Point) -> Tensor:
+    """The predicted data of a call, in the dtype of its state."""
+    return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
 
 
 def rest(plan: Plan, begin: int) -> Plan:

@@ -5,12 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..noise import Constraint
 from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
 from ..tuners import Budget, Joint, Progress, ReferenceDistance, Tuner, tune, tuner_of
 from .model import BATCH, PipelineModel
 from .native_grid import OwnGrid
+from .refusals import check_start
 
 SAMPLES = 32
 """Samples to tune a pipeline on, by default."""
@@ -36,6 +38,7 @@ def tune_pipeline(
     budget: str | int | Budget | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | Callable[[Progress], None] = False,
+    noise: Constraint | None = None,
     **inputs: Any,
 ) -> Plan:
     """A plan for a number of network calls of a pipeline, tuned on the pipeline itself.
@@ -59,6 +62,8 @@ def tune_pipeline(
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
         seed, guard, budget, checkpoint, progress: see `tune`.
+        noise: the constraint of the noise, see `tune`; a run of the pipeline then needs first states under it, which
+            most pipelines take as `latents=`.
         **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value is
             for all prompts, a list of as many has one for each.
 
@@ -77,6 +82,9 @@ def tune_pipeline(
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
+        check_start(plan, pipe)
+        if spacing is None and isinstance(model.spacing, OwnGrid):
+            plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
         plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(
@@ -93,5 +101,6 @@ def tune_pipeline(
             budget=budget,
             checkpoint=checkpoint,
             progress=progress,
+            noise=noise,
         )
         return tuned.with_tau(model.rounded_times(tuned.tau))

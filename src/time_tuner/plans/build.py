@@ -92,6 +92,12 @@ def _steps_on(
     raise refused or ValueError("its grids end at 0 for some numbers of steps and above 0 for others")
 
 
+def untuned(plan: Plan) -> Plan:
+    """The plan without the conditioning times and corrections of an earlier tuning; the plan itself if it was not
+    tuned, whose conditioning times are those that its network receives."""
+    return plan.with_tau(plan.t[:-1]).with_corrections(None) if "tuner" in plan.provenance else plan
+
+
 def resample(plan: Plan, calls: int) -> Plan:
     """The plan for another number of calls, as a start for tuning; without tuning it keeps little of the gain.
 

@@ -24,6 +24,11 @@ SMALLEST = 2.0**-24
 OURS = "TimeTunerScheduler"
 """The class in `time_tuner.diffusers` whose configuration holds that of the scheduler which it replaced."""
 
+COSMOS2 = "FlowMatchEulerDiscreteScheduler"
+"""The class that makes the grid of Cosmos 2, with entries of EDM's beside its own."""
+
+COSMOS2_ENTRIES = ("sigma_min", "sigma_max", "sigma_data", "final_sigmas_type")
+
 WAY_OUT = "give the schedule of its network, NoiseScheduleVP, NoiseScheduleVE or NoiseScheduleFlow, or alphas_cumprod"
 
 
@@ -109,11 +114,19 @@ def scheduler_of(config: Any, name: str) -> Any:
         import diffusers
     except ImportError:
         return None
-    kept = dict(entries)
+    kind = getattr(diffusers, name)
+    grid_of = SCHEDULER_CLASSES[name].grid_of
+    if grid_of and hasattr(kind, "_backends"):  # a package is missing that its noise needs, and its grid does not
+        kind = _stand_in(name, getattr(diffusers, grid_of))
+    cosmos2 = COSMOS2_ENTRIES if name == COSMOS2 and entries.get("sigma_data") is not None else ()
+    beside = {key: entries[key] for key in cosmos2 if key in entries}
+    kept = {key: value for key, value in entries.items() if key not in beside}
     if entries.get("plans"):  # of this library, whose own entries the class does not have
-        kept = {key: value for key, value in entries.items() if key in signature(getattr(diffusers, name)).parameters}
+        kept = {key: value for key, value in kept.items() if key in signature(kind).parameters}
     try:
-        return getattr(diffusers, name).from_config(kept | {"_class_name": name})
+        made = kind.from_config(kept | {"_class_name": name})
+        made.register_to_config(**beside)
+        return made
     except Exception as error:  # whatever a class raises of its entries, or of a package that it lacks
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"diffusers makes no {name} of this configuration ({line}): {WAY_OUT}") from None
@@ -123,7 +136,11 @@ def schedule_of_class(scheduler: Any, name: str, tokens: int | None = None, mu: 
     """The noise schedule of a scheduler of this class."""
     entries, kind = own_entries(scheduler, name), SCHEDULER_CLASSES[name]
     if kind.noise == "edm":
-        return NoiseScheduleVE(entries["sigma_min"], entries["sigma_max"], entries["sigma_data"])
+        return NoiseScheduleVE(
+            entries["sigma_min"], entries["sigma_max"], entries["sigma_data"], kind.network_input or "log"
+        )
+    if name == COSMOS2 and scheduler.config.get("sigma_data") is not None:
+        return _cosmos2(scheduler.config)
     if kind.noise == "flow" or entries.get("use_flow_sigmas"):
         # Where it is a property it may have been set since; elsewhere it is an entry.
         shift = scheduler.shift if isinstance(getattr(type(scheduler), "shift", None), property) else None
@@ -139,6 +156,26 @@ def schedule_of_class(scheduler: Any, name: str, tokens: int | None = None, mu: 
         least, most = (float(schedule.sigma_ratio(t)) for t in (schedule.t_min, schedule.T))
         return NoiseScheduleVE(entries.get("sigma_min") or least, entries.get("sigma_max") or most, 1.0)
     return schedule
+
+
+def _cosmos2(config: Mapping[str, Any]) -> NoiseScheduleVE:
+    """The schedule of Cosmos 2, from the configuration of its scheduler.
+
+    Its pipelines run in EDM's sigma: the states are x_0 + sigma eps, the network is that of a flow and receives
+    sigma / (1 + sigma), and the pipelines compute the noise from its output.
+    """
+    if not any(map(config.get, ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"))):
+        raise ValueError(
+            f"{COSMOS2} with sigma_data={config['sigma_data']} is the scheduler of Cosmos 2, whose sigmas run from "
+            "sigma_max to sigma_min only with use_karras_sigmas=True (or exponential or beta sigmas): set it"
+        )
+    return NoiseScheduleVE(_entry(config, "sigma_min"), _entry(config, "sigma_max"), None, "flow")
+
+
+@cache
+def _stand_in(name: str, kind: type) -> type:
+    """A class of this name with the grid of another class."""
+    return type(name, (kind,), {})
 
 
 def own_entries(scheduler: Any, name: str) -> dict[str, Any]:
@@ -168,14 +205,16 @@ def _schedule_of_entries(config: Mapping[str, Any], tokens: int | None, mu: floa
     """The noise schedule of a configuration without a class, or without diffusers at hand."""
     if not config.get("_class_name"):
         _check_known(_marked(config))
+    if "shift" in config and config.get("sigma_data") is not None:
+        return _cosmos2(config)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or "shift" in config:
         if {key for key in config if not key.startswith("_")} == {"shift"}:
             raise ValueError(_lacks("num_train_timesteps", config))
         return _flow(config, config, None, tokens, mu)
     if config.get("sigma_data") is not None:
-        if "solver_order" in config and "algorithm_type" not in config:
-            _check_known("CosineDPMSolverMultistepScheduler")
-        return NoiseScheduleVE(*(_entry(config, name) for name in ("sigma_min", "sigma_max", "sigma_data")))
+        cosine = "solver_order" in config and "algorithm_type" not in config  # CosineDPMSolverMultistepScheduler
+        low, high, deviation = (_entry(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
+        return NoiseScheduleVE(low, high, deviation, "arctan" if cosine else "log")
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
         return NoiseScheduleVE(_entry(config, "sigma_min"), _entry(config, "sigma_max"), 1.0)
     if config.get("trained_betas") is not None:

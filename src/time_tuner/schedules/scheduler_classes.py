@@ -18,6 +18,7 @@ class SchedulerClass:
         clips, thresholds: whether `clip_sample` and `thresholding` have an effect.
         passes_sigmas: whether most pipelines pass sigmas to its `set_timesteps`, even from 1 to 1/n in n steps.
         grid_of: the class that makes the grid, where that is another.
+        network_input: what the network receives, where that is not the usual of its noise; of "edm".
         distilled: what models its own are, if they are distilled; networks of these models are no ODE's.
         no_grid: why it has no grid for a run from noise to data.
     """
@@ -28,6 +29,7 @@ class SchedulerClass:
     thresholds: bool = False
     passes_sigmas: bool = False
     grid_of: str | None = None
+    network_input: str | None = None
     distilled: str | None = None
     no_grid: str | None = None
 
@@ -70,6 +72,9 @@ SCHEDULER_CLASSES: dict[str, SchedulerClass] = {
     ),
     "EDMEulerScheduler": SchedulerClass("edm"),
     "EDMDPMSolverMultistepScheduler": SchedulerClass("edm", thresholds=True),
+    "CosineDPMSolverMultistepScheduler": SchedulerClass(
+        "edm", grid_of="EDMDPMSolverMultistepScheduler", network_input="arctan"
+    ),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass("flow", passes_sigmas=True),
     "FlowMatchHeunDiscreteScheduler": SchedulerClass("flow"),
     "LTXEulerAncestralRFScheduler": SchedulerClass("flow", grid_of="FlowMatchEulerDiscreteScheduler"),
@@ -95,8 +100,6 @@ REFUSED: dict[str, str] = {
     "ConsistencyDecoderScheduler": "is for a consistency model that decodes latents: it is no network of an ODE",
     "SCMScheduler": "is for consistency models on a trigonometric flow (Lu & Song, 2025), whose states are scaled by "
     "the deviation of the data",
-    "CosineDPMSolverMultistepScheduler": "is for networks that receive 2 / pi arctan(sigma): wrap the network so that "
-    "it receives log(sigma) / 4, and give NoiseScheduleVE(sigma_min, sigma_max, sigma_data)",
     "DDPMWuerstchenScheduler": "is for networks that receive a ratio in [0, 1] of a clamped cosine schedule",
     "HeliosScheduler": _STAGES,
     "HeliosDMDScheduler": _STAGES,

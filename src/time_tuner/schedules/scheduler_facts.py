@@ -102,6 +102,7 @@ class SchedulerFacts:
         """A scheduler of its own with `set_timesteps` called."""
         kind, scheduler = SCHEDULER_CLASSES[self.class_name], deepcopy(self._scheduler)
         options: dict[str, Any] = {}
+        cosmos2 = kind.noise == "flow" and self.schedule.shift is None
         accepted = signature(scheduler.set_timesteps).parameters
         if own_entries(scheduler, self.class_name).get("use_dynamic_shifting"):
             shift = self.schedule.shift or 1.0
@@ -111,6 +112,8 @@ class SchedulerFacts:
             choose("sigmas", sigmas, ("pipeline", "class"))
             even = sigmas == "pipeline" and kind.passes_sigmas
             given = [1 - i / steps for i in range(steps)] if even else None
+        if cosmos2:  # which is passed that, for its number alone
+            given = torch.linspace(0, 1, steps).tolist()
         if given is not None and "sigmas" not in accepted:
             raise self._no_grid(steps, "its set_timesteps takes no sigmas")
         if scheduler.config.get("shift_terminal") and steps == 1:
@@ -124,6 +127,8 @@ class SchedulerFacts:
                 scheduler.set_timesteps(sigmas=list(given), **options)
         except Exception as error:  # whatever the class raises of a number of steps that it cannot make
             raise self._no_grid(steps, f"{type(error).__name__}: {error}".split("\n")[0]) from None
+        if cosmos2 and not self.ends_at_zero:
+            scheduler.sigmas[-1] = scheduler.sigmas[-2]  # as its pipelines do
         return scheduler
 
     def _times_of(self, scheduler: Any, steps: int) -> Tensor:
@@ -210,14 +215,16 @@ def scheduler_facts(config: Any, tokens: int | None = None, mu: float | None = N
         )
     entries, kind = own_entries(scheduler, name), SCHEDULER_CLASSES[name]
     schedule = schedule_of_class(scheduler, name, tokens, mu)
-    usual = "flow_prediction" if kind.noise == "flow" else "epsilon"
+    usual = "flow_prediction" if schedule.shift is not None else "epsilon"
     thresholds = kind.thresholds and entries.get("thresholding")
     clips = kind.clips and entries.get("clip_sample") and not thresholds
     ends_at_zero = kind.end == "one" or (kind.end == "final" and bool(entries.get("set_alpha_to_one")))
     if kind.end == "sigmas":
         converted = any(map(entries.get, CONVERTED))
         log_linear = entries.get("interpolation_type") == "log_linear" and not converted
-        ends_at_zero = entries.get("final_sigmas_type", "zero") == "zero" and not log_linear
+        cosmos2 = kind.noise == "flow" and schedule.shift is None  # whose pipelines read that, and not its class
+        final = (scheduler.config if cosmos2 else entries).get("final_sigmas_type", "zero")
+        ends_at_zero = final == "zero" and not log_linear
     return SchedulerFacts(
         class_name=name,
         schedule=schedule,

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import NoiseSchedule, Point, as_float64, even_grid
+from .._checks import choose
+from .base import Map, NoiseSchedule, Point, as_float64, even_grid
+
+NETWORK_INPUTS: dict[str, tuple[Map, Map]] = {
+    "log": (lambda sigma: torch.log(sigma) / 4, lambda time: torch.exp(4 * time)),
+    "sigma": (lambda sigma: sigma, lambda time: time),
+    "arctan": (lambda sigma: 2 / math.pi * torch.atan(sigma), lambda time: torch.tan(math.pi / 2 * time)),
+    "flow": (lambda sigma: sigma / (1 + sigma), lambda time: time / (1 - time)),
+}
+"""What the network may receive, as functions of sigma, and their inverses."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,11 @@ class NoiseScheduleVE(NoiseSchedule):
 
     Args:
         sigma_min, sigma_max: the range of noise that the network was trained with.
-        sigma_data: the deviation of the data, for the preconditioning of `model_wrapper(..., model_type="edm")`.
-        network_input: what the network receives: "log", log(sigma) / 4 as in EDM (its c_noise), or "sigma" itself.
+        sigma_data: the deviation of the data, for the preconditioning of `model_wrapper(..., model_type="edm")`; None
+            for a network without it.
+        network_input: what the network receives: "log", log(sigma) / 4 as in EDM (its c_noise); "sigma" itself;
+            "arctan", 2 / pi arctan(sigma) as in Stable Audio; or "flow", sigma / (1 + sigma) as in Cosmos 2, whose
+            network is that of a rectified flow with states x / (1 + sigma).
 
     Raises:
         ValueError: numbers that are not positive, or not in order.
@@ -28,7 +40,7 @@ class NoiseScheduleVE(NoiseSchedule):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    sigma_data: float = 0.5
+    sigma_data: float | None = 0.5
     network_input: str = "log"
 
     def __post_init__(self) -> None:
@@ -37,10 +49,9 @@ class NoiseScheduleVE(NoiseSchedule):
                 "sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, "
                 f"got {self.sigma_min} and {self.sigma_max}"
             )
-        if not 0 < self.sigma_data < math.inf:
+        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
-        if self.network_input not in ("log", "sigma"):
-            raise ValueError(f"network_input must be 'log' or 'sigma', got {self.network_input!r}")
+        choose("network_input", self.network_input, NETWORK_INPUTS)
 
     @property
     def T(self) -> float:
@@ -60,11 +71,11 @@ class NoiseScheduleVE(NoiseSchedule):
         return torch.exp(-as_float64(lam))
 
     def network_time(self, t: Any) -> Tensor:
-        """log(t) / 4, or t."""
-        return torch.log(as_float64(t)) / 4 if self.network_input == "log" else as_float64(t)
+        """log(t) / 4, t, 2 / pi arctan(t) or t / (1 + t)."""
+        return NETWORK_INPUTS[self.network_input][0](as_float64(t))
 
     def from_network_time(self, time: Any) -> Tensor:
-        return torch.exp(4 * as_float64(time)) if self.network_input == "log" else as_float64(time)
+        return NETWORK_INPUTS[self.network_input][1](as_float64(time))
 
     def from_sigma_ratio(self, sigma: Any) -> Tensor:
         """sigma itself."""
@@ -79,13 +90,16 @@ class NoiseScheduleVE(NoiseSchedule):
         return even_grid(self, steps, start, end, torch.log, torch.exp)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """That of EDMEulerScheduler, whose network has EDM's preconditioning."""
-        if self.network_input != "log":
+        """That of EDMEulerScheduler, whose network has EDM's preconditioning; of CosineDPMSolverMultistepScheduler; or
+        of the scheduler of Cosmos 2, whose pipelines compute the noise from the network's output themselves."""
+        kinds = {"log": "epsilon", "arctan": "v_prediction", "flow": "epsilon"}
+        if self.network_input not in kinds or (self.sigma_data is None) != (self.network_input == "flow"):
             raise ValueError(
-                f"networks of pipelines receive log(sigma) / 4, got {self!r}: run plans on it with `sample`"
+                "networks of pipelines receive log(sigma) / 4 or 2 / pi arctan(sigma), with EDM's preconditioning, or "
+                f"sigma / (1 + sigma) without it, got {self!r}: run plans on it with `sample`"
             )
-        entries = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "sigma_data": self.sigma_data}
-        return entries | {"prediction_type": "epsilon"}
+        entries = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "sigma_data": self.sigma_data or 1.0}
+        return entries | {"prediction_type": kinds[self.network_input]}
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "ve", **asdict(self)}

@@ -4,7 +4,7 @@ from .scheduler_classes import REFUSED, SCHEDULER_CLASSES, SchedulerClass
 
 NOISE = {
     "betas": "betas, or a flow with `use_flow_sigmas`",
-    "edm": "EDM, with its preconditioning",
+    "edm": "EDM",
     "flow": "a rectified flow",
 }
 

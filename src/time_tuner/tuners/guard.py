@@ -107,16 +107,19 @@ def gain_with_error(untuned: Tensor, tuned: Tensor, stochastic: bool) -> tuple[f
 def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
     """The tuned plan, or what of it is better than the untuned one, with the distances in its provenance.
 
-    Conditioning times are set back to t one at a time, last first, while that lowers the distance. Where the gain over
-    the untuned plan is below its standard error, the untuned plan remains.
+    Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
+    that lowers the distance. Where the gain over the untuned plan is below its standard error, the untuned plan
+    remains.
     """
+    same = plan.t[:-1] == untuned.t[:-1]
+    back = torch.where(same, untuned.tau, plan.with_ratios(untuned.tau / untuned.t[:-1]).tau)
     before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):
-        if best.tau[k] == best.t[k]:
+        if best.tau[k] == back[k]:
             continue
         tau = best.tau.clone()
-        tau[k] = best.t[k]
+        tau[k] = back[k]
         trial = best.with_tau(tau)
         distances = judge.per_sample(trial)
         if distances.mean() >= after.mean():

@@ -16,7 +16,7 @@ from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..noise import Constraint
-from ..plans.build import reference_plan
+from ..plans.build import reference_plan, untuned
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule, predict
 from .base import Listener, Tuner, TuningRun, listener
@@ -178,7 +178,7 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        return guarded(tuned, plan.with_tau(plan.t[:-1]).with_corrections(None), judge)
+        return guarded(tuned, untuned(plan), judge)
 
 
 def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:

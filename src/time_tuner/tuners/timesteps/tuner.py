@@ -19,7 +19,9 @@ import torch
 from ..._checks import check_int, choose
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
+from ...plans.build import untuned
 from ...plans.plan import Plan
+from ...schedules import as_float64
 from ..base import Tuner, TuningRun
 from ..budget import Budget, Speed, forward
 from .adam import ITERATIONS, LR, adam, check_gradient
@@ -101,7 +103,8 @@ class TimestepTuner(Tuner):
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         name, objective = self._objective(plan)
-        plan = plan.with_tau(plan.t[:-1]).with_corrections(None)
+        start = untuned(plan)
+        plan = start.with_tau(start.t[:-1]).with_corrections(None)
         plan_run, calibration = PlanRun(plan), run.calibration
         notes: dict[str, Any] = {"optimizer": self.optimizer, "objective": name}
         if self.optimizer == "adam":
@@ -113,7 +116,9 @@ class TimestepTuner(Tuner):
         else:
             ratios, losses = Search(plan_run, calibration.fixed(model), self.strategy, run, objective, self.last)()
             notes["loss"] = {name: [pair[i] for pair in losses] for i, name in enumerate(("untuned", "tuned"))}
-        return plan.with_ratios(ratios).with_provenance(**notes)
+        ratios = as_float64(ratios)
+        tau = torch.where(ratios == 1, start.tau, plan.with_ratios(ratios).tau)  # calls that were not tuned keep theirs
+        return plan.with_tau(tau).with_provenance(**notes)
 
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
