@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..plans.plan import Plan
@@ -47,11 +49,19 @@ class GridArguments:
         return replace(self, sigmas=read(self.sigmas), timesteps=read(self.timesteps))
 
 
+@cache
+def keeps_timesteps() -> bool:
+    """Whether diffusers' schedulers of flows leave the timesteps that they are passed: since version 0.42."""
+    own = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    own.set_timesteps(sigmas=[1.0, 0.5], timesteps=[1000.0, 500.0])
+    return float(own.timesteps[1]) == 500
+
+
 def schedule_in_run(scheduler: Any, given: GridArguments) -> NoiseSchedule:
     """The noise schedule of the network in a pipeline that passes this to its scheduler.
 
     Where a pipeline of a flow passes timesteps, its scheduler shifts the noise and leaves the timesteps: the network
-    receives the time before the shift (CogView4, GLM-Image).
+    receives the time before the shift (CogView4, GLM-Image), but in diffusers before 0.42.
 
     Raises:
         ValueError: as of `schedule_of`; timesteps that are not those of the sigmas.
@@ -59,7 +69,7 @@ def schedule_in_run(scheduler: Any, given: GridArguments) -> NoiseSchedule:
     ours = bool(config_of(scheduler).get("plans"))
     dynamic = given.mu is not None and ours
     schedule = facts_of(scheduler, mu=given.mu).schedule if dynamic else schedule_of(scheduler, mu=given.mu)
-    if schedule.shift is None or given.timesteps is None:
+    if schedule.shift is None or given.timesteps is None or not keeps_timesteps():
         return schedule
     scale = float(config_of(scheduler).get("num_train_timesteps", 1000))
     if given.sigmas is not None and not np.allclose(np.divide(given.timesteps, scale), given.sigmas, atol=2e-3):

@@ -38,7 +38,7 @@ from .config import (
     warn_of_other_pipeline,
 )
 from .interface import MOST_SIGMA, PipelineScheduler
-from .native_grid import GridArguments, OwnGrid, own_spacing, schedule_in_run, usual_sigmas
+from .native_grid import GridArguments, OwnGrid, keeps_timesteps, own_spacing, schedule_in_run, usual_sigmas
 from .refusals import check_pipeline, check_start
 from .step_output import StepOutput
 
@@ -359,7 +359,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """Raise a ValueError if sigmas or timesteps are neither those of the plan nor the defaults of the pipeline."""
         if given.steps is None:
             return
-        both = given.sigmas is not None and given.timesteps is not None
+        both = given.sigmas is not None and given.timesteps is not None and keeps_timesteps()
         if both and self.schedule.shift is not None and self.schedule.to_dict()["network_input"] != "t":
             raise ValueError(
                 "the pipeline passes timesteps= beside sigmas=, and its network receives the time before the shift, "
