@@ -25,9 +25,15 @@ from .calibration import OWN_CALLS, Calibration
 from .checkpoint import Checkpoint, plain, versions
 from .guard import ReferenceDistance, guarded
 from .joint.tuner import Joint
+from .least_squares import LeastSquares
 from .timesteps.tuner import Parallel, Sequential
 
-TUNERS: dict[str, type[Tuner]] = {"sequential": Sequential, "parallel": Parallel, "joint": Joint}
+TUNERS: dict[str, type[Tuner]] = {
+    "sequential": Sequential,
+    "parallel": Parallel,
+    "joint": Joint,
+    "least_squares": LeastSquares,
+}
 """Every tuner by its name in texts and on the command line."""
 
 REFERENCE_CALLS = 100
