@@ -215,7 +215,8 @@ class _Compiler:
 
     def _moved(self, k: int, corrections: Tensor) -> Tensor:
         """The weights of gamma_k sum_j C[k, j] (eps_j - eps_k) on all terms of call k, for C[k, :k] (k,)."""
-        on_eps = self._gamma(k) * torch.cat([-corrections.sum()[None], corrections.flip(0)])  # from call k back to call 0
+        backwards = torch.cat([-corrections.sum()[None], corrections.flip(0)])  # from call k to call 0
+        on_eps = self._gamma(k) * backwards
         none = torch.zeros_like(on_eps)
         on_x, on_prediction = none, on_eps
         if "x0" in self.quantities[: k + 1]:  # where eps is (x - alpha x0) / sigma

@@ -42,12 +42,13 @@ from .budget import Budget, Speed, forward, measure_speed
 from .joint.loss import DELTA, TeacherLoss, robust
 from .joint.teacher import AT_ONCE, FEWEST, Pairs, described, group_size, teach, teacher_cost, teacher_of
 
-PAIRS = 256  # by default: of four times as many the ends on exact digits are hardly nearer
-MOST_BYTES = 2**31  # of the states and predictions of all pairs, which are kept in the memory of the CPU
-SHARE = 0.8  # of a budget of seconds that may be planned for: a machine that becomes slower is in time
+PAIRS = 256
+MOST_BYTES = 2**31  # of the states and predictions of all pairs, which stay in the memory of the CPU
+SHARE = 0.8  # of a budget of seconds that is planned for: a machine that becomes slower is in time
 REWEIGHTINGS = 30
-RIDGE = 1e-6  # of the mean square of the differences, added to that of each: in runs of many calls the differences of
-# neighbouring predictions are nearly parallel, and without it large corrections of opposite signs would fit rounding
+RIDGE = 1e-6
+"""Of the mean square of the differences, added to the square of each: differences of neighbouring predictions are
+nearly parallel. On exact digits at 20 calls the largest correction is 35, and 16,000 with 1e-12, for ends as near."""
 
 logger = logging.getLogger("time_tuner")
 
