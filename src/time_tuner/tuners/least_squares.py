@@ -263,4 +263,5 @@ class _Problem:
         size = gram.diagonal().mean() if len(gram) else 0.0
         if not size > 0:  # no differences: every prediction is the same, or gamma = 0
             return torch.zeros_like(moment)
-        return torch.linalg.solve(gram + RIDGE * size * torch.eye(len(gram)), moment)
+        minimum: Tensor = torch.linalg.solve(gram + RIDGE * size * torch.eye(len(gram)), moment)
+        return minimum
