@@ -1,5 +1,6 @@
 """Corrections by least squares along the run."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,20 @@ def test_what_cannot_be_tuned_is_refused_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             LeastSquares(**options)
+
+
+@pytest.mark.parametrize("tau", [None, float(plan_of().tau[2])], ids=["everywhere", "at a time of the plan alone"])
+def test_a_network_that_returns_nan_is_named(tau: float | None) -> None:
+    def broken(x: Tensor, t: Any, at: Any) -> Tensor:
+        return EPS(x, t, at) * (math.nan if tau in (None, float(at)) else 1)
+
+    with pytest.raises(ValueError, match=f"eps returned NaN or infinity at call {0 if tau is None else 2}"):
+        tune(broken, plan_of(), FEW, **QUICK)
+
+
+def test_predictions_that_are_all_the_same_leave_nothing_to_correct() -> None:
+    tuned = tune(lambda x, t, tau: torch.ones_like(x), plan_of(), FEW, **QUICK)
+    assert tuned.corrections is None
 
 
 def test_the_guard_and_a_given_calibration_are_those_of_every_tuner() -> None:

@@ -128,6 +128,7 @@ class LeastSquares(Tuner):
         loss = TeacherLoss(model, pairs, robust, run.cost_log)
         found = plan.with_corrections(corrections)
         losses = {"untuned": loss.mean(plan, validation), "tuned": loss.mean(found, validation)}
+        loss.check_finite(plan, losses["untuned"], validation)
         if not losses["tuned"] < losses["untuned"]:
             logger.info("least squares found no better corrections: those of the plan stay")
             found, losses["tuned"] = plan, losses["untuned"]
@@ -261,7 +262,8 @@ class _Problem:
     def _minimum(self, weights: Tensor) -> Tensor:
         gram, moment = torch.einsum("n,nij->ij", weights, self.gram), weights @ self.moment
         size = gram.diagonal().mean() if len(gram) else 0.0
-        if not size > 0:  # no differences: every prediction is the same, or gamma = 0
+        # There are no differences where all predictions are the same, or gamma is 0; broken runs are found later.
+        if not (0 < size < math.inf and moment.isfinite().all()):
             return torch.zeros_like(moment)
         minimum: Tensor = torch.linalg.solve(gram + RIDGE * size * torch.eye(len(gram)), moment)
         return minimum
