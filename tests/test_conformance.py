@@ -343,5 +343,5 @@ def test_a_spacing_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", TUNERS)
 def test_tuners_conform(name: str) -> None:
-    options = {"pairs": 32, "iterations": 20} if name == "joint" else {}
-    check_tuner(TUNERS[name](**options))
+    options = {"joint": {"pairs": 32, "iterations": 20}, "least_squares": {"pairs": 64}}
+    check_tuner(TUNERS[name](**options.get(name, {})))

@@ -23,6 +23,7 @@ from .schedules import (
 )
 from .spacings import SPACINGS
 from .tuners.joint.tuner import Joint
+from .tuners.least_squares import LeastSquares
 from .tuners.timesteps.tuner import Parallel, Sequential
 from .tuners.tune import TUNERS, estimate, tune, tune_several
 
@@ -32,6 +33,7 @@ __all__ = [
     "SPACINGS",
     "TUNERS",
     "Joint",
+    "LeastSquares",
     "Model",
     "NoiseScheduleFlow",
     "NoiseScheduleVE",

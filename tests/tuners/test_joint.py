@@ -225,11 +225,11 @@ def test_a_network_without_gradient_is_refused() -> None:
         return EPS(x, t, tau) / 0
 
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
-    with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*take 'sequential'"):
+    with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*take 'least_squares'"):
         tune_by(still, plan, "joint", parts=("tau",), **QUICK)
     # The arithmetic around it has a gradient, which is not enough.
     for wrapped in (still, torch.inference_mode()(lambda x, t, tau: EPS(x, t, tau))):
-        with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*take 'sequential'"):
+        with pytest.raises(ValueError, match=r"needs a network with a gradient in its input.*take 'least_squares'"):
             tune_by(wrapped, plan, "joint", **QUICK)
     with pytest.raises(ValueError, match="NaN or infin"):
         tune_by(broken, plan, "joint", **QUICK)

@@ -18,7 +18,7 @@ from mixture_runs import DATA, Interrupt, quadratic, tuned
 from time_tuner import TUNERS, TimeTuner, exact, make_plan, tune
 from time_tuner.tuners import Progress
 
-PHASES = {name: ["data"] for name in TUNERS} | {"joint": ["teacher"]}
+PHASES = {name: ["data"] for name in TUNERS} | {"joint": ["teacher"], "least_squares": ["teacher"]}
 
 
 @pytest.mark.parametrize("name", TUNERS)

@@ -331,7 +331,7 @@ def test_a_tuned_plan_has_the_distance_of_its_provenance() -> None:
 # --- the default ---
 
 
-def test_the_default_tuner_is_joint_and_sequential_where_joint_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_tuner_is_joint_and_another_where_joint_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
     plan, data = make_plan("ddim", SCHEDULE, calls=2), MIXTURE.sample(8, seed=0).float()
     stochastic = make_plan("ddpm", SCHEDULE, calls=2)
 
@@ -342,14 +342,16 @@ def test_the_default_tuner_is_joint_and_sequential_where_joint_cannot_be_used(ca
     assert tune(EPS, plan, **how).provenance["tuner"] == "joint"
     assert tune_several(EPS, [plan], **how)[0].provenance["tuner"] == "joint"
     assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "tuning", "reference", "guard"}
-    for model, untuned, x0, reason in (
-        (EPS, plan, data, "data= is given"),
-        (EPS, stochastic, None, "the plan draws noise"),
-        (frozen, plan, None, "the network has no gradient"),
+    for model, untuned, x0, name, reason in (
+        (EPS, plan, data, "sequential", "data= is given"),
+        (frozen, plan, data, "sequential", "data= is given"),
+        (EPS, stochastic, None, "sequential", "the plan draws noise"),
+        (frozen, plan, None, "least_squares", "the network has no gradient"),
+        (frozen, make_plan("ddim", SCHEDULE, calls=1), None, "sequential", "the network has no gradient"),
     ):
         for run in (tune, lambda model, plan, **how: tune_several(model, [plan], **how)[0]):
             caplog.clear()
-            assert run(model, untuned, data=x0, **how).provenance["tuner"] == "sequential"
-            assert any(f"the tuner is sequential, because {reason}" in message for message in caplog.messages)
+            assert run(model, untuned, data=x0, **how).provenance["tuner"] == name
+            assert any(f"the tuner is {name}, because {reason}" in message for message in caplog.messages)
     with torch.inference_mode():
-        assert tune(EPS, plan, **how).provenance["tuner"] == "sequential"
+        assert tune(EPS, plan, **how).provenance["tuner"] == "least_squares"

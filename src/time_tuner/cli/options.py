@@ -50,8 +50,8 @@ Overwrite_ = option(bool, "Replace a plan file that exists.", "--overwrite")
 SeveralCalls_ = option(str, "Network calls of a run; several, as in 4,5,8, for a plan for each.")
 Method_ = option(
     str | None,
-    f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; sequential for a network without "
-    "gradients, a sampler that draws noise, and --data]",
+    f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; least_squares for a network "
+    "without gradients; sequential for a sampler that draws noise, and --data]",
 )
 Budget_ = option(str | None, "What tuning may spend, as in 20000calls, 60s or 2m.")
 Samples_ = option(int | None, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", min=2)

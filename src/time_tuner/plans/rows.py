@@ -82,6 +82,7 @@ class Row:
         uses_noise: whether the sampler draws noise at this call.
         history: the number of calls that the row reads, its own included.
         predicts: the quantity that the network predicts at this call, "eps" or "x0".
+        gamma: the factor of the corrections, see `Plan.corrections`.
     """
 
     corrected: Combination | None
@@ -89,6 +90,7 @@ class Row:
     uses_noise: bool
     history: int
     predicts: str = "eps"
+    gamma: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON values, which suffice to run a plan without this library."""
@@ -163,7 +165,8 @@ class _Compiler:
             terms, new = self._terms(k, k + 1), weights.new_zeros(3 * (k + 1 - reads))
             weights = torch.cat([weights[:-1], new, weights[-1:]]) + self._moved(k, self.corrections[k, :k])
         history = reads if self.corrections is None else k + 1
-        return Row(combined, _combination(terms, weights), uses_noise, history, terms[1][0])
+        gamma = float(self._gamma(k).detach()) if k else 0.0  # there is nothing to correct by at the first call
+        return Row(combined, _combination(terms, weights), uses_noise, history, terms[1][0], gamma)
 
     def _terms(self, k: int, history: int) -> list[Term]:
         kinds = [("x", self.quantities[k - ago], "c") for ago in range(history)]
@@ -206,11 +209,14 @@ class _Compiler:
             x, eps = c, eps + (c - x) / p.sigma
         return Evaluation(x, eps, p, x0, i - self.starts[i])
 
+    def _gamma(self, k: int) -> Tensor:
+        q, b = self.points[k + 1], self.points[self.starts[k]]
+        return q.sigma - q.alpha / b.alpha * b.sigma
+
     def _moved(self, k: int, corrections: Tensor) -> Tensor:
         """The weights of gamma_k sum_j C[k, j] (eps_j - eps_k) on all terms of call k, for C[k, :k] (k,)."""
-        q, b = self.points[k + 1], self.points[self.starts[k]]
-        gamma = q.sigma - q.alpha / b.alpha * b.sigma
-        on_eps = gamma * torch.cat([-corrections.sum()[None], corrections.flip(0)])  # from call k back to call 0
+        backwards = torch.cat([-corrections.sum()[None], corrections.flip(0)])  # from call k to call 0
+        on_eps = self._gamma(k) * backwards
         none = torch.zeros_like(on_eps)
         on_x, on_prediction = none, on_eps
         if "x0" in self.quantities[: k + 1]:  # where eps is (x - alpha x0) / sigma

@@ -6,6 +6,7 @@ from .budget import Budget
 from .calibration import Calibration
 from .guard import ReferenceDistance
 from .joint.tuner import Joint
+from .least_squares import LeastSquares
 from .timesteps.objectives import OBJECTIVES, Objective, Step
 from .timesteps.tuner import Parallel, Sequential
 from .tune import REFERENCE_CALLS, TUNERS, Estimate, estimate, tune, tune_several, tuner_of
@@ -18,6 +19,7 @@ __all__ = [
     "Calibration",
     "Estimate",
     "Joint",
+    "LeastSquares",
     "Objective",
     "Parallel",
     "Progress",

@@ -1,13 +1,14 @@
 r"""Tuners, and the run in which a tuner works.
 
 A *tuner* improves a plan for the same number of network calls. It is a frozen dataclass: its fields are its options,
-in Python, in texts such as "joint(pairs=128)" and on the command line. Three are known:
+in Python, in texts such as "joint(pairs=128)" and on the command line. Four are known:
 
 | tuner | tunes | a step | its loss | needs |
 |---|---|---|---|---|
 | `Sequential` | the ratios tau / t, one after another | a search for one ratio | of the state after the call | data |
 | `Parallel` | the same, each on its own | the same | the same | data |
 | `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | gradients |
+| `LeastSquares` | corrections | the row of one call | distance to a teacher's path | nothing |
 
 A *calibration* holds data and noise of a seed. A *budget* limits the network calls or the seconds; the best plan found
 until then is the result. A *cost log* counts network calls by purpose. A *checkpoint* keeps the *state* of the tuner

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,9 +25,15 @@ from .calibration import OWN_CALLS, Calibration
 from .checkpoint import Checkpoint, plain, versions
 from .guard import ReferenceDistance, guarded
 from .joint.tuner import Joint
+from .least_squares import LeastSquares
 from .timesteps.tuner import Parallel, Sequential
 
-TUNERS: dict[str, type[Tuner]] = {"sequential": Sequential, "parallel": Parallel, "joint": Joint}
+TUNERS: dict[str, type[Tuner]] = {
+    "sequential": Sequential,
+    "parallel": Parallel,
+    "joint": Joint,
+    "least_squares": LeastSquares,
+}
 """Every tuner by its name in texts and on the command line."""
 
 REFERENCE_CALLS = 100
@@ -72,8 +78,9 @@ def tune(
         eps: a model, or a function `eps(x, t, tau)`.
         plan: the plan from which tuning starts: its sampler and its grid.
         tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
-            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint"; "sequential" for a
-            network without gradients, for a plan that draws noise, and with `data`, which a log message reports.
+            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint";
+            "least_squares" for a network without gradients; "sequential" for a plan that draws noise, and with `data`;
+            a log message reports that.
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
         seed: of all noise.
@@ -182,18 +189,19 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
 
 
 def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
-    """Joint tuning, or the sequential one where joint tuning cannot be used; the reason is logged."""
-    reason = ""
+    """Joint tuning; where it cannot be used, least squares, or the sequential tuner where they cannot be used either.
+    The reason is logged."""
+    reason, other = "", cast(Tuner, Sequential() if len(plan) < 2 else LeastSquares())
     if not calibration.own:
-        reason = "data= is given"
+        reason, other = "data= is given", Sequential()
     elif plan.stochastic:
-        reason = "the plan draws noise"
+        reason, other = "the plan draws noise", Sequential()
     elif not _has_gradient(model, plan, calibration):
         reason = "the network has no gradient"
     if not reason:
         return Joint()
-    logger.warning("the tuner is sequential, because %s, which joint tuning does not take", reason)
-    return Sequential()
+    logger.warning("the tuner is %s, because %s, which joint tuning does not take", _name(other), reason)
+    return other
 
 
 def _has_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> bool:

@@ -196,5 +196,5 @@ def _check_gradient(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> Non
     if prediction.is_inference() or (torch.is_grad_enabled() and x.requires_grad and not prediction.requires_grad):
         raise ValueError(
             "joint tuning needs a network with a gradient in its input, this one has none: call it without "
-            "torch.no_grad or inference_mode, or take 'sequential', which works with forward calls only"
+            "torch.no_grad or inference_mode, or take 'least_squares', which works with forward calls only"
         )

@@ -1,20 +1,25 @@
-"""The teacher of joint tuning: a many-step run of the same model, whose ends the plan's runs are to reach."""
+"""The teacher: a many-step run of the same model, whose ends and path the plan's runs are to reach."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..._files import replacing
-from ...models.base import for_rows
+from ...models.base import Model, for_rows
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...noise import TEACHER, first_seed
 from ...plans.build import reference_plan
 from ...plans.plan import Plan
+from ...plans.rows import Call
 from ...samplers.unipc import UniPC
-from ...sampling import sample
+from ...sampling import advance, finite, predict, sample
+from ...schedules import Point
 from ..base import TuningRun
 from ..budget import forward
 
@@ -26,16 +31,18 @@ SHARE = 0.25  # of a budget of seconds that the teacher takes at most
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noise x and the ends y of the teacher's runs from it, both (N, ...)."""
+    """Noise x and the ends y of the teacher's runs from it, both (N, ...); and the states of these runs at P given
+    times, (N, P, ...) on the CPU, where a tuner needs them."""
 
     x: Tensor
     y: Tensor
+    path: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor | slice) -> "Pairs":
-        return Pairs(self.x[rows], self.y[rows])
+        return Pairs(self.x[rows], self.y[rows], None if self.path is None else self.path[rows])
 
 
 def usual_teacher(plan: Plan) -> Plan:
@@ -43,56 +50,143 @@ def usual_teacher(plan: Plan) -> Plan:
     return reference_plan(plan.schedule, float(plan.t[-1]), max(CALLS, len(plan)), UniPC(ORDER))
 
 
+def teacher_of(plan: Plan, teacher: Plan | None) -> Plan:
+    """The given teacher of a plan, or the usual one; a ValueError if it does not fit."""
+    teacher = usual_teacher(plan) if teacher is None else teacher
+    if teacher.schedule != plan.schedule:
+        raise ValueError(f"teacher must be on the plan's schedule, {plan.schedule!r}, got {teacher.schedule!r}")
+    if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
+        raise ValueError(
+            f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
+            f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
+        )
+    if len(teacher) < len(plan):
+        raise ValueError(f"teacher must make no fewer calls than the plan, {len(plan)}, got {teacher!r}: give another")
+    return teacher
+
+
 def teacher_cost(pairs: int, calls: int, batch: int | None) -> Cost:
     """The cost of so many pairs of a teacher of so many calls."""
     return forward(pairs, min(AT_ONCE, batch or AT_ONCE)) * calls
 
 
+def group_size(batch: int | None) -> int:
+    """How many runs are made at a time: 64, or fewer, so that they fill network calls of `batch` samples."""
+    return AT_ONCE // batch * batch if batch and batch < AT_ONCE else AT_ONCE
+
+
 @torch.no_grad()
 def teach(
-    model: BatchedModel, teacher: Plan, run: TuningRun, pairs: int | None = None, cache: Path | None = None
+    model: BatchedModel,
+    teacher: Plan,
+    run: TuningRun,
+    pairs: int | None = None,
+    cache: Path | None = None,
+    times: Sequence[float] = (),
+    share: float = SHARE,
 ) -> Pairs:
     """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
     conditions of the model.
 
     There are at most `pairs`, 2048 by default. In a budget of seconds no run begins that is not expected to end within
-    a quarter of them, by the pace so far. The cache is a .safetensors file that keeps the ends: an interrupted run
-    continues from there, and a finished one makes a single run again, to check that the model is the same; a ValueError
-    if it was made by another teacher, from another seed, or with another model.
+    a `share` of them, by the pace so far. The cache is a .safetensors file that keeps the ends, and the path at falling
+    `times` if there are any: an interrupted run continues from there, and a finished one makes a single run again, to
+    check that the model is the same; a ValueError if it was made by another teacher, for other times, from another
+    seed, or with another model.
     """
     calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
     made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
+    made["times"] = str([round(float(t), 9) for t in times])
 
-    def end(begin: int, stop: int) -> Tensor:
+    def states(begin: int, stop: int) -> Tensor:
         rows, x = torch.arange(begin, stop), calibration.states(range(first + begin, first + stop))
-        return sample(for_rows(model, rows), teacher, teacher.initial_state(x))
+        return states_at(for_rows(model, rows), teacher, teacher.initial_state(x), times).cpu()
 
-    batch, most = model.batch, MOST if pairs is None else pairs
-    at_once = AT_ONCE // batch * batch if batch and batch < AT_ONCE else AT_ONCE
+    most, at_once = MOST if pairs is None else pairs, group_size(model.batch)
     limit = None if run.state else run.budget.seconds  # a continued run makes the pairs that it had
-    ends = calibration.states(range(0))
+    found = torch.empty(0, 1 + len(times), *calibration.shape)
     with run.cost_log.purpose("teacher"):
         if cache is not None and cache.exists():
-            ends = _read(cache, made).to(ends)[:most]
-            if not torch.allclose(end(0, 1), ends[:1], rtol=1e-2, atol=1e-2):
+            found = _read(cache, made).to(found)[:most]
+            if not torch.allclose(states(0, 1), found[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
-        done, seconds, count = len(ends), run.seconds, at_once
-        while len(ends) < most:
+        done, seconds, count = len(found), run.seconds, at_once
+        while len(found) < most:
             if limit is not None:
-                new, before, seconds = len(ends) - done, seconds, run.seconds
-                done, pace = len(ends), (seconds - before) / max(new, 1)  # of the runs just made
+                new, before, seconds = len(found) - done, seconds, run.seconds
+                done, pace = len(found), (seconds - before) / max(new, 1)  # of the runs just made
                 if not new or done < FEWEST:
                     count = FEWEST if seconds < limit else 0
                 else:
-                    left = int((SHARE * limit - seconds) / max(pace, 1e-9))
+                    left = int((share * limit - seconds) / max(pace, 1e-9))
                     # A quarter of what is left at a time: a machine that becomes four times as slow is in time.
                     count = max(0, min(at_once, left, max(FEWEST, left // 4)))
             if not count:
                 break
-            ends = torch.cat([ends, end(len(ends), min(len(ends) + count, most))])
+            found = torch.cat([found, states(len(found), min(len(found) + count, most))])
             if cache is not None:
-                _write(cache, ends, made)
-    return Pairs(calibration.states(range(first, first + len(ends))), ends)
+                _write(cache, found, made)
+    x = calibration.states(range(first, first + len(found)))
+    return Pairs(x, found[:, -1].to(x.device), found[:, :-1] if len(times) else None)
+
+
+def states_at(model: Model, teacher: Plan, x: Tensor, times: Sequence[float]) -> Tensor:
+    """The states of a deterministic run from x (n, ...) at P falling times and at its end, (n, P + 1, ...).
+
+    Between the points where steps begin, the state u = x / sqrt(alpha^2 + sigma^2) is a cubic of the angle phi =
+    arctan(sigma / alpha) (Hermite), by its slope du/dphi = cos(phi) eps - sin(phi) x0, which is the equation dX/ds =
+    eps of X = x / alpha in s = sigma / alpha, and is finite also where alpha or sigma is 0. There is no prediction at
+    the end: the last piece is a parabola.
+    """
+    if not times:
+        return sample(model, teacher, x)[:, None]
+    begins, start = {sum(teacher.steps[:i]) for i in range(len(teacher.steps))}, x
+    wanted = [teacher.schedule.at(t) for t in times]
+    found, past, left = list[Tensor](), tuple[Call, ...](), cast("_Node | None", None)
+    for k in range(len(teacher)):
+        prediction = predict(model, teacher, k, x)
+        if k in begins:
+            node = _Node.of(teacher, k, x, prediction)
+            while len(found) < len(wanted) and float(wanted[len(found)].angle) >= node.angle:
+                found.append(_between(left or node, node, wanted[len(found)]))
+            left = node
+        x, past = advance(teacher, k, past, x, prediction, torch.randn_like)
+    if not finite(x):
+        sample(model, teacher, start)  # names the call
+    assert left is not None
+    end = teacher.point(len(teacher))
+    last = _Node(float(end.angle), x / float(end.scale), None)
+    found += [_between(left, last, p) for p in wanted[len(found) :]]
+    return torch.stack([*found, x], 1)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """The state u of a run at an angle, and its slope du/dphi, None where it is not known."""
+
+    angle: float
+    u: Tensor
+    slope: Tensor | None
+
+    @classmethod
+    def of(cls, plan: Plan, k: int, x: Tensor, prediction: Tensor) -> "_Node":
+        """The state x and the prediction at call k."""
+        p = plan.point(k)
+        u, sin, cos = x / float(p.scale), math.sin(float(p.angle)), math.cos(float(p.angle))
+        x0 = plan.rows[k].predicts == "x0"
+        return cls(float(p.angle), u, (cos * u - prediction) / sin if x0 else (prediction - sin * u) / cos)
+
+
+def _between(left: _Node, right: _Node, p: Point) -> Tensor:
+    """The state at a point between two nodes, by Hermite's cubic."""
+    width = right.angle - left.angle
+    if not width or left.slope is None:
+        return left.u * float(p.scale)
+    z, rise = (float(p.angle) - left.angle) / width, right.u - left.u
+    first = width * left.slope
+    second = 2 * rise - first if right.slope is None else width * right.slope
+    bend = (1 - z) * (first - rise) + z * (rise - second)
+    return (left.u + z * rise + z * (1 - z) * bend) * float(p.scale)
 
 
 def described(plan: Plan) -> str:
@@ -106,18 +200,18 @@ def _read(path: Path, made: dict[str, str]) -> Tensor:
     try:
         with safe_open(str(path), framework="pt") as file:
             held: dict[str, str] = file.metadata() or {}
-            ends: Tensor = file.get_tensor("ends")
+            states: Tensor = file.get_tensor("states")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no teacher file: {error}") from None
-    words = {"teacher": "teacher", "first": "seed", "shape": "shape of samples"}
+    words = {"teacher": "teacher", "times": "grid of the plan", "first": "seed", "shape": "shape of samples"}
     other = [words[name] for name, value in made.items() if held.get(name) != value]
     if other:
         raise ValueError(f"{path} holds runs with another {', another '.join(other)}: name another file, or remove it")
-    return ends
+    return states
 
 
-def _write(path: Path, ends: Tensor, made: dict[str, str]) -> None:
+def _write(path: Path, states: Tensor, made: dict[str, str]) -> None:
     from safetensors.torch import save
 
     with replacing(path) as file:
-        file.write(save({"ends": ends.cpu().contiguous()}, metadata=made))
+        file.write(save({"states": states.contiguous()}, metadata=made))

@@ -32,7 +32,7 @@ from .parameters import PARTS, Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
-from .teacher import FEWEST, Pairs, described, teach, teacher_cost, usual_teacher
+from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of
 
 
 @dataclass(frozen=True)
@@ -99,26 +99,10 @@ class Joint(Tuner):
         parameters = Parameters(plan, self.parts)
         if not len(parameters):
             raise ValueError(f"a plan for {len(plan)} calls has no {' or '.join(parameters.parts)} to tune: add 'tau'")
-        self._teacher_of(plan)
+        teacher_of(plan, self.teacher)
         warm_starts(plan, self.warm_starts)
         if self.teacher_cache is not None:
             check_writable(Path(self.teacher_cache))
-
-    def _teacher_of(self, plan: Plan) -> Plan:
-        """The teacher of a plan, if it fits."""
-        teacher = usual_teacher(plan) if self.teacher is None else self.teacher
-        if teacher.schedule != plan.schedule:
-            raise ValueError(f"teacher must be on the plan's schedule, {plan.schedule!r}, got {teacher.schedule!r}")
-        if abs(float(teacher.t[-1] - plan.t[-1])) > 1e-9 or teacher.stochastic:
-            raise ValueError(
-                f"teacher must be a deterministic plan that ends where the plan does, at t = {float(plan.t[-1]):.6g}, "
-                f"got {teacher!r} which ends at t = {float(teacher.t[-1]):.6g}"
-            )
-        if len(teacher) < len(plan):
-            raise ValueError(
-                f"teacher must make no fewer calls than the plan, {len(plan)}, got {teacher!r}: give another"
-            )
-        return teacher
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network and the distance have a gradient."""
@@ -128,7 +112,7 @@ class Joint(Tuner):
         loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
-        teacher, parts, budget = self._teacher_of(plan), check_parts(self.parts), run.budget
+        teacher, parts, budget = teacher_of(plan, self.teacher), check_parts(self.parts), run.budget
         notes = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
         # 1. The teacher's runs, as many as there is time for.
         speed, pairs = None, None
@@ -170,7 +154,7 @@ class Joint(Tuner):
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:
         """Of runs in a cache one is made again; {} where only an unknown speed decides."""
-        calls = len(self._teacher_of(plan))
+        calls = len(teacher_of(plan, self.teacher))
         costs = joint_cost(self, calls, plan, batch, budget, speed)
         if costs and self.teacher_cache is not None and Path(self.teacher_cache).exists():
             costs["teacher"] = Cost(calls, calls), costs["teacher"][1]
