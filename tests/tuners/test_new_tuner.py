@@ -122,3 +122,15 @@ def test_one_that_knows_no_cost_is_tuned_all_the_same() -> None:
     for wrong in (Nothing, 3):
         with pytest.raises(ValueError, match="tuner must be a tuner or a text such as"):
             tune(EPS, PLAN, wrong)  # type: ignore[arg-type]
+
+
+def test_a_budget_that_ends_without_a_gain_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    @dataclass(frozen=True)
+    class Idle(Tuner):
+        def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
+            run.save_step(1, 1.0, (1.0, 1.0), {"done": 1})
+            run.stop("was spent at trial 1")
+            return plan
+
+    assert not tune(EPS, PLAN, Idle(), samples=16).tuned
+    assert "was spent at trial 1, and nothing was gained: give a larger one" in caplog.text

@@ -185,7 +185,10 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        return guarded(tuned, untuned(plan), judge)
+        best = guarded(tuned, untuned(plan), judge)
+    if run.stopped and run.state and not best.tuned:
+        logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
+    return best
 
 
 def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
