@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -676,3 +677,18 @@ def test_an_offloaded_pipeline_is_not_moved(folder: Path, monkeypatch: pytest.Mo
     assert to == [torch.device("meta")] and pipe.unet.device == torch.device("cpu")
     refused = CliRunner().invoke(app, ["sample", "--model", str(folder), "--offload", "--device", "cpu"])
     assert refused.exit_code == 2 and "offload is for a pipeline on an accelerator" in refused.stderr
+
+
+def test_two_pipelines_are_paused_at_once() -> None:
+    ends: list[torch.Tensor] = []
+
+    def alternate() -> None:
+        with PipelineModel(tiny(), batch=1) as one, PipelineModel(tiny(), batch=1) as other:
+            x = seeded(1, *one.shape, dtype=torch.float32)
+            ends.extend(model(x, t) for t in (0.9, 0.5) for model in (one, other))
+
+    thread = threading.Thread(target=alternate, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive() and len(ends) == 4
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[2], ends[3])

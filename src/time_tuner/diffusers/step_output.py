@@ -1,7 +1,6 @@
 """What a step of a scheduler returns."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -18,15 +17,22 @@ class StepOutput(Sequence[Tensor]):
     """
 
     def __init__(self, state: Callable[[], Tensor], data: Callable[[], Tensor]) -> None:
-        self._state, self._data = state, data
+        self._compute = {"prev_sample": state, "pred_original_sample": data}
+        self._values: dict[str, Tensor] = {}
 
-    @cached_property
+    @property
     def prev_sample(self) -> Tensor:
-        return self._state()
+        return self._read("prev_sample")
 
-    @cached_property
+    @property
     def pred_original_sample(self) -> Tensor:
-        return self._data()
+        return self._read("pred_original_sample")
+
+    def _read(self, name: str) -> Tensor:
+        # Not a functools.cached_property: in Python 3.11 all threads share its lock, and a paused pipeline waits here.
+        if name not in self._values:
+            self._values[name] = self._compute[name]()
+        return self._values[name]
 
     def __len__(self) -> int:
         return 2
