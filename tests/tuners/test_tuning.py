@@ -331,7 +331,10 @@ def test_conditions_are_dealt_in_turn(name: str, guard: bool) -> None:
         return EPS(x + 0.1 * c[:, None], (t.double() + 1) / 1000)
 
     model = model_wrapper(network, SCHEDULE, guidance_type="classifier-free").bind(torch.arange(3))
-    how: dict[str, Any] = {"pairs": 16, "iterations": 2, "candidates": 1} if name == "joint" else {"objective": "noise"}
+    how: dict[str, Any] = {
+        "joint": {"pairs": 16, "iterations": 2, "candidates": 1},
+        "least_squares": {"pairs": 16},
+    }.get(name, {"objective": "noise"})
     plans = []
     for batch in (None, 7):
         plans.append(
@@ -349,8 +352,9 @@ def test_conditions_are_dealt_in_turn(name: str, guard: bool) -> None:
 def first_states(name: str, guard: bool) -> dict[float, int]:
     """The first number of each first state, of own samples or a teacher and of the guard, and the state's place."""
     noise = Calibration(EPS, SCHEDULE, samples=20, shape=(2,))
-    first = {"joint": first_seed(0, TEACHER)}.get(name, first_seed(0, DATA_SEEDS))
-    starts = [noise.states(range(first, first + (16 if name == "joint" else 20)))] + [noise.held_out()] * guard
+    by_teacher = not TUNERS[name].uses_data
+    first = first_seed(0, TEACHER if by_teacher else DATA_SEEDS)
+    starts = [noise.states(range(first, first + (16 if by_teacher else 20)))] + [noise.held_out()] * guard
     return {value: i for states in starts for i, value in enumerate(states[:, 0].tolist())}
 
 
