@@ -29,6 +29,7 @@ SAME = {
     "DDPMScheduler": "ddpm",
     "DDPMParallelScheduler": "ddpm",
     "DEISMultistepScheduler": "deis",
+    "EDMEulerScheduler": "ddim",
     "EulerAncestralDiscreteScheduler": "ddim(eta=1)",
     "EulerDiscreteScheduler": "ddim",
     "LCMScheduler": "lcm",
@@ -45,7 +46,6 @@ REFUSALS = {
     "eta must be 0": "eta is an option of the sampler",
     "no grid of|rather than noise": "the class has no such grid from noise to data",
     "does not determine the data": "the noise does not determine the data at zero terminal SNR",
-    "is the noise of an EDM pipeline": "pipelines with EDM's preconditioning are not driven",
     r"betas must lie in \(0, 1\)": "betas of 1 and more are none",
     "no attribute '(step_prk|step_plms|prk_timesteps|_get_variance|batch_step_no_noise)'": "parts of one class alone",
 }
@@ -57,7 +57,8 @@ OTHER = {
     r"^(Heun|KDPM2|LMS|SASolver|UnCLIP|DPMSolverSinglestep).*\.test_full_loop": "numbers of a solver of its own",
     r"^Euler.*\.test_full_loop": "numbers of states x / alpha, where ours are x",
     r"\.test_full_loop_with_(karras|lu)": "numbers with rounded network times",
-    r"^(DDIM.*\.test_full_loop_with_no_set_alpha|DPMSolverMultistep.*\.test_full_loop)": "a last step of no length",
+    r"^(DDIM.*\.test_full_loop_with_no_set_alpha|(EDM)?(DPMSolverMultistep|Euler).*\.test_full_loop)": "a last step of "
+    "no length",
     r"^DDPM.*\.test_full_loop_with_noise$": "a run of 1000 calls without set_timesteps",
 }
 """Tests that fail for another reason, as patterns of Class.test, and why."""
