@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def tune(
     overwrite: options.Overwrite_ = False,
     calls: options.SeveralCalls_ = str(CALLS),
     method: options.Method_ = None,
-    sampler: options.Sampler_ = None,
+    sampler: options.Start_ = None,
     spacing: options.Spacing_ = None,
     budget: options.Budget_ = None,
     samples: options.Samples_ = None,
@@ -115,10 +116,11 @@ def tune(
     dry_run: options.DryRun_ = False,
     seed: options.Seed_ = 0,
 ) -> None:
-    """Tune a plan for a number of network calls, measure it on held-out noise, and save it.
+    """Find the best plan for a number of network calls, measure it on held-out noise, and save it.
 
-    joint is best, and needs gradients through the network; the others need forward calls only. The state of tuning is
-    kept beside the plan file: interrupted, the same command continues.
+    Untuned plans of every sampler and spacing are ranked, and the nearest ones are tuned; with --sampler or --spacing
+    that plan is tuned. joint is best, and needs gradients through the network; the others need forward calls only. The
+    state of tuning is kept beside the plan file: interrupted, the same command continues.
     """
     from .tune import check_new, show_estimate, tune_plans
 
@@ -134,14 +136,16 @@ def tune(
         loaded = load(conditions)
     assert loaded.shape is not None
     made_for = {"model": model, **conditions.given(), **loaded.facts()}
-    plans = [options.untuned_plan(loaded, sampler, n, spacing).with_provenance(**made_for) for n in counts]
+    starts: Sequence[Plan] | Sequence[int] = counts
+    if sampler or spacing:
+        starts = [options.untuned_plan(loaded, sampler, n, spacing) for n in counts]
     samples = samples or (SAMPLES if loaded.max_batch is None else FEW_SAMPLES)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
     how = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
     if dry_run:
-        show_estimate(loaded, plans, tuner, own_samples=x0 is None, **how)
+        show_estimate(loaded, starts, tuner, own_samples=x0 is None, **how)
     else:
-        tune_plans(loaded, plans, tuner, x0, seed, out, **how)
+        tune_plans(loaded, starts, tuner, x0, seed, out, made_for, **how)
 
 
 @app.command("sample", short_help="Draw samples, by a plan or untuned.")

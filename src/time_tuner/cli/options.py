@@ -15,13 +15,11 @@ from ..loading import loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
 from ..noise import STEP_NOISE
-from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
-from ..tuners import TUNERS
+from ..tuners import SAMPLER, TUNERS, own_plan
 
-SAMPLER = "dpmpp"  # the default, as of `tune_pipeline`
 CALLS = 10  # the default
 
 
@@ -36,6 +34,12 @@ def argument(kind: Any, name: str, text: str) -> Any:
 
 
 Sampler_ = option(str | None, f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]")
+Start_ = option(
+    str | None,
+    f"Start from this sampler: {', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: the best untuned "
+    "plan of all samplers and spacings]",
+    "--sampler",
+)
 Spacing_ = option(
     str | None,
     f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of pipelines "
@@ -160,9 +164,7 @@ def check_names(sampler: str | None, spacing: str | None) -> None:
 
 def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | None) -> Plan:
     """The untuned plan of these options; without a spacing on the model's own grid, or else the schedule's default."""
-    chosen = sampler_of(sampler or SAMPLER)
-    grid = spacing or model.spacing or model.schedule.default_spacing(chosen.convergence)
-    return make_plan(chosen, model.schedule, calls, grid).with_provenance(spacing=str(grid))
+    return own_plan(model, calls, sampler or SAMPLER, spacing)
 
 
 def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:

@@ -165,38 +165,51 @@ def with_error(values: Tensor) -> str:
 
 
 def measure_table(plan: Plan) -> Table:
-    """The distances of a tuned plan under the guard, from its provenance."""
+    """The distances of a tuned plan under the guard, from its provenance: untuned plans, and what tuning found."""
     distance, calls = plan.provenance["distance"], plan.provenance["reference_calls"]
+    names = plan.provenance.get("untuned_plans", {})
     kind = "energy distance" if plan.stochastic else "mean distance"
     title = f"{len(plan)} calls, {kind} to the end of a {calls}-call run, on held-out noise"
-    made = table("plan", "distance", "change", title=title)
+    made = table("plan", "", "distance", "change", title=title, left=2)
     untuned = distance["untuned"]
-    made.add_row("untuned", f"{untuned:.4f}", "")
-    for name, value in (("tuned, before the guard", distance["unguarded"]), ("tuned", distance["tuned"])):
-        made.add_row(name, f"{value:.4f}", f"{value / untuned - 1:+.1%}" if untuned else "")
+    rows = {"the start": untuned, "tuned, before the guard": distance["unguarded"], "tuned": distance["tuned"]}
+    if names:
+        made.add_row("best untuned", names["best"], f"{distance['best untuned']:.4f}", "")
+        if "runner-up" in names:
+            made.add_row("runner-up", names["runner-up"], f"{distance['runner-up']:.4f}", "")
+        made.caption = f"change: of the distance of the start. The best of {names['ranked']} untuned plans."
+    for name, value in rows.items():
+        made.add_row(name, "", f"{value:.4f}", f"{value / untuned - 1:+.1%}" if untuned and name != "the start" else "")
     return made
 
 
 def unchanged(plan: Plan) -> bool:
     """Whether the guard has left nothing of what tuning found."""
     distance = plan.provenance["distance"]
-    return bool(distance["tuned"] == distance["untuned"])
+    return bool(distance["tuned"] != distance["unguarded"] and len(plan.provenance["reverted_calls"]) == len(plan)) or (
+        distance["tuned"] == distance["untuned"]
+    )
 
 
 def verdict(plan: Plan) -> str:
     """The distances in one sentence."""
-    untuned, unguarded, tuned = (plan.provenance["distance"][key] for key in ("untuned", "unguarded", "tuned"))
-    reverted = plan.provenance["reverted_calls"]
+    distance, reverted = plan.provenance["distance"], plan.provenance["reverted_calls"]
+    untuned, unguarded, tuned = (distance[key] for key in ("untuned", "unguarded", "tuned"))
+    names, best = plan.provenance.get("untuned_plans", {}), distance.get("best untuned", untuned)
     if not unchanged(plan):
-        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the untuned one"
+        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the start"
         if reverted:
             calls = f"call{'s' * (len(reverted) > 1)} {', '.join(map(str, reverted))}"
             text += f", with tau of {calls} set back, which was harmful"
+        if names and best != untuned:
+            side = "nearer" if tuned <= best else "FARTHER"
+            text += f", and {abs(1 - tuned / best):.1%} {side} than {names['best']}, the best untuned plan"
     elif unguarded == untuned:
         text = "tuning changed nothing: the plan is the untuned one"
     else:
-        found = "worse" if unguarded > untuned else "not better by more than its standard error"
-        text = f"the tuned plan was {found} on held-out noise: the plan is the untuned one"
+        found = "worse" if unguarded > tuned else "not better by more than its standard error"
+        name = f"{names['best']}, the best untuned one" if names and tuned == best else "the untuned one"
+        text = f"the tuned plan was {found} on held-out noise: the plan is {name}"
     return f"{text}; {plan.provenance['stopped']}" if "stopped" in plan.provenance else text
 
 

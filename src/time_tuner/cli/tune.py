@@ -1,7 +1,7 @@
 """Plans tuned from the command line: what it will cost, the tuning, and what it has gained."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,26 @@ def check_new(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} exists: name another file (--out other.json), or give --overwrite")
 
 
-def show_estimate(model: Model, plans: Sequence[Plan], tuner: Tuner | None, **how: Any) -> None:
-    """Print what tuning these plans will cost, and about how long it takes; arguments as of `estimate`."""
-    for i, plan in enumerate(plans):
-        found = estimate(model, plan, tuner, shape=model.shape, device=model.device, **how)
+def show_estimate(model: Model, starts: Sequence[Plan] | Sequence[int], tuner: Tuner | None, **how: Any) -> None:
+    """Print what tuning from these plans, or for these numbers of calls, will cost, and about how long it takes;
+    arguments as of `estimate`."""
+    for i, start in enumerate(starts):
+        given: dict[str, Any] = {"plan": start} if isinstance(start, Plan) else {"calls": start}
+        found = estimate(model, tuner=tuner, shape=model.shape, device=model.device, **given, **how)
         costs = {name: cost for name, cost in found.costs.items() if not i or name not in SHARED}
-        output.result(output.cost_table(costs, f"{len(plan)} calls"))
+        output.result(output.cost_table(costs, f"{len(start) if isinstance(start, Plan) else start} calls"))
         output.result(f"about {output.duration(found.seconds)} at the speed of this model here")
 
 
 def tune_plans(
-    model: Model, plans: Sequence[Plan], tuner: Tuner | None, data: Tensor | None, seed: int, out: Path, **how: Any
+    model: Model,
+    starts: Sequence[Plan] | Sequence[int],
+    tuner: Tuner | None,
+    data: Tensor | None,
+    seed: int,
+    out: Path,
+    made_for: Mapping[str, Any],
+    **how: Any,
 ) -> None:
     """Tune plans, write them into one file, and print what tuning has gained.
 
@@ -49,22 +58,31 @@ def tune_plans(
 
     Args:
         model: the model.
-        plans: for different numbers of calls.
+        starts: plans to tune, for different numbers of calls, or these numbers.
         tuner: the tuner; None for the default, see `tune`.
         data: to tune on; the model's own samples by default.
         seed: of everything that is drawn.
         out: the file.
+        made_for: of the model, for the provenance.
         **how: samples, batch and budget, see `tune`.
     """
     how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
+    given: dict[str, Any] = {"plans": starts} if isinstance(starts[0], Plan) else {"calls": starts}
+
+    def keep(plans: Sequence[Plan]) -> None:
+        Plan.save_several([plan.with_provenance(**made_for) for plan in plans], out)
+        if len(starts) > 1:
+            output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")
+
     try:
         with output.Bar("tuning") as bar:
-            if len(plans) == 1:
-                found = [tune(model, plans[0], tuner, data, seed, progress=bar.tuning, **how)]
-                found[0].save(out)
+            if len(starts) == 1:
+                one = {name[:4] + "s" * (name == "calls"): values[0] for name, values in given.items()}
+                found = [tune(model, tuner=tuner, data=data, seed=seed, progress=bar.tuning, **one, **how)]
+                keep(found)
             else:
                 found = tune_several(
-                    model, plans, tuner, data, seed, progress=bar.tuning, done=lambda few: _keep(few, out), **how
+                    model, tuner=tuner, data=data, seed=seed, progress=bar.tuning, done=keep, **given, **how
                 )
     except KeyboardInterrupt:
         kept = kept_files(out)
@@ -80,8 +98,3 @@ def tune_plans(
     if len(found) == 1:
         output.result(f"{output.verdict(found[0])}.")
     output.result(f"wrote {out}")
-
-
-def _keep(plans: Sequence[Plan], out: Path) -> None:
-    Plan.save_several(plans, out)
-    output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")

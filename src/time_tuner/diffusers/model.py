@@ -18,7 +18,7 @@ from ..schedules import as_float64
 from .config import prediction_of
 from .native_grid import GridArguments, own_spacing
 from .paused import PausedPipeline, PausingScheduler, grid_arguments, run_to_end
-from .refusals import check_pipeline
+from .refusals import check_pipeline, has_fixed_start
 
 PER_CONDITION = ("prompt", "label", "image", "attention_mask")
 """Words in the names of arguments that hold one entry for each condition."""
@@ -73,7 +73,7 @@ class PipelineModel(Model):
         self._count = self._count_conditions()
         self.num_conditions = self._count if self._count > 1 else None
         check_pipeline(pipe)
-        self.prediction = prediction_of(pipe)
+        self.prediction, self.fixed_start = prediction_of(pipe), has_fixed_start(pipe)
         self.spacing = own_spacing(pipe.scheduler, cache(self._grid_arguments))
         self._rows: list[int] | None = None  # of a selected part: its rows in the whole batch
         self._paused: dict[tuple[int, ...], PausedPipeline] = {}

@@ -49,10 +49,15 @@ FIXED_START = (
 """Pipelines whose first state is noise of deviation sigma_max, whatever the scheduler."""
 
 
+def has_fixed_start(pipe: Any) -> bool:
+    """Whether the first state of a pipeline is of a fixed noise level."""
+    return type(pipe).__name__ in FIXED_START
+
+
 def check_start(plan: Plan, pipe: Any) -> None:
     """Raise a ValueError if the plan starts elsewhere than this pipeline does."""
     name, start = type(pipe).__name__, float(plan.t[0])
-    if name in FIXED_START and abs(start / plan.schedule.T - 1) > 1e-3:
+    if has_fixed_start(pipe) and abs(start / plan.schedule.T - 1) > 1e-3:
         raise ValueError(
             f"plan must start at sigma = {plan.schedule.T:g} in a {name}, which begins with noise of sigma_max, got "
             f"sigma = {start:.4g}: make or tune one that starts there"

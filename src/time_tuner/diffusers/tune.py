@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..noise import Constraint
-from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import Budget, Joint, Progress, ReferenceDistance, Tuner, tune, tuner_of
+from ..tuners import SAMPLER, Budget, Joint, Progress, ReferenceDistance, Tuner, own_plan, tune, tuner_of
 from .model import BATCH, PipelineModel
 from .native_grid import OwnGrid
 from .refusals import check_start
@@ -28,7 +27,7 @@ def tune_pipeline(
     *,
     prompts: Sequence[str] | None = None,
     class_labels: Sequence[int] | None = None,
-    sampler: Sampler | str = "dpmpp",
+    sampler: Sampler | str | None = None,
     spacing: str | None = None,
     samples: int = SAMPLES,
     batch: int = BATCH,
@@ -41,7 +40,7 @@ def tune_pipeline(
     noise: Constraint | None = None,
     **inputs: Any,
 ) -> Plan:
-    """A plan for a number of network calls of a pipeline, tuned on the pipeline itself.
+    """The best plan for a number of network calls of a pipeline, tuned on the pipeline itself.
 
     Its text encoder, guidance, ControlNet and other parts are run by its own code. Everything is done in its latent
     space, in its own dtype.
@@ -55,9 +54,9 @@ def tune_pipeline(
             Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or `class_labels=`; None for a pipeline
             without conditions.
         class_labels: labels.
-        sampler: a sampler, or the text of one.
-        spacing: the grid that tuning starts from, as `make_plan` takes it; by default that of the pipeline's own
-            scheduler.
+        sampler, spacing: the untuned plan that tuning starts from, as `make_plan` takes them. By default it starts from
+            the best one of every deterministic sampler, on every spacing and on the grid of the pipeline's own
+            scheduler; where one of them is given, from DPM-Solver++(2M), or on that grid.
         samples: the number of samples to tune on, and of others to measure on.
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
@@ -81,19 +80,19 @@ def tune_pipeline(
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
-        plan = make_plan(sampler, model.schedule, calls, spacing or model.spacing)
+        plan = own_plan(model, calls, sampler or SAMPLER, spacing)
         check_start(plan, pipe)
         if spacing is None and isinstance(model.spacing, OwnGrid):
             plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
-        plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
         tuned = tune(
             model,
-            plan,
+            plan.with_provenance(**passed, **model.facts()),
             tuner,
             data,
             seed,
             guard,
+            any_start=sampler is None and spacing is None,
             samples=samples,
             batch=batch,
             shape=model.shape,

@@ -33,6 +33,8 @@ class Model(ABC):
         spacing: the spacing of the model; None for the default of its schedule.
         device: the device of its states.
         max_batch: the most states in one network call; None for no limit.
+        fixed_start: whether every run begins at the same time, such as in pipelines that draw their first state at a
+            fixed noise level.
         has_decoder: whether samples are latents, which `decode` turns into pictures.
     """
 
@@ -42,6 +44,7 @@ class Model(ABC):
     spacing: Spacing | str | None = None
     device: torch.device | str = "cpu"
     max_batch: int | None = None
+    fixed_start: bool = False
     has_decoder: bool = False
 
     @abstractmethod
@@ -80,7 +83,7 @@ class ModelAround(Model):
         self.inner = inner
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
         self.spacing, self.device = inner.spacing, inner.device
-        self.max_batch, self.has_decoder = inner.max_batch, inner.has_decoder
+        self.max_batch, self.fixed_start, self.has_decoder = inner.max_batch, inner.fixed_start, inner.has_decoder
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.inner.predict(quantity, x, t, tau)

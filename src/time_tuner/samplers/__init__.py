@@ -17,7 +17,16 @@ from .lcm import LCM
 from .pndm import IPNDM, PNDM
 from .unipc import UniPC
 
-__all__ = ["SAMPLERS", "Evaluation", "Noise", "Sampler", "sampler_from_dict", "sampler_of", "sampler_to_dict"]
+__all__ = [
+    "SAMPLERS",
+    "Evaluation",
+    "Noise",
+    "Sampler",
+    "sampler_from_dict",
+    "sampler_of",
+    "sampler_text",
+    "sampler_to_dict",
+]
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
@@ -68,6 +77,15 @@ def sampler_to_dict(sampler: Sampler) -> dict[str, Any]:
         if type(sampler) is kind:
             return {"name": name} | {option: getattr(sampler, option) for option in _options_of(kind)}
     raise ValueError(f"{type(sampler).__name__} is not in SAMPLERS: add it there, SAMPLERS['my-name'] = its class")
+
+
+def sampler_text(sampler: Sampler) -> str:
+    """The text from which `sampler_of` makes this sampler, with the options that are not usual, such as
+    "ddim(eta=0.5)"; of a sampler that is not in the table its class."""
+    name = next((name for name, kind in SAMPLERS.items() if kind is type(sampler)), type(sampler).__name__)
+    known = fields(sampler) if is_dataclass(sampler) else ()
+    given = [f"{f.name}={getattr(sampler, f.name)}" for f in known if getattr(sampler, f.name) != f.default]
+    return f"{name}({', '.join(given)})" if given else name
 
 
 def sampler_from_dict(values: Mapping[str, Any]) -> Sampler:

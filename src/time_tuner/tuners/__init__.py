@@ -9,11 +9,12 @@ from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .timesteps.objectives import OBJECTIVES, Objective, Step
 from .timesteps.tuner import Parallel, Sequential
-from .tune import REFERENCE_CALLS, TUNERS, Estimate, estimate, tune, tune_several, tuner_of
+from .tune import REFERENCE_CALLS, SAMPLER, TUNERS, Estimate, estimate, own_plan, tune, tune_several, tuner_of
 
 __all__ = [
     "OBJECTIVES",
     "REFERENCE_CALLS",
+    "SAMPLER",
     "TUNERS",
     "Budget",
     "Calibration",
@@ -29,6 +30,7 @@ __all__ = [
     "Tuner",
     "TuningRun",
     "estimate",
+    "own_plan",
     "reference_plan",
     "tune",
     "tune_several",

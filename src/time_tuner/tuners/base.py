@@ -20,10 +20,10 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
@@ -31,6 +31,12 @@ from ..plans.plan import Plan
 from .budget import Budget, Speed
 from .calibration import Calibration
 from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from .ranking import Ranked
+
+PARTS = ("times", "tau", "corrections")
+"""What a plan holds that can be tuned: step times, conditioning times, corrections."""
 
 logger = logging.getLogger("time_tuner")
 
@@ -45,6 +51,16 @@ class Tuner(ABC):
     @abstractmethod
     def tune(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> Plan:
         """The plan, tuned, with a report in its provenance. The calls of the model are counted."""
+
+    @property
+    def tunes(self) -> Sequence[str]:
+        """The parts of a plan that it tunes: all other parts stay those of the given plan."""
+        return PARTS
+
+    @property
+    def max_starts(self) -> int:
+        """From how many plans it may start."""
+        return 1
 
     @property
     def sized(self) -> bool:
@@ -144,7 +160,11 @@ class TuningRun:
         plan: the finished plan of that run, in plain values; None if that run did not finish.
         share: of the tuner's work that is done, from 0 to 1.
         stopped: why the tuner ended before it was done, or None.
+        ranking: the untuned plans, the nearest first; empty where none were ranked.
+        kept_ranking: their losses by name, from an earlier run or of this one; None for a new run.
     """
+
+    ranking: "Sequence[Ranked]" = ()
 
     def __init__(
         self,
@@ -164,6 +184,7 @@ class TuningRun:
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
+        self.kept_ranking: dict[str, float] | None = kept.get("ranking")
         self.share, self.stopped = 0.0, cast("str | None", None)
         self._progress, self._reported = Progress("", 0.0, None, 0), 0.0
         self.begin()
@@ -211,6 +232,11 @@ class TuningRun:
         self._save()
         self._progress = replace(self._progress, step=step, losses=losses)
         self._report(now=True)
+
+    def keep_ranking(self, losses: Mapping[str, float]) -> None:
+        """Save the losses of the untuned plans by name."""
+        self.kept_ranking = dict(losses)
+        self._save()
 
     def finish(self, plan: Mapping[str, Any]) -> None:
         """Save the finished plan, and report the end."""

@@ -1,7 +1,9 @@
 """The guard: a tuned plan against the untuned one, on noise that no tuning has used, by a many-step run from it."""
 
 import math
+from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, sample
 from ..schedules import NoiseSchedule
+from .base import PARTS
+from .ranking import Ranked, differs_only_in
 
 
 class ReferenceDistance:
@@ -104,12 +108,19 @@ def gain_with_error(untuned: Tensor, tuned: Tensor, stochastic: bool) -> tuple[f
     return float(gain.mean()), (1 + stochastic) * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
 
-def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
-    """The tuned plan, or what of it is better than the untuned one, with the distances in its provenance.
+def guarded(
+    plan: Plan,
+    untuned: Plan,
+    judge: ReferenceDistance,
+    ranking: Sequence[Ranked] = (),
+    parts: Sequence[str] = PARTS,
+) -> Plan:
+    """The tuned plan, what of it is better than the untuned one, or an untuned plan that is better, with the distances
+    in its provenance.
 
     Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
-    that lowers the distance. Where the gain over the untuned plan is below its standard error, the untuned plan
-    remains.
+    that lowers the distance. Where the gain over an untuned plan is below its standard error, the untuned plan remains:
+    that from which tuning started, or one of the two nearest of the ranking, if it differs from that in these parts.
     """
     same = plan.t[:-1] == untuned.t[:-1]
     back = torch.where(same, untuned.tau, plan.with_ratios(untuned.tau / untuned.t[:-1]).tau)
@@ -126,10 +137,19 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
             break
         best, after = trial, distances
         reverted.insert(0, k)
-    gain, error = gain_with_error(before, after, plan.stochastic)
+    # The two nearest of the ranking in the order that they have on this noise.
+    others = [(judge.per_sample(one.plan), one) for one in ranking[:2]]
+    others.sort(key=lambda each: float(each[0].mean()))
+    fallbacks = [(before, untuned), *((d, one.plan) for d, one in others if differs_only_in(parts, one.plan, untuned))]
+    nearest, fallback = min(fallbacks, key=lambda each: float(each[0].mean()))
+    gain, error = gain_with_error(nearest, after, plan.stochastic)
     if gain < error:
-        best, after, reverted = untuned, before, list(range(len(plan)))
+        best, after, reverted = fallback, nearest, list(range(len(plan)))
     measured = {"untuned": before, "tuned": after, "unguarded": unguarded}
+    measured |= {name: each[0] for name, each in zip(("best untuned", "runner-up"), others, strict=False)}
     distance = {name: float(per_sample.mean()) for name, per_sample in measured.items()}
-    notes = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": reverted}
+    notes: dict[str, Any] = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": reverted}
+    if others:
+        names = dict(zip(("best", "runner-up"), (one.name for _, one in others), strict=False))
+        notes["untuned_plans"] = {"ranked": len(ranking), **names}
     return best.with_provenance(**{**plan.provenance, **notes})

@@ -82,6 +82,10 @@ class LeastSquares(Tuner):
                 raise ValueError(f"{name} must be {kind}, got {getattr(self, name)!r}")
 
     @property
+    def tunes(self) -> Sequence[str]:
+        return ("corrections",)
+
+    @property
     def sized(self) -> bool:
         return self.pairs is not None
 

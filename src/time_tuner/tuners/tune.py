@@ -12,20 +12,26 @@ import torch
 from .._checks import check_int
 from .._spec import build, parse_call
 from ..data import check_writable
-from ..models.base import as_model
+from ..models.base import Model, as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..noise import Constraint
-from ..plans.build import reference_plan, untuned
+from ..plans.build import make_plan, reference_plan, untuned
 from ..plans.plan import Plan
+from ..samplers import Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, predict
-from .base import Listener, Tuner, TuningRun, listener
+from ..spacings import Spacing
+from .base import PARTS, Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
 from .calibration import OWN_CALLS, Calibration
 from .checkpoint import Checkpoint, plain, versions
 from .guard import ReferenceDistance, guarded
+from .joint.loss import TeacherLoss, robust
+from .joint.sizing import num_pairs
+from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
+from .ranking import ROUNDS, SHARE, Ranked, Ranking, Rounds, rank
 from .timesteps.tuner import Parallel, Sequential
 
 TUNERS: dict[str, type[Tuner]] = {
@@ -37,6 +43,8 @@ TUNERS: dict[str, type[Tuner]] = {
 """Every tuner by its name in texts and on the command line."""
 
 REFERENCE_CALLS = 100
+SAMPLER = "dpmpp"
+"""Of an untuned plan where none is named."""
 
 logger = logging.getLogger("time_tuner")
 
@@ -57,12 +65,14 @@ def tuner_of(tuner: Tuner | str) -> Tuner:
 
 def tune(
     eps: ModelLike,
-    plan: Plan,
+    plan: Plan | None = None,
     tuner: Tuner | str | None = None,
     data: Any = None,
     seed: int = 0,
     guard: bool | ReferenceDistance = True,
     *,
+    calls: int | None = None,
+    any_start: bool = False,
     samples: int = 256,
     batch: int | None = None,
     shape: tuple[int, ...] | None = None,
@@ -72,11 +82,15 @@ def tune(
     progress: bool | Listener = False,
     noise: Constraint | None = None,
 ) -> Plan:
-    """A better plan for the same number of calls.
+    """The best plan for a number of calls.
+
+    The untuned plans of every deterministic sampler and spacing are ranked first, see `ranking`; then a plan is tuned,
+    and the tuned plan is compared with the best untuned ones on held-out noise.
 
     Args:
         eps: a model, or a function `eps(x, t, tau)`.
-        plan: the plan from which tuning starts: its sampler and its grid.
+        plan: the plan from which tuning starts, and to whose end. What the tuner does not tune stays: its grid for a
+            tuner that tunes no times, its sampler for one that tunes no corrections.
         tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
             and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint";
             "least_squares" for a network without gradients; "sequential" for a plan that draws noise, and with `data`;
@@ -84,8 +98,10 @@ def tune(
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
         seed: of all noise.
-        guard: True to compare the plan with the untuned one on held-out noise, and to set back what makes it worse;
+        guard: True to compare the plan with the untuned ones on held-out noise, and to set back what makes it worse;
             False for the tuner's own result; a `ReferenceDistance` to compare several plans with one reference run.
+        calls: instead of a plan: tuning starts from the best untuned plan of so many calls.
+        any_start: whether tuning starts from the best untuned plan that ends where the given one does.
         samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
             there are, halved while the memory does not suffice. In a batch larger than `samples` the parallel strategy
@@ -95,7 +111,8 @@ def tune(
         budget: what tuning may spend, such as "20000calls", "60s" or "2m", or a number of calls: the best plan found
             until then is returned. One call is one forward of one batch, a backward counts as two. By default 120 s by
             the clock, or none where the options of the tuner determine how much it does. A teacher's runs are part of
-            a budget of seconds; own samples, the reference run and the guard are not: see `estimate`.
+            a budget of seconds, and so is the ranking, which takes a tenth of it at most; own samples, the reference
+            run and the guard are not: see `estimate`.
         checkpoint: a file that keeps what is found. An interrupted run continues from there when it is started again
             with the same arguments, to the same plan. A finished plan is kept, too, and returned at once by the same
             call: remove the file when the plan is saved.
@@ -105,10 +122,11 @@ def tune(
             states, for the noise in data and for that of stochastic samplers. A `Calibration` has its own.
 
     Returns:
-        The tuned plan. Its provenance holds how it was tuned, at what cost, and, with a guard, the "distance" to the
-        end of a many-step run, of the "untuned" plan, of the "tuned" one, and of the tuner's own result, "unguarded";
-        "reference_calls" are the calls of that run, "reverted_calls" those whose tau the guard set back. "stopped" is
-        there when the budget was spent.
+        The tuned plan, or an untuned one that is better. Its provenance holds how it was tuned, at what cost, and, with
+        a guard, the "distance" to the end of a many-step run, of the plan that tuning started from, "untuned", of the
+        result, "tuned", of the tuner's own result, "unguarded", and of the "best untuned" plan and its "runner-up";
+        "untuned_plans" names these two, and how many were ranked. "reference_calls" are the calls of the many-step run,
+        "reverted_calls" those whose tau the guard set back. "stopped" is there when the budget was spent.
 
     Raises:
         ValueError: an argument that cannot be used, before any long work; or a model that returns NaN or a wrong shape.
@@ -117,7 +135,7 @@ def tune(
     samples, seed, budget = check_int("samples", samples, 2), check_int("seed", seed), Budget.parse(budget)
     tuner = None if tuner is None else tuner_of(tuner)
     for name, value, valid, kind in (
-        ("plan", plan, isinstance(plan, Plan), "a Plan, as make_plan or Plan.load gives"),
+        ("plan", plan, isinstance(plan, Plan | None), "a Plan, as make_plan or Plan.load gives, or None with calls="),
         ("guard", guard, isinstance(guard, bool | ReferenceDistance), "True, False or a ReferenceDistance"),
         ("progress", progress, isinstance(progress, bool) or callable(progress), "True, False or a function"),
         ("checkpoint", checkpoint, isinstance(checkpoint, str | PathLike | None), "a path"),
@@ -126,7 +144,8 @@ def tune(
             raise ValueError(f"{name} must be {kind}, got {value!r}")
     if checkpoint is not None:
         check_writable(Path(checkpoint))
-    model = as_model(eps, plan.schedule, shape)
+    model, free = as_model(eps, None if plan is None else plan.schedule, shape), any_start or plan is None
+    plan = _start(model, plan, calls)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         samples, seed = data.samples, data.seed
@@ -150,21 +169,45 @@ def tune(
     # 2. The run: its checkpoint, its progress.
     kept = None
     if checkpoint is not None:
-        inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch))
+        inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch)) | {"free": free}
         kept = Checkpoint(Path(checkpoint), inputs)
-    planned = _planned(tuner, plan, samples, network.batch, not data.drawn, guard, limit, None)
+    planned = _planned(tuner, plan, free, samples, network.batch, not data.drawn, guard, limit, None)
     with listener(progress) as listening:
         run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
         if run.plan is None:
-            tuned = _tuned(tuner, network, plan, run, guard).with_provenance(cost=log.to_dict())
+            tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
         else:
             tuned = Plan.from_dict(run.plan)
         run.finish(tuned.to_dict())
     return tuned
 
 
-def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard: bool | ReferenceDistance) -> Plan:
-    """The work of `tune`: a trial, own samples, tuning, the reference run and the guard."""
+def own_plan(model: Model, calls: int, sampler: Sampler | str = SAMPLER, spacing: str | Spacing | None = None) -> Plan:
+    """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance."""
+    sampler = sampler_of(sampler)
+    grid = spacing or model.spacing or model.schedule.default_spacing(sampler.convergence)
+    return make_plan(sampler, model.schedule, calls, grid).with_provenance(spacing=str(grid))
+
+
+def _start(model: Model, plan: Plan | None, calls: int | None) -> Plan:
+    """The given plan, or an untuned one with so many calls; a ValueError unless either is given."""
+    if (plan is None) == (calls is None):
+        got = "neither" if plan is None else "both"
+        raise ValueError(f"give either plan=, to start from, or calls=, for the best plan of so many, got {got}")
+    return own_plan(model, check_int("calls", calls, 1)) if plan is None else plan
+
+
+def _tuned(
+    tuner: Tuner,
+    model: BatchedModel,
+    plan: Plan,
+    free: bool,
+    run: TuningRun,
+    guard: bool | ReferenceDistance,
+    planned: Mapping[str, tuple[Cost, Cost]],
+) -> Plan:
+    """The work of `tune`: a trial, own samples, the ranking, tuning, the reference run and the guard; `free` where
+    tuning may start from any untuned plan."""
     calibration, log = run.calibration, run.cost_log
     with log.purpose("sizing"):
         tuner.try_out(model, plan, run)
@@ -173,6 +216,11 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         notes["data"] = "own samples" if calibration.own else "given"
         calibration.x0  # noqa: B018 - own samples are drawn here, before the clock of the budget begins
     run.begin()
+    if "ranking" in planned:
+        run.ranking = _ranking(tuner, model, plan, run, planned["ranking"][1].evaluations)
+    if free and run.ranking:
+        best = run.ranking[0].plan
+        plan = best.with_provenance(**{**plan.provenance, **best.provenance})
     tuned = tuner.tune(model, plan, run).with_provenance(**notes, versions=versions())
     if run.stopped:
         tuned = tuned.with_provenance(stopped=run.stopped)
@@ -185,10 +233,36 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        best = guarded(tuned, untuned(plan), judge)
-    if run.stopped and run.state and not best.tuned:
+        found = guarded(tuned, untuned(plan), judge, run.ranking, PARTS if free else tuner.tunes)
+    if run.stopped and run.state and not found.tuned:
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
-    return best
+    return found
+
+
+def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, evaluations: int) -> Sequence[Ranked]:
+    """The untuned plans by the distance of their runs to those of the tuner's teacher, or of the usual one."""
+    if run.kept_ranking is not None:
+        return Ranking.from_dict(run.kept_ranking, plan, model.fixed_start)
+    teacher, kept = teacher_of(plan, getattr(tuner, "teacher", None)), run.calibration.teacher_runs
+    key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, len(teacher), model.batch), None
+    if len(kept.get(key, ())) < count:
+        kept[key] = teach(model, teacher, run, count, getattr(tuner, "teacher_cache", None), found=kept.get(key))
+    if len(kept[key]) < FEWEST:
+        return ()
+    if run.budget.seconds is not None:
+        seconds = SHARE * run.budget.seconds
+    rounds = Rounds.within(evaluations, len(plan), min(count, len(kept[key])))
+    loss = TeacherLoss(model, kept[key][:count], getattr(tuner, "distance", robust), run.cost_log)
+    with run.cost_log.purpose("ranking"):
+        found = rank(loss, plan, run, rounds, seconds)
+    run.keep_ranking(found.to_dict())
+    return found
+
+
+def _ranking_pairs(tuner: Tuner, budget: Budget, teacher: int, batch: int | None) -> int:
+    """How many runs of the teacher the untuned plans are ranked on: those of the tuner, 256 at most."""
+    pairs = getattr(tuner, "pairs", None) or num_pairs(teacher, budget, batch) or ROUNDS[-1]
+    return min(pairs, ROUNDS[-1] if tuner.max_starts > 1 else ROUNDS[-2])
 
 
 def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
@@ -253,11 +327,12 @@ def _batch(batch: int | None, samples: int, device: torch.device | str) -> int |
 
 def tune_several(
     eps: ModelLike,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan] | None = None,
     tuner: Tuner | str | None = None,
     data: Any = None,
     seed: int = 0,
     *,
+    calls: Sequence[int] | None = None,
     samples: int = 256,
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
@@ -273,20 +348,24 @@ def tune_several(
     Args:
         eps, tuner, data, seed, samples, shape, device, checkpoint, noise: see `tune`.
         plans: for different numbers of calls, on one schedule.
+        calls: instead of plans, numbers of calls, as in `tune`.
         done: called with the finished plans, after each.
         **how: `guard`, `batch`, `budget` and `progress`, see `tune`.
 
     Raises:
         ValueError: two plans for the same number of calls; and see `tune`.
     """
-    plans, tuner = sorted(plans, key=len), None if tuner is None else tuner_of(tuner)
+    if (plans is None) == (calls is None):
+        raise ValueError(f"give either plans= or calls=, got {'neither' if plans is None else 'both'}")
+    tuner, free = None if tuner is None else tuner_of(tuner), plans is None
+    model = as_model(eps, plans[0].schedule if plans else None, shape)
+    plans = sorted([_start(model, None, n) for n in calls or ()] if plans is None else plans, key=len)
     counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
     if tuner is None:
-        model = as_model(eps, plans[0].schedule, shape)
         tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
     for plan in plans:
         tuner.check(plan, data.own)
@@ -294,7 +373,8 @@ def tune_several(
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
         following = tuner.following(tuned[-1]) if tuned else tuner
-        tuned.append(tune(eps, plan, following, data, device=device, checkpoint=path, **how))
+        start: dict[str, Any] = {"calls": len(plan)} if free else {"plan": plan}
+        tuned.append(tune(eps, tuner=following, data=data, device=device, checkpoint=path, **start, **how))
         done(tuned)
     return tuned
 
@@ -319,9 +399,11 @@ class Estimate:
 
 def estimate(
     eps: ModelLike,
-    plan: Plan,
+    plan: Plan | None = None,
     tuner: Tuner | str | None = None,
     *,
+    calls: int | None = None,
+    any_start: bool = False,
     samples: int = 256,
     batch: int | None = None,
     shape: tuple[int, ...] | None = None,
@@ -334,19 +416,24 @@ def estimate(
     will be given."""
     samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
+    free, model = (
+        any_start or plan is None,
+        BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch),
+    )
+    plan = _start(model, plan, calls)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
-    model = BatchedModel(as_model(eps, plan.schedule, shape), batch)
     if tuner is None:
         tuner = _default_tuner(model, plan, calibration) if own_samples else Sequential()
     tuner.check(plan, own_samples)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
-    costs = _planned(tuner, plan, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
+    costs = _planned(tuner, plan, free, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
     return Estimate(costs, speed)
 
 
 def _planned(
     tuner: Tuner,
     plan: Plan,
+    free: bool,
     samples: int,
     batch: int | None,
     own_samples: bool,
@@ -362,11 +449,21 @@ def _planned(
     if "tuning" in costs:
         usual, most = costs["tuning"]
         costs["tuning"] = _cut(usual, budget, speed), _cut(most, budget, speed)
+    ranked = (free or guard is not False or tuner.max_starts > 1) and not plan.stochastic
+    if ranked:
+        teacher = len(teacher_of(plan, getattr(tuner, "teacher", None)))
+        pairs = _ranking_pairs(tuner, budget, teacher, batch)
+        limit = int(SHARE * costs["tuning"][0].evaluations) if "tuning" in costs else None
+        if (rounds := Rounds.within(limit, len(plan), pairs)).plans:
+            costs["ranking"] = (rounds.cost(len(plan), batch),) * 2
+            costs.setdefault("teacher", (teacher_cost(pairs, teacher, batch),) * 2)
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:
-        # The untuned plan, the tuned one, and one for each call that may be set back, of which two are usual.
-        costs["guard"] = run * (len(plan) * min(4, 2 + len(plan))), run * (len(plan) * (2 + len(plan)))
+        # The untuned plans, the tuned one, and one for each call that may be set back, of which two are usual.
+        others = 2 * ("ranking" in costs)
+        fewest, most_runs = min(4, 2 + len(plan)) + others, 2 + len(plan) + others
+        costs["guard"] = run * (len(plan) * fewest), run * (len(plan) * most_runs)
     return costs
 
 

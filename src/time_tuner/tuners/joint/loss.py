@@ -92,12 +92,16 @@ class TeacherLoss:
         alike = torch.equal(first, last) or "times" not in parts
         return TimeGradients(differences=("tau",) if alike else ("tau", "t"))
 
-    @torch.no_grad()
     def mean(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan are."""
+        return float(self.per_pair(plan, rows).mean())
+
+    @torch.no_grad()
+    def per_pair(self, plan: Plan, rows: Tensor) -> Tensor:
+        """The distance of some of the pairs, (n,), or their mean (); infinite where the runs of the plan are."""
         model, pairs = for_rows(self.model, rows), self.pairs[rows]
         end = deque(trajectory(model, plan, plan.initial_state(pairs.x)), maxlen=1).pop()
-        return float(self.distances(end, pairs.y).mean()) if end.isfinite().all() else math.inf
+        return self.distances(end, pairs.y) if end.isfinite().all() else torch.full((len(rows),), math.inf)
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
         """The distance of every pair of ends, (B,) or (), in float64."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from ...plans.plan import Plan
 from ...sampling import coefficients
 from ...schedules.base import time_at_angle
+from ..base import PARTS
 
-PARTS = ("times", "tau", "corrections")
 WIDEST = 4.0  # e^4 times its even share an increment of the grid is at most
 
 

@@ -1,7 +1,6 @@
 """The search of joint tuning: successive halving of candidates by Gauss-Newton, the winner to the end of the budget."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ class JointSearch:
     Args:
         loss: the distance to the teacher's ends: a quarter of the pairs are for validation, the others for iterations.
         parts: what is tuned.
-        plans: that may take part; the first `given` do in any case, and `count` in all.
+        plans: the candidates, the plan itself first; where the budget is too small for all it remains alone.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
         checkpoint_steps: whether activations are computed again; None where memory decides.
@@ -41,18 +40,15 @@ class JointSearch:
         loss: TeacherLoss,
         parts: Sequence[str],
         plans: Sequence[Plan],
-        given: int,
-        count: int,
         limit: int | None,
         run: TuningRun,
         checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
-        self.plans, self.given, self.count = plans, given, count
+        self.plans = plans
         held = min(MOST_HELD, len(loss.pairs) // 4)
         self.train = len(loss.pairs) - held
         self.validation = torch.arange(self.train, len(loss.pairs))
-        self.order: list[int] = run.state.get("order", [])  # the places of those that take part among the plans
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
         self.times = loss.time_gradients(plans[0], parts)
@@ -66,9 +62,8 @@ class JointSearch:
         # 1. The cost of an iteration, and whether the budget is enough for one.
         runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
         look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
-        ranking = self._calls(min(BATCH, len(self.validation))) * len(self.plans[self.given :])
-        if not run.state and not run.can_afford(ranking + look * self.count + iteration):
-            self.plans, self.given, self.count = [plan], 1, 1
+        if not run.state and not run.can_afford(look * (1 + len(self.plans)) + iteration):
+            self.plans = [plan]
             if not run.can_afford(2 * look + iteration):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
@@ -98,8 +93,7 @@ class JointSearch:
     def _begin(self) -> None:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
-        self.order = self.order or self._ranked()
-        solvers = [GaussNewton(Parameters(self.plans[i], self.parts)) for i in self.order]
+        solvers = [GaussNewton(Parameters(one, self.parts)) for one in self.plans]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
         self.run.resume()
@@ -111,21 +105,6 @@ class JointSearch:
             self.halving.began_at = self._share()
         elif not self.run.same_budget:
             self.halving.rescale(self._share() / state["share"])
-
-    def _ranked(self) -> list[int]:
-        """The places of the candidates that take part: the given ones, and those that end nearest untuned, one for each
-        grid; where corrections are tuned the orders of a sampler lead to the same plan."""
-
-        @cache
-        def loss(i: int) -> tuple[float, int]:
-            return self.loss.mean(self.plans[i], self.validation[:BATCH]), i
-
-        grids: dict[bytes, list[int]] = {}
-        for i, plan in enumerate(self.plans[self.given :], self.given):
-            grids.setdefault(plan.step_times.numpy().tobytes(), []).append(i)
-        # The other orders are compared on the best grids alone.
-        nearest = sorted(grids.values(), key=lambda grid: loss(grid[0]))[: self.count - self.given]
-        return [*range(self.given), *sorted((min(grid, key=loss) for grid in nearest), key=loss)]
 
     def _iterate(self, solver: GaussNewton) -> None:
         """One step of a solver, on the next few pairs."""
@@ -165,7 +144,7 @@ class JointSearch:
     def _state(self) -> dict[str, Any]:
         solvers = [solver.to_dict() for solver in self.halving.solvers]
         counts = {"pairs": len(self.loss.pairs), "done": self.done, "looked_at": self.looked_at, "share": self._share()}
-        return {**counts, "order": self.order, **self.halving.to_dict(), "solvers": solvers}
+        return {**counts, **self.halving.to_dict(), "solvers": solvers}
 
     def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""

@@ -19,7 +19,6 @@ FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no par
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
-RANKED = 45  # candidates to choose from, about: spacings, each also with late beginnings, and orders
 
 
 def next_look(done: int) -> int:
@@ -76,8 +75,7 @@ def joint_cost(
         number, at = 1 + taking_part + num_trials(taking_part), next_look(0)
         while at <= count:
             number, at = number + 1, next_look(at)
-        ranking = forward(min(held, BATCH), batch) * (RANKED * (taking_part > sure))
-        return (forward(held, batch) * number + ranking) * len(plan)
+        return forward(held, batch) * (number * len(plan))
 
     def tuning(count: int, runs: float) -> Cost:
         return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)

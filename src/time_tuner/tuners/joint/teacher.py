@@ -84,6 +84,7 @@ def teach(
     cache: Path | None = None,
     times: Sequence[float] = (),
     share: float = SHARE,
+    found: Pairs | None = None,
 ) -> Pairs:
     """Pairs of a teacher. Pair i is from the i-th seed of the calibration, and under condition i modulo the number of
     conditions of the model.
@@ -92,7 +93,7 @@ def teach(
     a `share` of them, by the pace so far. The cache is a .safetensors file that keeps the ends, and the path at falling
     `times` if there are any: an interrupted run continues from there, and a finished one makes a single run again, to
     check that the model is the same; a ValueError if it was made by another teacher, for other times, from another
-    seed, or with another model.
+    seed, or with another model. Runs that were `found` before are not made again.
     """
     calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
     made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
@@ -104,17 +105,20 @@ def teach(
 
     most, at_once = MOST if pairs is None else pairs, group_size(model.batch)
     limit = None if run.state else run.budget.seconds  # a continued run makes the pairs that it had
-    found = torch.empty(0, 1 + len(times), *calibration.shape)
+    ends = torch.empty(0, 1 + len(times), *calibration.shape)
+    if found is not None:
+        ends = torch.cat([*([] if found.path is None else [found.path]), found.y[:, None].cpu()], 1)
     with run.cost_log.purpose("teacher"):
         if cache is not None and cache.exists():
-            found = _read(cache, made).to(found)[:most]
-            if not torch.allclose(states(0, 1), found[:1], rtol=1e-2, atol=1e-2):
+            kept = _read(cache, made).to(ends)[:most]
+            if not torch.allclose(states(0, 1), kept[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
-        done, seconds, count = len(found), run.seconds, at_once
-        while len(found) < most:
+            ends = max(ends, kept, key=len)
+        done, seconds, count = len(ends), run.seconds, at_once
+        while len(ends) < most:
             if limit is not None:
-                new, before, seconds = len(found) - done, seconds, run.seconds
-                done, pace = len(found), (seconds - before) / max(new, 1)  # of the runs just made
+                new, before, seconds = len(ends) - done, seconds, run.seconds
+                done, pace = len(ends), (seconds - before) / max(new, 1)  # of the runs just made
                 if not new or done < FEWEST:
                     count = FEWEST if seconds < limit else 0
                 else:
@@ -123,11 +127,11 @@ def teach(
                     count = max(0, min(at_once, left, max(FEWEST, left // 4)))
             if not count:
                 break
-            found = torch.cat([found, states(len(found), min(len(found) + count, most))])
+            ends = torch.cat([ends, states(len(ends), min(len(ends) + count, most))])
             if cache is not None:
-                _write(cache, found, made)
-    x = calibration.states(range(first, first + len(found)))
-    return Pairs(x, found[:, -1].to(x.device), found[:, :-1] if len(times) else None)
+                _write(cache, ends, made)
+    x = calibration.states(range(first, first + len(ends)))
+    return Pairs(x, ends[:, -1].to(x.device), ends[:, :-1] if len(times) else None)
 
 
 def states_at(model: Model, teacher: Plan, x: Tensor, times: Sequence[float]) -> Tensor:

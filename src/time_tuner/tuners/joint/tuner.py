@@ -3,7 +3,7 @@ r"""Joint tuning: step times, conditioning times and the combination of predicti
 1. *Teacher.* Many steps of a good solver take noise x_T to an end y; no data are needed.
 2. *Loss.* E d(x_K, y) over the parameters of the plan, where x_K is the end of the plan's run from the same noise and
    d(x, y) = sqrt(|x - y|^2 + delta), or a distance of the user's.
-3. *Candidates.* The plan itself, and other spacings and orders of its sampler; by successive halving one remains.
+3. *Candidates.* The plan itself, and the nearest untuned plans; by successive halving one remains.
 4. *Gauss-Newton.* Each is improved in steps on 16 pairs; what counts is the mean of iterates, on validation pairs.
 
 LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the step times in this way, TimeTuner (Xia et al., 2024)
@@ -24,11 +24,11 @@ from ...data import check_writable
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...plans.plan import Plan
-from ..base import Tuner, TuningRun
+from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
 from .candidates import candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
-from .parameters import PARTS, Parameters, check_parts
+from .parameters import Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
@@ -47,8 +47,8 @@ class Joint(Tuner):
             allows, or beside a budget of calls those that cost a third of it, 16 to 2048.
         iterations: each on 16 pairs; by default as many as the budget allows, 800 at most where none is given.
         distance: `distance(x, y)` of two batches of ends (B, ...): (B,), or their mean.
-        candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and those that end
-            nearest untuned, of other spacings, which may begin later, and of other orders of its sampler.
+        candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and the nearest
+            untuned plans, which differ from the plan in what is tuned.
         warm_starts: plans that take part in any case, such as tuned ones for other numbers of calls.
         checkpoint_steps: whether the activations of each call are computed again in the backward pass, for a third more
             work; by default where memory is short.
@@ -81,6 +81,14 @@ class Joint(Tuner):
         ):
             if not valid:
                 raise ValueError(f"{name} must be {kind}, got {getattr(self, name)!r}")
+
+    @property
+    def tunes(self) -> Sequence[str]:
+        return check_parts(self.parts)
+
+    @property
+    def max_starts(self) -> int:
+        return self.candidates
 
     @property
     def sized(self) -> bool:
@@ -127,18 +135,18 @@ class Joint(Tuner):
             run.stop("is not enough for the runs of the teacher: give a larger one")
             return plan.with_provenance(**notes)
         # 2. The candidates, as many as have a long enough trial.
-        given = warm_starts(plan, self.warm_starts)
-        sure, plans = 1 + len(given), [plan, *given]
+        plans = [plan, *warm_starts(plan, self.warm_starts)]
         left = None if budget.seconds is None else budget.seconds - run.seconds
         expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left)
-        count = max(sure, min(self.candidates, max_candidates(expected)))
-        if max(count, len(run.state.get("order", ()))) > sure:  # also where a run continues in a smaller budget
-            plans = candidate_plans(plan, given, parts)
+        # A run that continues, perhaps in another budget, has the candidates that it began with.
+        count = len(run.state.get("solvers", ())) or min(self.candidates, max_candidates(expected))
+        plans += candidate_plans(plan, run.ranking, parts, count - len(plans))
         # 3. The search.
         loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
-        found, how = JointSearch(loss, parts, plans, sure, count, limit, run, self.checkpoint_steps)()
-        return found.with_provenance(**{**plan.provenance, **notes, **how})
+        found, how = JointSearch(loss, parts, plans, limit, run, self.checkpoint_steps)()
+        own = {name: found.provenance[name] for name in ("spacing",) if name in found.provenance}
+        return found.with_provenance(**{**plan.provenance, **own, **notes, **how})
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
         """The pairs of the teacher, which a calibration for several plans may have already."""
@@ -146,7 +154,7 @@ class Joint(Tuner):
         kept, key = run.calibration.teacher_runs, described(teacher)
         if key not in kept or len(kept[key]) < (pairs or 0):
             cache = None if self.teacher_cache is None else Path(self.teacher_cache)
-            kept[key] = teach(model, teacher, run, pairs, cache)
+            kept[key] = teach(model, teacher, run, pairs, cache, found=kept.get(key))
         found: Pairs = kept[key][:pairs]
         return found
 

@@ -11,6 +11,7 @@ step should be the noise predicted before it. `OBJECTIVES` has other losses. The
 x_k = alpha_k x_0 + sigma_k eps, and every call is tuned on its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,6 +65,10 @@ class TimestepTuner(Tuner):
             check_int("iterations", self.iterations, 1)
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr!r}")
+
+    @property
+    def tunes(self) -> Sequence[str]:
+        return ("tau",)
 
     @property
     def sized(self) -> bool:
