@@ -186,9 +186,7 @@ def measure_table(plan: Plan) -> Table:
 def unchanged(plan: Plan) -> bool:
     """Whether the guard has left nothing of what tuning found."""
     distance = plan.provenance["distance"]
-    return bool(distance["tuned"] != distance["unguarded"] and len(plan.provenance["reverted_calls"]) == len(plan)) or (
-        distance["tuned"] == distance["untuned"]
-    )
+    return any(distance["tuned"] == distance.get(name) for name in ("untuned", "best untuned", "runner-up"))
 
 
 def verdict(plan: Plan) -> str:
@@ -202,8 +200,8 @@ def verdict(plan: Plan) -> str:
             calls = f"call{'s' * (len(reverted) > 1)} {', '.join(map(str, reverted))}"
             text += f", with tau of {calls} set back, which was harmful"
         if names and best != untuned:
-            side = "nearer" if tuned <= best else "FARTHER"
-            text += f", and {abs(1 - tuned / best):.1%} {side} than {names['best']}, the best untuned plan"
+            side = "and {:.1%} nearer" if tuned <= best else "but {:.1%} farther"
+            text += f", {side.format(abs(1 - tuned / best))} than {names['best']}, the best untuned plan"
     elif unguarded == untuned:
         text = "tuning changed nothing: the plan is the untuned one"
     else:
