@@ -19,8 +19,10 @@ from time_tuner import (
     resample,
 )
 from time_tuner.schedules import NoiseSchedule
+from time_tuner.tuners.base import PARTS
 from time_tuner.tuners.joint.candidates import candidate_plans
-from time_tuner.tuners.joint.parameters import PARTS, Parameters
+from time_tuner.tuners.joint.parameters import Parameters
+from time_tuner.tuners.ranking import Ranked, untuned_plans
 
 DISCRETE = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 FEW = NoiseScheduleVP(betas=[0.1, 0.2, 0.3, 0.4])
@@ -140,7 +142,8 @@ def test_candidates_of_a_tuned_plan_stay_in_the_range(part: str) -> None:
     plan = make_plan("ddim", DISCRETE, calls=5, spacing="linspace")
     low = plan.with_tau(torch.maximum(0.5 * plan.t[:-1], torch.tensor(0.001).double()))
     for one in (low, tuned(DISCRETE)):
-        assert len(candidate_plans(one, parts=(part,))) >= 1
+        ranking = [Ranked(name, other, 0.0) for name, other in untuned_plans(one).items()]
+        assert len(candidate_plans(one, ranking, (part,), 100)) >= (part != "tau")
 
 
 @pytest.mark.parametrize("spacing", [name for name in SPACINGS if name != "ays"])

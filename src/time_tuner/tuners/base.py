@@ -248,6 +248,7 @@ class TuningRun:
         if self._checkpoint is not None:
             spent = asdict(self.cost_log.of("tuning"))
             entries = {"budget": str(self.budget), "seconds": self.seconds, "spent": spent, "state": self.state}
+            entries["ranking"] = self.kept_ranking
             self._checkpoint.save(**entries, **more)
 
     def _report(self, now: bool = False) -> None:
