@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def model() -> LatentDigits:
 
 @pytest.fixture(scope="module")
 def drawn(model: LatentDigits) -> tuple[Tensor, Tensor]:
-    """Latents of 200 digits, 20 of each, in 20 calls at guidance 2, and their labels."""
-    labels = torch.arange(200) % 10
+    """Latents of 100 digits, 10 of each, in 20 calls at guidance 2, and their labels."""
+    labels = torch.arange(100) % 10
     return run(load_model("latent-digits", labels, 2.0), model, labels), labels
 
 
@@ -57,7 +58,10 @@ class Counted:
 
 
 @pytest.mark.parametrize("tune_type", ["sequential", "parallel"])
-def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tensor], tune_type: str) -> None:
+def test_tuned_on_images_and_decoded(
+    monkeypatch: pytest.MonkeyPatch, model: LatentDigits, scans: dict[str, Tensor], tune_type: str
+) -> None:
+    monkeypatch.setattr(import_module("time_tuner.tuners.tune"), "REFERENCE_CALLS", 20)  # to save time
     embed, encode, calls = Counted(model.embed), Counted(model.encode), 4
     wrapped = model_wrapper(
         model.network, model.schedule, guidance_type="classifier-free", guidance_scale=1.5, cond_process_fn=embed
@@ -80,7 +84,7 @@ def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tenso
         for name, given, grid in (
             ("untuned", None, {"timesteps": levels}),
             ("tuned", ratios, {"timesteps": levels}),
-            ("many", None, {"num_steps": 50}),
+            ("many", None, {"num_steps": 25}),
         )
     }
     assert embed.sizes in ([40], [40, 1])  # the same labels are not embedded again

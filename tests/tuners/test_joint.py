@@ -148,8 +148,7 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune_by(EPS, plan, "joint", **QUICK)
         return
-    assert distance_to_teacher(tune_by(EPS, plan, "joint", **QUICK)) < 0.75 * distance_to_teacher(plan)
-    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 120})
+    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60})
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
@@ -187,7 +186,7 @@ def test_a_distance_of_one_coordinate_is_minimised() -> None:
 
     def mean(**distance: Any) -> float:
         """Over seeds, since runs end in one of several minima."""
-        how = {**QUICK, "iterations": 100, "pairs": 256, **distance}
+        how = {**QUICK, "iterations": 50, **distance}
         tuned = [tune_by(eps, plan, "joint", seed=seed, **how) for seed in range(3)]
         return sum(float(first(sample(eps, one, x), end).mean()) for one in tuned)
 

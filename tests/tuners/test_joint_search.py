@@ -13,6 +13,7 @@ from joint_problem import EPS, QUICK, SMOOTH, ZERO_SNR, distance_to_teacher
 
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVE, Plan, make_plan
 from time_tuner.schedules import NoiseSchedule
+from time_tuner.tuners.joint import successive_halving
 from time_tuner.tuners.joint.candidates import candidate_plans, warm_starts
 from time_tuner.tuners.joint.gauss_newton import GaussNewton
 from time_tuner.tuners.joint.loss import Gradients, robust
@@ -175,10 +176,11 @@ def test_the_last_candidate_may_win() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp"])
-def test_a_late_beginning_wins_where_few_calls_must_do(name: str) -> None:
+def test_a_late_beginning_wins_where_few_calls_must_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Of two calls, one that is made where there is only noise is wasted."""
+    monkeypatch.setattr(successive_halving, "FEWEST_ITERATIONS", 10)  # so that there are two candidates
     plan = make_plan(name, SMOOTH, 2, "quadratic")
-    late, given = (tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 120, "candidates": n}) for n in (4, 1))
+    late, given = (tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60, "candidates": n}) for n in (4, 1))
     assert late.t[0] < 0.8 < given.t[0] and late.t[-1] == given.t[-1]
     assert distance_to_teacher(late) < 0.8 * distance_to_teacher(given)
 
