@@ -555,7 +555,8 @@ def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
 ) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "drawn.npz"
     saved = ("--model", folder, "--label", "1,2")
-    command("tune", *saved, "--calls", 2, "--samples", 2, "--budget", "60calls", "--out", plan)
+    how = ("--method", "joint(pairs=8)", "--calls", 2, "--samples", 2, "--budget", "60calls")
+    command("tune", *saved, *how, "--out", plan)
     made = Plan.load(plan).provenance
     assert made["model"] == str(folder) and made["pipeline"] == "ClassConditionalPipeline" and made["label"] == [1, 2]
     command("sample", *saved, "--plan", plan, "-n", 3, "--seed", 5, "--out", out)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 tuning = import_module("time_tuner.tuners.tune")
 
 EVERY = FLOWS | BETAS_FAMILIES | EDM_FAMILIES
-CALLS = (1, 4, 7, 13)
+CALLS = (1, 4, 5, 10)
 REFERENCE_CALLS = 10  # fewer than 100, to save time
 
 NO_SINGLE_CALL = {

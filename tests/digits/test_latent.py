@@ -35,8 +35,8 @@ def drawn(model: LatentDigits) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def scans() -> dict[str, Tensor]:
-    """48 handwritten digits that were scanned, in the frame of the model's own."""
-    items = runpy.run_path(EXAMPLE)["scans"](48)
+    """32 handwritten digits that were scanned, in the frame of the model's own."""
+    items = runpy.run_path(EXAMPLE)["scans"](32)
     return {"image": torch.stack([item["image"] for item in items]), "label": torch.tensor([i["label"] for i in items])}
 
 
@@ -68,12 +68,12 @@ def test_tuned_on_images_and_decoded(
     )
     tuner = TimeTuner(wrapped, model.schedule)
     levels = make_plan("ddim", model.schedule, calls, "quadratic").t[:-1] * model.schedule.total_N - 1
-    batches = [{name: values[i : i + 16] for name, values in scans.items()} for i in range(0, 48, 16)]
+    batches = [{name: values[i : i + 16] for name, values in scans.items()} for i in range(0, 32, 16)]
     ratios = tuner.optimize_timesteps(
-        batches, encode_fn=encode, timesteps=levels, tune_type=tune_type, samples=48, uncond_condition=NULL_LABEL
+        batches, encode_fn=encode, timesteps=levels, tune_type=tune_type, samples=32, uncond_condition=NULL_LABEL
     )
-    assert encode.sizes == [16, 16, 16]  # every image once
-    assert sorted(embed.sizes) == [1, 48]  # no label, and the labels to tune on, which also serve to judge
+    assert encode.sizes == [16, 16]  # every image once
+    assert sorted(embed.sizes) == [1, 32]  # no label, and the labels to tune on, which also serve to judge
     assert ratios.shape == (calls,) and ratios[-1] == 1 and ratios[0] != 1
 
     noise = SeededNoise(1000)(torch.empty(40, *model.shape))

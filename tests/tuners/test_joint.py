@@ -186,7 +186,7 @@ def test_a_distance_of_one_coordinate_is_minimised() -> None:
 
     def mean(**distance: Any) -> float:
         """Over seeds, since runs end in one of several minima."""
-        how = {**QUICK, "iterations": 50, **distance}
+        how = {**QUICK, "iterations": 100, "pairs": 256, **distance}
         tuned = [tune_by(eps, plan, "joint", seed=seed, **how) for seed in range(3)]
         return sum(float(first(sample(eps, one, x), end).mean()) for one in tuned)
 
