@@ -18,14 +18,14 @@ demo: $(READY) ## tune the bundled model and show what it gains
 	@$(BIN)/time-tuner demo
 
 test: check ## check, then run the tests on every core (the slow ones: .venv/bin/pytest -m slow)
-	@$(BIN)/pytest -q -n auto
+	@$(BIN)/pytest -q -n auto --dist worksteal
 
 test-lowest: ## run the tests that concern diffusers with the lowest version that is supported
 	@lowest=$$(sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml); \
 	$(PYTHON) -m venv $(LOWEST) && \
 	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
-	@$(LOWEST)/bin/pytest -q -n auto tests -k 'diffusers or pipeline or parity'
+	@$(LOWEST)/bin/pytest -q -n auto --dist worksteal tests -k 'diffusers or pipeline or parity'
 
 peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,8 +12,9 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The tensors here are small: threads only cost."""
+    """The tensors here are small: threads only cost, also in processes that a test starts."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from clock import run_fast
 
 import time_tuner
 from time_tuner import (
@@ -202,6 +203,7 @@ def tables() -> Any:
 @pytest.mark.usefixtures("tables")
 def test_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    run_fast(monkeypatch, 10)  # the pages have budgets of up to 30 seconds
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(compile("\n".join(blocks_of(page, "python")), page.name, "exec"), {"__name__": "page"})

@@ -167,24 +167,27 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
 
 SLOW = """
 import time, time_tuner as tt
+from pathlib import Path
 def model():
     schedule = tt.NoiseScheduleVP('linear')
     eps = tt.exact.Mixture([[1.0, 0.5], [-1.0, 0.0]], 0.3).eps(schedule)
     def slow(x, t, tau=None):
-        time.sleep(0.02)
+        if not Path("fast").exists():
+            time.sleep(0.02)
         return eps(x, t, tau)
     return tt.as_model(slow, schedule, (2,))
 """
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_command_continues(tmp_path: Path, end: signal.Signals) -> None:
+def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     partial, out = tmp_path / "plan.json.partial", tmp_path / "plan.json"
     how = ("--method", "sequential", "--sampler", "ddim", "--calls", "6", "--samples", "32", "--budget", "1h")
-    command = [sys.executable, "-m", "time_tuner", "tune", "--model", "slow:model", *how]
+    command = ("tune", "--model", "slow:model", *how)
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "time_tuner", *command],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # processes in the background ignore it
     )  # fmt: skip
     began, saved = time.monotonic(), set[str]()
@@ -198,12 +201,15 @@ def test_a_killed_command_continues(tmp_path: Path, end: signal.Signals) -> None
     if end == signal.SIGINT:
         assert message.startswith("interrupted: the state is kept in plan.json.partial") and message.count("\n") == 1
     assert partial.exists() and not out.exists()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "continuing from plan.json.partial" in again.stderr
+    # The same command in another process, this one.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "slow", raising=False)
+    Path("fast").touch()
+    assert "continuing from plan.json.partial" in done(*command).stderr
     assert not partial.exists()
     resumed = Plan.load(out)
-    whole = [*command, "--out", "whole.json"]
-    assert "continuing" not in subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    assert "continuing" not in done(*command, "--out", "whole.json").stderr
     assert torch.equal(Plan.load(tmp_path / "whole.json").tau, resumed.tau)
 
 

@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from time_tuner.diffusers import (
 from time_tuner.diffusers.loading import read_pipeline
 from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
+from time_tuner.tuners import calibration
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
 from time_tuner.tuners.joint.tuner import Joint
@@ -529,6 +531,13 @@ def folder(digits: ClassConditionalPipeline, tmp_path_factory: pytest.TempPathFa
     return path
 
 
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 10 calls where tuning draws samples of its own and compares with a reference run, to save time."""
+    monkeypatch.setattr(import_module("time_tuner.tuners.tune"), "REFERENCE_CALLS", 10)
+    monkeypatch.setattr(calibration, "OWN_CALLS", 10)
+
+
 def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
     shown = command("show", "--model", folder)
     for what in (
@@ -540,12 +549,14 @@ def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
         assert re.search(what, shown), what
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
     digits: ClassConditionalPipeline, folder: Path, tmp_path: Path
 ) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "drawn.npz"
     saved = ("--model", folder, "--label", "1,2")
-    command("tune", *saved, "--calls", 2, "--samples", 2, "--budget", "60calls", "--out", plan)
+    how = ("--method", "joint(pairs=8)", "--calls", 2, "--samples", 2, "--budget", "60calls")
+    command("tune", *saved, *how, "--out", plan)
     made = Plan.load(plan).provenance
     assert made["model"] == str(folder) and made["pipeline"] == "ClassConditionalPipeline" and made["label"] == [1, 2]
     command("sample", *saved, "--plan", plan, "-n", 3, "--seed", 5, "--out", out)
@@ -559,6 +570,7 @@ def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
     np.testing.assert_allclose(pictures, 2 * expected.numpy() - 1, atol=1e-5)
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> None:
     """Untuned samples, a comparison, several numbers of calls, a dry run, data, and a run that is continued."""
     saved = ("--model", folder, "--label", "1,2")
@@ -574,6 +586,7 @@ def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "c.png").exists()
 
 
+@pytest.mark.usefixtures("short_runs")
 def test_an_interrupted_run_on_a_saved_pipeline_continues(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from pipelines import Family
 from time_tuner import NoiseScheduleFlow, Plan, make_plan
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
 from time_tuner.plans.build import reference_plan
+from time_tuner.tuners import calibration
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:In CPU autocast",  # Mochi
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.filterwarnings(
 tuning = import_module("time_tuner.tuners.tune")
 
 EVERY = FLOWS | BETAS_FAMILIES | EDM_FAMILIES
-CALLS = (1, 4, 10, 20)
+CALLS = (1, 4, 5, 10)
+REFERENCE_CALLS = 10  # fewer than 100, to save time
 
 NO_SINGLE_CALL = {
     **dict.fromkeys(
@@ -172,7 +174,8 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
             super().__init__(*args)
 
     monkeypatch.setattr(tuning, "ReferenceDistance", Watched)
-    monkeypatch.setattr(tuning, "REFERENCE_CALLS", 20)  # to save time
+    monkeypatch.setattr(tuning, "REFERENCE_CALLS", REFERENCE_CALLS)
+    monkeypatch.setattr(calibration, "OWN_CALLS", REFERENCE_CALLS)
     family = made(name)
     own = family.pipe.scheduler
     batch = 1 if name == "svd" else 2  # which adds noise to its pictures, other noise to each of a batch
@@ -194,7 +197,7 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
         return
     family.pipe.scheduler = own
     with PipelineModel(family.pipe, **family.inputs) as model:
-        reference = reference_plan(model.schedule, 0.0 if plan.t[-1] == 0 else float(plan.t[-1]), 20)
+        reference = reference_plan(model.schedule, 0.0 if plan.t[-1] == 0 else float(plan.t[-1]), REFERENCE_CALLS)
     measured = []
     for x in judges[0].x[:, None]:
         ends = []

@@ -5,6 +5,7 @@ import ast
 import copy
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def gaussian(own: Any) -> Any:
 # --- what pipelines read ---
 
 
+@cache
 def accesses(path: Path) -> tuple[set[str], set[tuple[str, str]]]:
     """The names that a file reads of `self.scheduler`, and the (method, keyword) pairs that it calls them with."""
     names, keywords = set(), set()
@@ -72,6 +74,7 @@ def takes(method: Any, keyword: str) -> bool:
     return keyword in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
+@cache
 def classes(path: Path) -> list[str]:
     """The pipelines in a file."""
     tree = ast.parse(path.read_text()).body

@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,15 @@ def model() -> LatentDigits:
 
 @pytest.fixture(scope="module")
 def drawn(model: LatentDigits) -> tuple[Tensor, Tensor]:
-    """Latents of 200 digits, 20 of each, in 20 calls at guidance 2, and their labels."""
-    labels = torch.arange(200) % 10
+    """Latents of 100 digits, 10 of each, in 20 calls at guidance 2, and their labels."""
+    labels = torch.arange(100) % 10
     return run(load_model("latent-digits", labels, 2.0), model, labels), labels
 
 
 @pytest.fixture(scope="module")
 def scans() -> dict[str, Tensor]:
-    """48 handwritten digits that were scanned, in the frame of the model's own."""
-    items = runpy.run_path(EXAMPLE)["scans"](48)
+    """32 handwritten digits that were scanned, in the frame of the model's own."""
+    items = runpy.run_path(EXAMPLE)["scans"](32)
     return {"image": torch.stack([item["image"] for item in items]), "label": torch.tensor([i["label"] for i in items])}
 
 
@@ -57,19 +58,22 @@ class Counted:
 
 
 @pytest.mark.parametrize("tune_type", ["sequential", "parallel"])
-def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tensor], tune_type: str) -> None:
+def test_tuned_on_images_and_decoded(
+    monkeypatch: pytest.MonkeyPatch, model: LatentDigits, scans: dict[str, Tensor], tune_type: str
+) -> None:
+    monkeypatch.setattr(import_module("time_tuner.tuners.tune"), "REFERENCE_CALLS", 20)  # to save time
     embed, encode, calls = Counted(model.embed), Counted(model.encode), 4
     wrapped = model_wrapper(
         model.network, model.schedule, guidance_type="classifier-free", guidance_scale=1.5, cond_process_fn=embed
     )
     tuner = TimeTuner(wrapped, model.schedule)
     levels = make_plan("ddim", model.schedule, calls, "quadratic").t[:-1] * model.schedule.total_N - 1
-    batches = [{name: values[i : i + 16] for name, values in scans.items()} for i in range(0, 48, 16)]
+    batches = [{name: values[i : i + 16] for name, values in scans.items()} for i in range(0, 32, 16)]
     ratios = tuner.optimize_timesteps(
-        batches, encode_fn=encode, timesteps=levels, tune_type=tune_type, samples=48, uncond_condition=NULL_LABEL
+        batches, encode_fn=encode, timesteps=levels, tune_type=tune_type, samples=32, uncond_condition=NULL_LABEL
     )
-    assert encode.sizes == [16, 16, 16]  # every image once
-    assert sorted(embed.sizes) == [1, 48]  # no label, and the labels to tune on, which also serve to judge
+    assert encode.sizes == [16, 16]  # every image once
+    assert sorted(embed.sizes) == [1, 32]  # no label, and the labels to tune on, which also serve to judge
     assert ratios.shape == (calls,) and ratios[-1] == 1 and ratios[0] != 1
 
     noise = SeededNoise(1000)(torch.empty(40, *model.shape))
@@ -80,7 +84,7 @@ def test_tuned_on_images_and_decoded(model: LatentDigits, scans: dict[str, Tenso
         for name, given, grid in (
             ("untuned", None, {"timesteps": levels}),
             ("tuned", ratios, {"timesteps": levels}),
-            ("many", None, {"num_steps": 50}),
+            ("many", None, {"num_steps": 25}),
         )
     }
     assert embed.sizes in ([40], [40, 1])  # the same labels are not embedded again

@@ -29,7 +29,7 @@ POINTS = seeded(12, 4, seed=3)
 MIXTURE = Mixture(POINTS, 0.15)
 EPS = MIXTURE.eps(SMOOTH)
 ZERO_SNR = NoiseScheduleVP(alphas_cumprod=rescale_zero_terminal_snr(named_betas("scaled_linear", 1000)))
-QUICK: dict[str, Any] = {"shape": (4,), "pairs": 128, "iterations": 60, "candidates": 1, "guard": False}
+QUICK: dict[str, Any] = {"shape": (4,), "pairs": 128, "iterations": 40, "candidates": 1, "guard": False}
 
 
 def distance_to_teacher(plan: Plan, n: int = 400) -> float:

@@ -12,6 +12,7 @@ from mixture_runs import DATA, METHODS, SCHEDULE, Counted, tuned
 from time_tuner import TUNERS, estimate, make_plan, tune
 from time_tuner.models.counting import Cost
 from time_tuner.tuners import Joint
+from time_tuner.tuners.joint import successive_halving
 from time_tuner.tuners.timesteps import search as ratios
 from time_tuner.tuners.timesteps import tuner as timesteps
 
@@ -73,17 +74,20 @@ def test_the_estimate_of_timestep_tuning_knows_the_budget(method: str, budget: i
 @pytest.mark.parametrize(
     "size",
     [
-        {"budget": 2000},
-        {"budget": 4000, "candidates": 4},
+        {"budget": 800},
+        {"budget": 1000, "candidates": 4},
         {"pairs": 40, "iterations": 20},
-        {"pairs": 64, "iterations": 120, "candidates": 4},
+        {"pairs": 64, "iterations": 30, "candidates": 4},
         {"pairs": 1024, "iterations": 4, "warm_starts": [make_plan("ddim", SMOOTH, 4, "leading")]},
         {"pairs": 40, "iterations": 20, "checkpoint_steps": True},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("model", [EPS, one_time])
-def test_the_estimate_is_the_cost_of_joint_tuning(model: Any, batch: int | None, size: dict[str, Any]) -> None:
+def test_the_estimate_is_the_cost_of_joint_tuning(
+    monkeypatch: pytest.MonkeyPatch, model: Any, batch: int | None, size: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(successive_halving, "FEWEST_ITERATIONS", 5)  # so that there are two candidates in short runs
     plan, size = make_plan("ddim", SMOOTH, 4, "quadratic"), {"candidates": 1, **size}
     budget, how = size.pop("budget", None), {"shape": (4,), "batch": batch, "guard": False}
     spent = tune(model, plan, Joint(**size), budget=budget, **how).provenance["cost"]

@@ -148,8 +148,7 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune_by(EPS, plan, "joint", **QUICK)
         return
-    assert distance_to_teacher(tune_by(EPS, plan, "joint", **QUICK)) < 0.75 * distance_to_teacher(plan)
-    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 120})
+    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60})
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned

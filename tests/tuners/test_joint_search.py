@@ -14,6 +14,7 @@ from joint_problem import EPS, QUICK, SMOOTH, ZERO_SNR, distance_to_teacher
 
 from time_tuner import Plan, make_plan
 from time_tuner.tuners.base import PARTS
+from time_tuner.tuners.joint import successive_halving
 from time_tuner.tuners.joint.candidates import candidate_plans, warm_starts
 from time_tuner.tuners.joint.gauss_newton import GaussNewton
 from time_tuner.tuners.joint.loss import Gradients, robust
@@ -183,10 +184,11 @@ def test_the_last_candidate_may_win() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp"])
-def test_a_late_beginning_wins_where_few_calls_must_do(name: str) -> None:
+def test_a_late_beginning_wins_where_few_calls_must_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Of two calls, one that is made where there is only noise is wasted."""
+    monkeypatch.setattr(successive_halving, "FEWEST_ITERATIONS", 10)  # so that there are two candidates
     plan = make_plan(name, SMOOTH, 2, "quadratic")
-    late, given = (tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 120, "candidates": n}) for n in (4, 1))
+    late, given = (tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60, "candidates": n}) for n in (4, 1))
     assert late.t[0] < 0.8 < given.t[0] and late.t[-1] == given.t[-1]
     assert distance_to_teacher(late) < 0.8 * distance_to_teacher(given)
 
@@ -203,11 +205,10 @@ def test_candidates_end_where_the_plan_does() -> None:
         warm_starts(plan, [make_plan("dpmpp", SMOOTH, 5, "linspace")])
 
 
-def test_no_two_candidates_have_the_same_grid() -> None:
-    plan = make_plan("dpmpp", SMOOTH, 4, "karras")
-    found = candidates(plan)
+def test_no_two_candidates_have_the_same_calls() -> None:
+    found = candidates(make_plan("dpmpp", SMOOTH, 4, "karras"))
     for i, one in enumerate(found):
-        assert not any(torch.allclose(one.t, other.t) for other in found[:i])
+        assert not any(torch.allclose(one.t, other.t, rtol=1e-3) for other in found[:i])
 
 
 def test_few_iterations_are_not_spent_on_ranking() -> None:
@@ -228,7 +229,8 @@ def test_a_warm_start_takes_part_in_any_case(candidates: int) -> None:
     how = {**QUICK, "iterations": 4, "candidates": candidates}
     tuned = tune_by(EPS, make_plan("ddim", SMOOTH, 4, "uniform"), "joint", warm_starts=[good], **how)
     assert tuned.provenance["validation_loss"]["tuned"] <= 1.000001 * good.provenance["validation_loss"]["tuned"]
-    assert tuned.provenance["start_times"] == [round(float(t), 6) for t in good.step_times]
+    if candidates == 1:
+        assert tuned.provenance["start_times"] == [round(float(t), 6) for t in good.step_times]
 
 
 @pytest.mark.parametrize("wrong", [make_plan("ddim", SMOOTH, 3), ["plan"], [None], 3])

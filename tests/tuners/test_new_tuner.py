@@ -67,8 +67,9 @@ def registered() -> Iterator[None]:
 
 
 def test_it_tunes_by_its_text_and_as_a_value() -> None:
-    tuned = tune(EPS, PLAN, "random(trials=30)", samples=64)
-    assert tuned == tune(EPS, PLAN, RandomSearch(trials=30), samples=64)
+    start = {"calls": 5, "samples": 64}
+    tuned = tune(EPS, tuner="random(trials=30)", **start)
+    assert tuned == tune(EPS, tuner=RandomSearch(trials=30), **start)
     assert tuned.tuned and tuned.provenance["tuner"] == "random" and tuned.provenance["data"] == "own samples"
     assert tuned.provenance["distance"]["tuned"] < tuned.provenance["distance"]["untuned"]
     with pytest.raises(ValueError, match="tuner 'random' has no option 'trails'; its options: trials, width"):

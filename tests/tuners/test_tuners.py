@@ -338,7 +338,7 @@ def test_the_default_tuner_is_joint_and_another_where_joint_cannot_be_used(caplo
     def frozen(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         return EPS(x, t, tau).detach()
 
-    how = {"samples": 8, "shape": (2,), "guard": False, "budget": "2000calls"}
+    how = {"samples": 8, "shape": (2,), "guard": False, "budget": "300calls"}
     assert tune(EPS, plan, **how).provenance["tuner"] == "joint"
     assert tune_several(EPS, [plan], **how)[0].provenance["tuner"] == "joint"
     assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "tuning", "reference", "guard"}

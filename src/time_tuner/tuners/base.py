@@ -57,6 +57,9 @@ class Tuner(ABC):
         """The parts of a plan that it tunes: all other parts stay those of the given plan."""
         return PARTS
 
+    ranks_on_its_pairs: ClassVar[bool] = False
+    """Whether the untuned plans are ranked on runs of the teacher that it tunes on; if not these are made for it."""
+
     @property
     def max_starts(self) -> int:
         """From how many plans it may start."""

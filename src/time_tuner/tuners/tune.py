@@ -244,6 +244,11 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     if run.kept_ranking is not None:
         return Ranking.from_dict(run.kept_ranking, plan, model.fixed_start)
     teacher, kept = teacher_of(plan, getattr(tuner, "teacher", None)), run.calibration.teacher_runs
+    if run.budget.seconds is not None:
+        with run.cost_log.purpose("sizing"):
+            speed = measure_speed(model, plan, run.calibration.shape, FEWEST, run.calibration.device)
+        if speed.seconds(teacher_cost(FEWEST, len(teacher), model.batch)) > run.budget.seconds:
+            return ()
     key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, len(teacher), model.batch), None
     if len(kept.get(key, ())) < count:
         kept[key] = teach(model, teacher, run, count, getattr(tuner, "teacher_cache", None), found=kept.get(key))
@@ -456,7 +461,10 @@ def _planned(
         limit = int(SHARE * costs["tuning"][0].evaluations) if "tuning" in costs else None
         if (rounds := Rounds.within(limit, len(plan), pairs)).plans:
             costs["ranking"] = (rounds.cost(len(plan), batch),) * 2
-            costs.setdefault("teacher", (teacher_cost(pairs, teacher, batch),) * 2)
+            if not tuner.ranks_on_its_pairs:
+                usual, most = costs.get("teacher", (Cost(), Cost()))
+                own = teacher_cost(pairs, teacher, batch)
+                costs["teacher"] = usual + own, most + own
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:

@@ -55,6 +55,7 @@ class Joint(Tuner):
     """
 
     uses_data: ClassVar[bool] = False
+    ranks_on_its_pairs: ClassVar[bool] = True
 
     parts: str | Sequence[str] = PARTS
     teacher: Plan | None = None
