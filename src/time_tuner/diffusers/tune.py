@@ -87,7 +87,7 @@ def tune_pipeline(
             plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
         plan = plan.with_provenance(spacing=str(spacing or model.spacing or "default"), **passed, **model.facts())
-        tuned = tune(
+        return tune(
             model,
             plan,
             tuner,
@@ -103,4 +103,3 @@ def tune_pipeline(
             progress=progress,
             noise=noise,
         )
-        return tuned.with_tau(model.rounded_times(tuned.tau))

@@ -34,6 +34,8 @@ class Model(ABC):
         device: the device of its states.
         max_batch: the most states in one network call; None for no limit.
         has_decoder: whether samples are latents, which `decode` turns into pictures.
+        whole_levels: whether its network time means something at whole numbers only, as that of an embedding table.
+            Conditioning times are then tuned on whole levels.
     """
 
     schedule: NoiseSchedule
@@ -43,6 +45,7 @@ class Model(ABC):
     device: torch.device | str = "cpu"
     max_batch: int | None = None
     has_decoder: bool = False
+    whole_levels: bool = False
 
     @abstractmethod
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -81,6 +84,7 @@ class ModelAround(Model):
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
         self.spacing, self.device = inner.spacing, inner.device
         self.max_batch, self.has_decoder = inner.max_batch, inner.has_decoder
+        self.whole_levels = inner.whole_levels
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.inner.predict(quantity, x, t, tau)

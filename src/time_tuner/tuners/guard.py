@@ -112,7 +112,8 @@ def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
     remains.
     """
     same = plan.t[:-1] == untuned.t[:-1]
-    back = torch.where(same, untuned.tau, plan.with_ratios(untuned.tau / untuned.t[:-1]).tau)
+    ratios = untuned.tau / untuned.t[:-1]
+    back = torch.where(same, untuned.tau, judge.model.rounded_times(plan.with_ratios(ratios).tau))
     before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):

@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint, plain, versions
 from .guard import ReferenceDistance, guarded
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
+from .network_times import received
 from .timesteps.tuner import Parallel, Sequential
 
 TUNERS: dict[str, type[Tuner]] = {
@@ -166,6 +167,7 @@ def tune(
 def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard: bool | ReferenceDistance) -> Plan:
     """The work of `tune`: a trial, own samples, tuning, the reference run and the guard."""
     calibration, log = run.calibration, run.cost_log
+    plan = received(model, plan)
     with log.purpose("sizing"):
         tuner.try_out(model, plan, run)
     notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
@@ -173,7 +175,7 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         notes["data"] = "own samples" if calibration.own else "given"
         calibration.x0  # noqa: B018 - own samples are drawn here, before the clock of the budget begins
     run.begin()
-    tuned = tuner.tune(model, plan, run).with_provenance(**notes, versions=versions())
+    tuned = received(model, tuner.tune(model, plan, run)).with_provenance(**notes, versions=versions())
     if run.stopped:
         tuned = tuned.with_provenance(stopped=run.stopped)
     if guard is False:
@@ -185,8 +187,9 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        best = guarded(tuned, untuned(plan), judge)
-    if run.stopped and run.state and not best.tuned:
+        best = guarded(tuned, received(model, untuned(plan)), judge)
+    distance = best.provenance["distance"]
+    if run.stopped and run.state and distance["tuned"] == distance["untuned"]:
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
     return best
 

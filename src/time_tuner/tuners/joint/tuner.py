@@ -6,6 +6,9 @@ r"""Joint tuning: step times, conditioning times and the combination of predicti
 3. *Candidates.* The plan itself, and other spacings and orders of its sampler; by successive halving one remains.
 4. *Gauss-Newton.* Each is improved in steps on 16 pairs; what counts is the mean of iterates, on validation pairs.
 
+Of a network that takes whole levels alone, the conditioning times are no part of these steps. They are rounded, and
+moved by coordinate steps to neighbouring levels on 64 pairs, which count if the validation pairs agree.
+
 LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the step times in this way, TimeTuner (Xia et al., 2024)
 the conditioning times, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17423) and GAS (Oganov et al., 2025,
 https://arxiv.org/abs/2510.17699) the coefficients too.
@@ -106,8 +109,12 @@ class Joint(Tuner):
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network and the distance have a gradient."""
-        parameters, x = Parameters(plan, self.parts), run.calibration.trial(model).noise
-        loss, v = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log), torch.zeros(len(parameters)).double()
+        parameters = Parameters(plan, self.parts, model.rounded_times if model.whole_levels else None)
+        x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
+        loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
+        if not len(parameters):  # levels alone, by forward calls
+            loss.mean(plan, torch.arange(2))
+            return
         checkpoint = self.checkpoint_steps is not False
         loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 

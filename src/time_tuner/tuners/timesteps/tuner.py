@@ -90,6 +90,11 @@ class TimestepTuner(Tuner):
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network has a gradient for Adam, and an objective of the user's returns a loss for each sample."""
         name, objective = self._objective(plan)
+        if self.optimizer == "adam" and model.whole_levels:
+            raise ValueError(
+                "optimizer='adam' needs a gradient in the time, which a network of whole levels has none of: take "
+                "'search'"
+            )
         if name in OBJECTIVES and self.optimizer == "search":
             return
         batch, plan_run, ratio = run.calibration.trial(model), PlanRun(plan), torch.ones(()).double()
