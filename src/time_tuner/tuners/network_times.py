@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ..models.base import Model
 from ..plans.plan import Plan
+from ..sampling import predict
 from ..schedules import NoiseSchedule, as_float64
+from .calibration import Calibration
 
-FAR = 8  # units of the precision of a prediction, by which two of them differ where they are the same
+SAME = 8  # units of precision by which two predictions may differ that are the same
 
 
 def received(model: Model, plan: Plan) -> Plan:
@@ -63,3 +65,21 @@ def other_level(schedule: NoiseSchedule, tau: Tensor, near: Tensor) -> Tensor:
         up = bool(schedule.network_time(near) > schedule.network_time(tau))
         there = here + 1 if (up and here < high) or here <= low else here - 1
     return as_float64(time_of_level(schedule, there))
+
+
+@torch.no_grad()
+def ignores_time(model: Model, plan: Plan, calibration: Calibration) -> bool:
+    """Whether the network ignores its time: in the same states, at the same t, it predicts the same at T and at the
+    least trained time, and halfway. It is found by two network calls with two samples, or three.
+
+    The call is that in the middle of the plan, where a prediction of the data or of v matters to the noise.
+    """
+    batch, k = calibration.trial(model), len(plan) // 2
+    low, high = plan.schedule.t_min, plan.schedule.T
+    x = batch.at(plan.point(k))
+    first = predict(batch.model, plan, k, x, as_float64(high))
+    if not first.is_floating_point():
+        return False
+    close = SAME * torch.finfo(first.dtype).eps * float(first.abs().max())
+    others = (predict(batch.model, plan, k, x, as_float64(tau)) for tau in (low, (low + high) / 2))
+    return all(float((other - first).abs().max()) <= close for other in others)

@@ -14,6 +14,7 @@ the conditioning times, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17
 https://arxiv.org/abs/2510.17699) the coefficients too.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -29,6 +30,7 @@ from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..base import Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
+from ..network_times import ignores_time
 from .candidates import candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import PARTS, Parameters, check_parts
@@ -36,6 +38,8 @@ from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of
+
+logger = logging.getLogger("time_tuner")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class Joint(Tuner):
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network and the distance have a gradient."""
-        parameters = Parameters(plan, self.parts, model.rounded_times if model.whole_levels else None)
+        parts = self._parts(model, plan, run)
+        parameters = Parameters(plan, parts, model.rounded_times if model.whole_levels else None)
         x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
         loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
         if not len(parameters):  # levels alone, by forward calls
@@ -119,8 +124,11 @@ class Joint(Tuner):
         loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
-        teacher, parts, budget = teacher_of(plan, self.teacher), check_parts(self.parts), run.budget
-        notes = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        teacher, parts, budget = teacher_of(plan, self.teacher), self._parts(model, plan, run), run.budget
+        notes: dict[str, object] = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        if left_out := [part for part in check_parts(self.parts) if part not in parts]:
+            logger.info("the network predicts the same at every conditioning time: tau is not tuned")
+            notes["left_out"] = left_out
         # 1. The teacher's runs, as many as there is time for.
         speed, pairs = None, None
         if budget.seconds is not None and not self.sized and not run.state:
@@ -146,6 +154,20 @@ class Joint(Tuner):
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
         found, how = JointSearch(loss, parts, plans, sure, count, limit, run, self.checkpoint_steps)()
         return found.with_provenance(**{**plan.provenance, **notes, **how})
+
+    def _parts(self, model: BatchedModel, plan: Plan, run: TuningRun) -> tuple[str, ...]:
+        """The parts without tau where the network ignores its time; a ValueError if none of the plan is left."""
+        parts = check_parts(self.parts)
+        with run.cost_log.purpose("sizing"):
+            if "tau" not in parts or not ignores_time(model, plan, run.calibration):
+                return parts
+        left = tuple(part for part in parts if part != "tau")
+        if not left or not len(Parameters(plan, left)):
+            raise ValueError(
+                f"parts={list(parts)} of a plan for {len(plan)} calls need a network that uses its time, this one "
+                "predicts the same at every conditioning time: take 'times' and 'corrections', or more calls"
+            )
+        return left
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
         """The pairs of the teacher, which a calibration for several plans may have already."""
