@@ -120,7 +120,7 @@ def test_a_budget_is_kept_and_the_best_so_far_returned(method: str, how: dict[st
         plan = tuned(model, method=method, budget=budget, **how)
         spent = {purpose: cost["calls"] for purpose, cost in plan.provenance["cost"].items()}
         assert spent["tuning"] <= budget and sum(spent.values()) == model.calls
-        assert spent.get("sizing", 0) <= 5, "whether there is a gradient for Adam"
+        assert spent.get("sizing", 0) <= 10, "whether time has an effect, and a gradient for Adam"
         assert spent["tuning"] > budget / 3 or how.get("batch") == 10**6, "steps tuned together spend much at a time"
         assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
         if "optimizer" not in how:

@@ -1,6 +1,7 @@
 """The guard: a tuned plan against the untuned one, on noise that no tuning has used, by a many-step run from it."""
 
 import math
+from collections.abc import Callable
 from copy import copy
 
 import torch
@@ -13,8 +14,8 @@ from ..models.counting import CostLog, CountedModel
 from ..noise import Constraint, SeededNoise
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import ModelLike, sample
-from ..schedules import NoiseSchedule
+from ..sampling import ModelLike, check_schedule, sample
+from ..schedules import NoiseSchedule, as_float64
 
 
 class ReferenceDistance:
@@ -64,7 +65,11 @@ class ReferenceDistance:
         return float(self.per_sample(plan).mean())
 
     def check(self, plan: Plan) -> None:
-        """Raise a ValueError if the plan ends at another time than the reference run."""
+        """Raise a ValueError if the plan ends at another time than the reference run, is on another schedule, or draws
+        noise where there is a single sample."""
+        check_schedule(self.model.schedule, plan)
+        if plan.stochastic and len(self.x) < 2:
+            raise ValueError("x must hold at least two samples to measure a plan that draws noise, got 1")
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(
                 f"plan must end where the reference run does, at t = {self.end:.6g}, got t = {float(plan.t[-1]):.6g}"
@@ -104,16 +109,18 @@ def gain_with_error(untuned: Tensor, tuned: Tensor, stochastic: bool) -> tuple[f
     return float(gain.mean()), (1 + stochastic) * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
 
-def guarded(plan: Plan, untuned: Plan, judge: ReferenceDistance) -> Plan:
+def guarded(
+    plan: Plan, untuned: Plan, judge: ReferenceDistance, rounded: Callable[[Tensor], Tensor] = as_float64
+) -> Plan:
     """The tuned plan, or what of it is better than the untuned one, with the distances in its provenance.
 
     Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
-    that lowers the distance. Where the gain over the untuned plan is below its standard error, the untuned plan
-    remains.
+    that lowers the distance; `rounded` gives the times that the network receives for them. Where the gain over the
+    untuned plan is below its standard error, the untuned plan remains.
     """
     same = plan.t[:-1] == untuned.t[:-1]
     ratios = untuned.tau / untuned.t[:-1]
-    back = torch.where(same, untuned.tau, judge.model.rounded_times(plan.with_ratios(ratios).tau))
+    back = torch.where(same, untuned.tau, rounded(plan.with_ratios(ratios).tau))
     before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):

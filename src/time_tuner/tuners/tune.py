@@ -133,14 +133,11 @@ def tune(
         samples, seed = data.samples, data.seed
         if noise is not None:
             raise ValueError("noise= is part of the Calibration: give Calibration(..., noise=)")
-    if model.num_conditions is not None and model.num_conditions > samples:
-        raise ValueError(
-            f"samples must be at least as many as the model has conditions, {model.num_conditions}, got {samples}"
-        )
     log = CostLog()
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
     if not isinstance(data, Calibration):
         data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
+    data.check(model, plan)
     if tuner is None:
         with log.purpose("sizing"):
             tuner = _default_tuner(network, plan, data)
@@ -169,6 +166,9 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
     calibration, log = run.calibration, run.cost_log
     plan = received(model, plan)
     with log.purpose("sizing"):
+        if guard is True:
+            reference = reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)
+            calibration.try_run("reference run of the guard", model, reference)
         tuner.try_out(model, plan, run)
     notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
     if tuner.uses_data:
@@ -187,7 +187,7 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        best = guarded(tuned, received(model, untuned(plan)), judge)
+        best = guarded(tuned, received(model, untuned(plan)), judge, model.rounded_times)
     distance = best.provenance["distance"]
     if run.stopped and run.state and distance["tuned"] == distance["untuned"]:
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
@@ -293,6 +293,11 @@ def tune_several(
         tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
     for plan in plans:
         tuner.check(plan, data.own)
+        data.check(as_model(eps, plan.schedule, shape), plan)
+        if isinstance(how.get("guard"), ReferenceDistance):
+            how["guard"].check(plan)
+        if checkpoint is not None:
+            check_writable(Path(f"{checkpoint}-{len(plan)}"))
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")

@@ -37,7 +37,7 @@ from .parameters import PARTS, Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
-from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of
+from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
 
 logger = logging.getLogger("time_tuner")
 
@@ -113,6 +113,8 @@ class Joint(Tuner):
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network and the distance have a gradient."""
+        cache = None if self.teacher_cache is None else Path(self.teacher_cache)
+        try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache)
         parts = self._parts(model, plan, run)
         parameters = Parameters(plan, parts, model.rounded_times if model.whole_levels else None)
         x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()

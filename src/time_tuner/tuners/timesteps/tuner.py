@@ -110,8 +110,10 @@ class TimestepTuner(Tuner):
             target = objective.target(step)
         with torch.set_grad_enabled(self.optimizer == "adam"):
             value = step_loss(plan_run, 0, step.state, ratio.requires_grad_() * step.p.t, batch, target, objective)
+        if not value.isfinite():
+            raise step.broken()
         if self.optimizer == "adam":
-            check_gradient(value)
+            check_gradient(value, ratio)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         name, objective = self._objective(plan)
