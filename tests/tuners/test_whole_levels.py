@@ -14,6 +14,7 @@ from time_tuner import TUNERS, NoiseScheduleVP, Plan, exact, make_plan, model_wr
 from time_tuner.models.base import Model, ModelAround, as_model
 from time_tuner.models.batching import BatchedModel
 from time_tuner.schedules import NoiseSchedule
+from time_tuner.testing import check_model
 from time_tuner.tuners import Budget, Calibration, Joint
 from time_tuner.tuners.calibration import CalibrationBatch
 from time_tuner.tuners.joint.levels import LevelSteps
@@ -283,3 +284,22 @@ def test_a_rejected_sweep_is_made_again_with_shorter_strides_until_there_are_non
         steps.halve()
         count += 1
     assert count <= 8 and steps.strides == [1, 1, 1]
+
+
+def test_levels_alone_need_no_gradient() -> None:
+    model = of_levels(FEW)
+    predict = torch.no_grad()(model.predict)
+    model.predict = predict  # type: ignore[method-assign]
+    tuned = tune(model, make_plan("ddim", FEW, 3), "joint(parts=tau, pairs=32)", budget=20_000, guard=False)
+    assert tuned.provenance["validation_loss"]["tuned"] < tuned.provenance["validation_loss"]["untuned"]
+
+
+def test_a_model_of_whole_levels_rounds_to_them() -> None:
+    check_model(of_levels(FEW))
+
+    class Wrong(ModelAround):
+        def rounded_times(self, tau: Any) -> Tensor:
+            return torch.as_tensor(tau, dtype=torch.float64)
+
+    with pytest.raises(AssertionError, match="a model of whole levels rounds times to whole network times"):
+        check_model(Wrong(of_levels(FEW)))
