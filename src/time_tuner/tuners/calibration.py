@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from .._checks import accepts, check_device, check_int
-from ..models.base import Model, as_model, check_state
+from ..models.base import Model, as_model, check_prediction, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
 from ..noise import DATA, HELD_OUT, NOISE, STEPS, Constraint, SeededNoise, first_seed
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import ModelLike, check_schedule, finite, predict, sample
+from ..sampling import ModelLike, check_schedule, finite, sample
 from ..schedules import NoiseSchedule, Point
 
 OWN_CALLS = 50  # of the runs that draw the model's own samples
@@ -138,10 +138,10 @@ class Calibration:
         begins = f"the {name} begins at t = {float(plan.t[0]):.4g}, where"
         x = plan.initial_state(self.trial(model).noise)
         try:
-            prediction = predict(model, plan, 0, x)
+            prediction = model.predict(plan.rows[0].predicts, x, plan.t[0], plan.taus[0])
         except ValueError as error:
             raise ValueError(f"{begins} the model cannot be called: {error}") from error
-        if not finite(prediction):
+        if not finite(check_prediction(prediction, x)):
             raise ValueError(f"{begins} eps returned NaN or infinity")
 
     @cached_property
