@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from helpers import seeded
 from torch import Tensor, nn
 
@@ -171,7 +172,7 @@ def test_joint_tuning_of_levels_alone_gains_and_ends_by_itself() -> None:
 def test_joint_tuning_on_levels_gains_more_than_levels_alone() -> None:
     model, plan = of_levels(FEW), make_plan("ddim", FEW, 4)
     every, levels = (
-        tune(model, plan, Joint(parts, pairs=64, iterations=24, candidates=1), guard=False).provenance[
+        tune(model, plan, Joint(parts, pairs=64, iterations=50, candidates=1), guard=False).provenance[
             "validation_loss"
         ]
         for parts in (("times", "tau", "corrections"), "tau")
@@ -303,3 +304,28 @@ def test_a_model_of_whole_levels_rounds_to_them() -> None:
 
     with pytest.raises(AssertionError, match="a model of whole levels rounds times to whole network times"):
         check_model(Wrong(of_levels(FEW)))
+
+
+def test_a_sweep_ends_where_the_budget_does() -> None:
+    """With what it has found until then."""
+    plan, left = received(of_levels(MANY), make_plan("ddim", MANY, 4)), 3
+    values: list[float] = []
+
+    def loss(plan: Plan) -> float:
+        values.append(float(plan.tau.sum()))
+        return values[-1]
+
+    found = LevelSteps(plan).sweep(plan, loss, lambda: len(values) < left)
+    assert len(values) == left and float(found.tau.sum()) == min(values) < values[0]
+
+
+def test_a_budget_of_seconds_is_kept_on_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of twelve calls would take longer than all iterations of this budget."""
+    clock = Clock(monkeypatch, 0.01)
+    model = of_levels(MANY)
+    network = model.network  # type: ignore[attr-defined]
+    slow = clock(lambda x, level, _: network(x, level))
+    model.network = lambda x, level: slow(x, level)  # type: ignore[attr-defined]
+    before = clock.now
+    tuned = tune(model, make_plan("ddim", MANY, 12), Joint("tau", pairs=16), budget="20s", guard=False)
+    assert tuned.provenance["iterations"] and 15 < clock.now - before < 23

@@ -23,16 +23,18 @@ class LevelSteps:
         self.strides = [level_stride(plan.schedule, float(t), STRIDE) for t in plan.t[:-1]]
         self.settled = False
 
-    def sweep(self, plan: Plan, loss: Callable[[Plan], float]) -> Plan:
-        """The plan after one sweep; the loss is evaluated 1 + 2 K times at most."""
+    def sweep(self, plan: Plan, loss: Callable[[Plan], float], can_afford: Callable[[], bool] = lambda: True) -> Plan:
+        """The plan after one sweep; the loss is evaluated 1 + 2 K times at most, and no longer than can be afforded."""
         low, high = level_range(plan.schedule)
         tried = set(self.strides)
-        best, moved = loss(plan), False
+        best, moved, self.settled = loss(plan), False, False
         for k, stride in enumerate(self.strides):
             here = level_of(plan.schedule, plan.tau[k])
             for level in (here + stride, here - stride):
                 if not low <= level <= high:
                     continue
+                if not can_afford():
+                    return plan
                 tau = plan.tau.clone()
                 tau[k] = time_of_level(plan.schedule, level)
                 trial = plan.with_tau(tau)

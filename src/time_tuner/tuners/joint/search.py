@@ -18,7 +18,7 @@ from .parameters import Parameters
 from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
 from .successive_halving import SuccessiveHalving
 
-LEVEL_PAIRS = 64  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
+LEVEL_PAIRS = 32  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
 
 TOO_SMALL = "is not enough for one iteration: give a larger one"
@@ -72,9 +72,8 @@ class JointSearch:
         # 1. The cost of an iteration, and whether the budget is enough for one.
         runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
         look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
-        if self.steps is not None:  # a look has a sweep of the levels, too
-            sweep = (1 + 2 * len(plan)) * self._calls(min(LEVEL_PAIRS, self.train))
-            iteration = sweep + look + (iteration if self.parts else 0)
+        if self.steps is not None:  # a look has a sweep of the levels, too, which is cut short where the budget ends
+            iteration = self._sweep_calls() + (iteration if self.parts else 0)
         ranking = self._calls(min(BATCH, len(self.validation))) * len(self.plans[self.given :])
         if not run.state and not run.can_afford(ranking + look * self.count + iteration):
             self.plans, self.given, self.count = [plan], 1, 1
@@ -180,7 +179,11 @@ class JointSearch:
     def _sweep(self, solver: GaussNewton, steps: LevelSteps) -> None:
         """Move the levels of a solver's best plan on training pairs, if the validation pairs agree."""
         plan, rows = solver.parameters.plan(solver.best_v), torch.arange(min(LEVEL_PAIRS, self.train))
-        found = steps.sweep(plan, lambda plan: self.loss.mean(plan, rows))
+        if not self.run.can_afford(self._sweep_calls()):
+            return
+        found = steps.sweep(
+            plan, lambda plan: self.loss.mean(plan, rows), lambda: self.run.can_afford(self._sweep_calls())
+        )
         if not torch.equal(found.tau, plan.tau):
             loss = self.loss.mean(found, self.validation)
             if loss < solver.best_loss:
@@ -188,6 +191,10 @@ class JointSearch:
                 solver.parameters = self._with_ratios(solver, found.tau / found.t[:-1])
             else:  # the same sweep again would be in vain
                 steps.halve()
+
+    def _sweep_calls(self) -> int:
+        """The network calls of one loss in a sweep, and of the look at validation pairs that may follow."""
+        return self._calls(min(LEVEL_PAIRS, self.train)) + self._calls(len(self.validation))
 
     def _with_ratios(self, solver: GaussNewton, ratios: Tensor) -> Parameters:
         return Parameters(solver.parameters.start, self.parts, self.rounded, ratios)

@@ -7,7 +7,7 @@ r"""Joint tuning: step times, conditioning times and the combination of predicti
 4. *Gauss-Newton.* Each is improved in steps on 16 pairs; what counts is the mean of iterates, on validation pairs.
 
 Of a network that takes whole levels alone, the conditioning times are no part of these steps. They are rounded, and
-moved by coordinate steps to neighbouring levels on 64 pairs, which count if the validation pairs agree.
+moved by coordinate steps to neighbouring levels on 32 pairs, which count if the validation pairs agree.
 
 LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the step times in this way, TimeTuner (Xia et al., 2024)
 the conditioning times, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17423) and GAS (Oganov et al., 2025,
