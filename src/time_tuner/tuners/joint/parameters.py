@@ -45,7 +45,7 @@ class Parameters:
         ratios: Tensor | None = None,
     ) -> None:
         self.start, self.rounded = plan, rounded
-        self.parts = check_parts(parts) if parts else ()
+        self.parts = check_parts(parts) if parts or rounded is None else ()
         if rounded is not None:
             self.parts = tuple(part for part in self.parts if part != "tau")
         self.ratios = plan.tau / plan.t[:-1] if ratios is None else ratios
