@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="the text encoders of most pipelines;
 from pipelines import FAMILIES, Family, inpaint, random
 
 from time_tuner import load_model, make_plan, sample
-from time_tuner.diffusers import PipelineModel, TimeTunerScheduler
+from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
 from time_tuner.diffusers.loading import read_pipeline
 from time_tuner.diffusers.scheduler import rest
 from time_tuner.samplers import sampler_of
@@ -261,6 +261,21 @@ def test_rounded_times_are_those_that_a_network_in_half_precision_receives() -> 
             assert torch.equal(eps(x, tau, tau), eps(x, tau, float(eps.rounded_times(tau))))
     with model(FAMILIES["flux"]()) as eps:
         assert torch.equal(eps.rounded_times([0.3]), torch.tensor([0.3], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_tuned_plan_holds_the_times_that_a_pipeline_in_half_precision_receives(guard: bool) -> None:
+    family = FAMILIES["flux"]()
+    family.pipe.set_progress_bar_config(disable=True)
+    family.pipe.transformer.to(torch.bfloat16)
+    family.inputs = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in family.inputs.items()}
+    skip = ("prompt", "output_type", "batch_size")
+    inputs = {name: value for name, value in family.inputs.items() if name not in skip}
+    prompts = family.inputs.get("prompt")
+    plan = tune_pipeline(family.pipe, 3, "sequential", prompts=prompts, samples=2, batch=2, guard=guard, **inputs)
+    with model(family) as eps:
+        assert torch.equal(eps.rounded_times(plan.tau), plan.tau)
+        assert not torch.equal(eps.rounded_times(plan.t[:-1]), plan.t[:-1]), "the network rounds some of the times"
 
 
 def test_heun_begins_an_image_to_image_run_with_a_whole_step() -> None:

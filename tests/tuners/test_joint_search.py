@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import seeded, tune_by
-from joint_problem import EPS, QUICK, SMOOTH, ZERO_SNR, distance_to_teacher
+from joint_problem import EPS, QUICK, SMOOTH, distance_to_teacher
 
 from time_tuner import Plan, make_plan
 from time_tuner.tuners.base import PARTS

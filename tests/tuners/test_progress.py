@@ -18,7 +18,8 @@ from mixture_runs import DATA, Interrupt, quadratic, tuned
 from time_tuner import TUNERS, TimeTuner, exact, make_plan, tune
 from time_tuner.tuners import Progress
 
-PHASES = {name: ["data"] for name in TUNERS} | {"joint": ["teacher"], "least_squares": ["teacher"]}
+RANKING = ["teacher", "ranking"]
+PHASES = {"sequential": ["data", *RANKING], "parallel": ["data", *RANKING], "joint": RANKING, "least_squares": RANKING}
 
 
 @pytest.mark.parametrize("name", TUNERS)
@@ -34,6 +35,7 @@ def test_progress_is_one_value_in_every_phase(monkeypatch: pytest.MonkeyPatch, n
     values, took = [progress for _, progress in seen], clock.now - began
     phases = list(dict.fromkeys(progress.phase for progress in values))
     assert [phase for phase in phases if phase != "sizing"] == [*PHASES[name], "tuning", "reference", "guard"]
+    # Least squares tune on the path of the teacher, too, whose runs are made after the ranking.
     fractions = [progress.fraction for progress in values]
     assert fractions == sorted(fractions) and 0 <= fractions[0] < 0.1 and fractions[-1] == 1
     assert values[-1].seconds_left == 0

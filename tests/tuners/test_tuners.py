@@ -295,7 +295,7 @@ def test_bad_input_is_named() -> None:
         tune(EPS, plan, Sequential(optimizer="adam", iterations=0), data)
     with pytest.raises(ValueError, match=r"NaN or infinity at call \d"):
         tune(_broken, plan, data=data, guard=False)
-    with pytest.raises(ValueError, match=r"eps must return a tensor of the shape of x, \(16, 2\), got shape \(16, 1\)"):
+    with pytest.raises(ValueError, match=r"eps must return a tensor of the shape of x, \(2, 2\), got shape \(2, 1\)"):
         tune(lambda x, t, tau=None: x[:, :1], plan, data=data)
     other = NoiseScheduleVP("cosine")
     with pytest.raises(ValueError, match=r"plan was made for another noise schedule"):

@@ -120,7 +120,7 @@ def test_a_budget_is_kept_and_the_best_so_far_returned(method: str, how: dict[st
         plan = tuned(model, method=method, budget=budget, **how)
         spent = {purpose: cost["calls"] for purpose, cost in plan.provenance["cost"].items()}
         assert spent["tuning"] <= budget and sum(spent.values()) == model.calls
-        assert spent.get("sizing", 0) <= 5, "whether there is a gradient for Adam"
+        assert spent.get("sizing", 0) <= 10, "whether time has an effect, and a gradient for Adam"
         assert spent["tuning"] > budget / 3 or how.get("batch") == 10**6, "steps tuned together spend much at a time"
         assert plan.provenance["stopped"].startswith(f"the budget of {budget} calls was spent")
         if "optimizer" not in how:
@@ -268,7 +268,8 @@ def test_several_plans_are_tuned_on_one_calibration() -> None:
         )
         for calls, plan in zip((3, 4), plans, strict=True)
     ]
-    assert model.calls - sum(plan.provenance["cost"]["tuning"]["calls"] for plan in plans) == 50
+    costs = [plan.provenance["cost"] for plan in plans]
+    assert model.calls - sum(cost[name]["calls"] for cost in costs for name in ("sizing", "tuning")) == 50
 
 
 # --- refused before any long work ---
@@ -316,7 +317,7 @@ def test_what_cannot_be_used_is_refused_before_own_samples_are_drawn(wrong: dict
     model.predict = lambda x, t, tau: eps(x, t, tau)
     with pytest.raises(ValueError, match=message):
         tuned(model, data=wrong.get("data"), **{name: wrong[name] for name in wrong if name not in ("eps", "data")})
-    assert model.evaluations <= 10
+    assert model.evaluations <= 20
 
 
 @pytest.mark.parametrize("name", TUNERS)

@@ -85,7 +85,7 @@ def tune_pipeline(
         if spacing is None and isinstance(model.spacing, OwnGrid):
             plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
-        tuned = tune(
+        return tune(
             model,
             plan.with_provenance(**passed, **model.facts()),
             tuner,
@@ -102,4 +102,3 @@ def tune_pipeline(
             progress=progress,
             noise=noise,
         )
-        return tuned.with_tau(model.rounded_times(tuned.tau))

@@ -36,6 +36,8 @@ class Model(ABC):
         fixed_start: whether every run begins at the same time, such as in pipelines that draw their first state at a
             fixed noise level.
         has_decoder: whether samples are latents, which `decode` turns into pictures.
+        whole_levels: whether its network time means something at whole numbers only, as that of an embedding table.
+            Conditioning times are then tuned on whole levels.
     """
 
     schedule: NoiseSchedule
@@ -46,6 +48,7 @@ class Model(ABC):
     max_batch: int | None = None
     fixed_start: bool = False
     has_decoder: bool = False
+    whole_levels: bool = False
 
     @abstractmethod
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -84,6 +87,7 @@ class ModelAround(Model):
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
         self.spacing, self.device = inner.spacing, inner.device
         self.max_batch, self.fixed_start, self.has_decoder = inner.max_batch, inner.fixed_start, inner.has_decoder
+        self.whole_levels = inner.whole_levels
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.inner.predict(quantity, x, t, tau)

@@ -44,6 +44,7 @@ class NetworkModel(Model):
         weights = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
         self.device = "cpu" if weights is None else weights.device
         self.num_conditions = self._count_conditions()
+        self.whole_levels = self.time_dtype == "int"
 
     def _count_conditions(self) -> int | None:
         given = [self.condition, *self.kwargs.values()]

@@ -45,8 +45,9 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         classifier_kwargs: given to the classifier at every call.
         cond_process_fn: embeds a raw condition, once for each `bind`.
         time_dtype: how the network receives its time: "float32"; "int" for networks that take whole levels alone, to
-            which times are rounded; "bfloat16" or "float16" where a pipeline casts the time to that dtype (bfloat16
-            holds only every fourth of the levels from 512 to 1024). `rounded_times` gives the times that are left.
+            which times are rounded, and on which they are tuned; "bfloat16" or "float16" where a pipeline casts the
+            time to that dtype (bfloat16 holds only every fourth of the levels from 512 to 1024). `rounded_times` gives
+            the times that are left.
         shape: of one sample, for those who draw samples of a model without data or noise at hand.
 
     Raises:
@@ -86,6 +87,7 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         self.guidance_type, self.guidance_scale, self.time_dtype = guidance_type, float(guidance_scale), time_dtype
         kwargs = dict(model_kwargs or {})
         self._network = NetworkModel(model, noise_schedule, prediction, kwargs, time_dtype, self.shape)
+        self.whole_levels = self._network.whole_levels
         self._classifier: Any = classifier_fn and partial(classifier_fn, **(classifier_kwargs or {}))
         self._process = cond_process_fn
         self._recent: list[tuple[Any, int | None, Tensor | None]] = []

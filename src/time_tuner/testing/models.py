@@ -13,7 +13,7 @@ def check_model(model: Model, x: Tensor | None = None, precision: float = 1e-5) 
 
     Its predictions have the shape, dtype and device of the state. They do not depend on the batch: a part of it under
     `select` predicts what the whole does. The data that it predicts belongs to the noise that it predicts. tau is t by
-    default. `rounded_times` are those that it receives.
+    default. `rounded_times` are those that it receives: whole levels, if it takes those alone.
 
     Args:
         model: the model.
@@ -59,3 +59,6 @@ def check_model(model: Model, x: Tensor | None = None, precision: float = 1e-5) 
     rounded = model.rounded_times(t)
     holds(rounded.shape == t.shape, "rounded_times keeps the shape of the times")
     close(model.rounded_times(rounded), rounded, "rounded times are not rounded further", rtol=1e-9, atol=1e-12)
+    if model.whole_levels:
+        level = model.schedule.network_time(rounded)
+        close(level, level.round(), "a model of whole levels rounds times to whole network times", rtol=0, atol=1e-9)

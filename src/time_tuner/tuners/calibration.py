@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .._checks import accepts, check_device, check_int
-from ..models.base import Model, as_model, check_state
+from ..models.base import Model, as_model, check_prediction, check_state
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
 from ..noise import DATA, HELD_OUT, NOISE, STEPS, Constraint, SeededNoise, first_seed
 from ..plans.build import reference_plan
-from ..sampling import ModelLike, sample
+from ..plans.plan import Plan
+from ..sampling import ModelLike, check_schedule, finite, sample
 from ..schedules import NoiseSchedule, Point
 
 OWN_CALLS = 50  # of the runs that draw the model's own samples
@@ -120,6 +121,29 @@ class Calibration:
         """Two samples, of noise in place of data: for calls that only show whether something works."""
         return self._batch(model, self._noise(DATA, 2), first_seed(self.seed, NOISE))
 
+    def check(self, model: Model, plan: Plan) -> None:
+        """Raise a ValueError if the data are too few for the conditions of the model, or the calibration is made for
+        another schedule than that of the plan."""
+        check_schedule(self.schedule, plan)
+        count = self.samples if self._data is None else min(self.samples, len(self._data))
+        if model.num_conditions is not None and model.num_conditions > count:
+            name = "samples" if count == self.samples else "data"
+            raise ValueError(
+                f"{name} must be at least as many as the model has conditions, {model.num_conditions}, got {count}"
+            )
+
+    @torch.no_grad()
+    def try_run(self, name: str, model: Model, plan: Plan) -> None:
+        """Raise a ValueError if a run of the model cannot begin, found by a call with two samples."""
+        begins = f"the {name} begins at t = {float(plan.t[0]):.4g}, where"
+        x = plan.initial_state(self.trial(model).noise)
+        try:
+            prediction = model.predict(plan.rows[0].predicts, x, plan.t[0], plan.taus[0])
+        except ValueError as error:
+            raise ValueError(f"{begins} the model cannot be called: {error}") from error
+        if not finite(check_prediction(prediction, x)):
+            raise ValueError(f"{begins} eps returned NaN or infinity")
+
     @cached_property
     def x0(self) -> Tensor:
         """Data to tune on, (samples, ...); fewer where fewer were given."""
@@ -183,6 +207,11 @@ class Calibration:
             raise ValueError(
                 f"noise must map noise that was drawn, {tuple(drawn.shape)}, to noise of this shape, without drawing "
                 f"any itself, as in lambda z: z - z.mean(1, keepdim=True), got {got}"
+            )
+        if not torch.allclose(noise(drawn[:1].clone()), first[:1], rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                "noise must map each sample on its own, whatever the batch, as in lambda z: z - z.mean(1, "
+                "keepdim=True), got another result for a sample alone than in a batch of two"
             )
 
 

@@ -1,7 +1,7 @@
 """The guard: a tuned plan against the untuned one, on noise that no tuning has used, by a many-step run from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -15,8 +15,8 @@ from ..models.counting import CostLog, CountedModel
 from ..noise import Constraint, SeededNoise
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import ModelLike, sample
-from ..schedules import NoiseSchedule
+from ..sampling import ModelLike, check_schedule, sample
+from ..schedules import NoiseSchedule, as_float64
 from .base import PARTS
 from .ranking import Ranked, differs_only_in
 
@@ -68,7 +68,11 @@ class ReferenceDistance:
         return float(self.per_sample(plan).mean())
 
     def check(self, plan: Plan) -> None:
-        """Raise a ValueError if the plan ends at another time than the reference run."""
+        """Raise a ValueError if the plan ends at another time than the reference run, is on another schedule, or draws
+        noise where there is a single sample."""
+        check_schedule(self.model.schedule, plan)
+        if plan.stochastic and len(self.x) < 2:
+            raise ValueError("x must hold at least two samples to measure a plan that draws noise, got 1")
         if abs(float(plan.t[-1]) - self.end) > 1e-9:
             raise ValueError(
                 f"plan must end where the reference run does, at t = {self.end:.6g}, got t = {float(plan.t[-1]):.6g}"
@@ -112,6 +116,7 @@ def guarded(
     plan: Plan,
     untuned: Plan,
     judge: ReferenceDistance,
+    rounded: Callable[[Tensor], Tensor] = as_float64,
     ranking: Sequence[Ranked] = (),
     parts: Sequence[str] = PARTS,
 ) -> Plan:
@@ -119,11 +124,13 @@ def guarded(
     in its provenance.
 
     Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
-    that lowers the distance. Where the gain over an untuned plan is below its standard error, the untuned plan remains:
-    that from which tuning started, or one of the two nearest of the ranking, if it differs from that in these parts.
+    that lowers the distance; `rounded` gives the times that the network receives for them. Where the gain over an
+    untuned plan is below its standard error, the untuned plan remains: that from which tuning started, or one of the
+    two nearest of the ranking, if it differs from that in these parts.
     """
     same = plan.t[:-1] == untuned.t[:-1]
-    back = torch.where(same, untuned.tau, plan.with_ratios(untuned.tau / untuned.t[:-1]).tau)
+    ratios = untuned.tau / untuned.t[:-1]
+    back = torch.where(same, untuned.tau, rounded(plan.with_ratios(ratios).tau))
     before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):

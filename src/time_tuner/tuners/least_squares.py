@@ -40,7 +40,7 @@ from ..sampling import advance, predict
 from .base import Tuner, TuningRun
 from .budget import Budget, Speed, forward, measure_speed
 from .joint.loss import DELTA, TeacherLoss, robust
-from .joint.teacher import AT_ONCE, FEWEST, Pairs, described, group_size, teach, teacher_cost, teacher_of
+from .joint.teacher import AT_ONCE, FEWEST, Pairs, described, group_size, teach, teacher_cost, teacher_of, try_teacher
 
 PAIRS = 256
 MOST_BYTES = 2**31  # of the states and predictions of all pairs, which stay in the memory of the CPU
@@ -107,6 +107,11 @@ class LeastSquares(Tuner):
             )
         if self.teacher_cache is not None:
             check_writable(Path(self.teacher_cache))
+
+    def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
+        """The runs of the teacher can begin, and those in the cache are of this teacher."""
+        cache = None if self.teacher_cache is None else Path(self.teacher_cache)
+        try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache, plan.t[1:-1].tolist())
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         teacher, calls = teacher_of(plan, self.teacher), len(plan)

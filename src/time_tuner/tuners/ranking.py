@@ -13,6 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from ..models.base import Model
 from ..models.counting import Cost
 from ..plans.build import make_plan
 from ..plans.plan import Plan
@@ -22,6 +23,7 @@ from ..spacings import SPACINGS
 from .base import TuningRun
 from .budget import forward
 from .joint.loss import TeacherLoss
+from .network_times import received
 
 ROUNDS = (4, 16, 64, 256)  # pairs; on exact digits the plan that is found ends 5 % farther than the best, on average
 KEPT = 4  # one of so many plans stays for the next round,
@@ -50,23 +52,30 @@ def untuned_plans(plan: Plan, fixed_start: bool = False) -> dict[str, Plan]:
     grids: dict[int, dict[str, Tensor]] = {}
     found = dict[tuple[int, int], tuple[str, Plan]]()
     for i, sampler in enumerate(_samplers(plan)):
-        steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
+        try:
+            steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
+        except ValueError:  # not so many calls to this end
+            continue
         if steps not in grids:
             grids[steps] = _grids(plan, steps, fixed_start)
         for j, (name, times) in enumerate(grids[steps].items()):
-            try:
-                made = make_plan(sampler, plan.schedule, len(plan), times=times)
-            except ValueError:  # not for so many steps
-                continue
+            made = make_plan(sampler, plan.schedule, len(plan), times=times)
             found[i + j, i] = f"{sampler_text(sampler)}:{len(plan)}@{name}", made.with_provenance(spacing=name)
     return dict(found[place] for place in sorted(found))
+
+
+def _received(model: Model, plan: Plan) -> dict[str, Plan]:
+    """The untuned plans, with the times that the network receives."""
+    return {name: received(model, one) for name, one in untuned_plans(plan, model.fixed_start).items()}
 
 
 def _samplers(plan: Plan) -> list[Sampler]:
     """The sampler of the plan, and every deterministic one that makes another run."""
     names = [*SAMPLERS_FIRST, *(name for name in SAMPLERS if name not in SAMPLERS_FIRST)]
     found, runs = list[Sampler](), list[Tensor]()
-    for sampler in [plan.sampler, *(each for name in names if name in SAMPLERS for each in _orders(name))]:
+    others = [each for name in names if name in SAMPLERS for each in _orders(name)]
+    others.sort(key=lambda each: getattr(each, "order", None) == 1)  # most of these are DDIM, and are named so
+    for sampler in [plan.sampler, *others]:
         try:
             made = make_plan(sampler, plan.schedule, len(plan), "quadratic")
         except ValueError:  # not for so many calls
@@ -167,9 +176,9 @@ class Ranking(Sequence[Ranked]):
         return {one.name: one.loss for one in self}
 
     @classmethod
-    def from_dict(cls, losses: Mapping[str, float], plan: Plan, fixed_start: bool) -> "Ranking":
-        """The ranking of an earlier run for the same plan."""
-        plans = untuned_plans(plan, fixed_start)
+    def from_dict(cls, losses: Mapping[str, float], model: Model, plan: Plan) -> "Ranking":
+        """The ranking of an earlier run for the same model and plan."""
+        plans = _received(model, plan)
         return cls([Ranked(name, plans[name], loss) for name, loss in losses.items()])
 
 
@@ -220,7 +229,7 @@ def rank(loss: TeacherLoss, plan: Plan, run: TuningRun, rounds: Rounds, seconds:
     The order is that of the mean root of the distances, which depends less on the few runs that end far away.
     """
     began, out = run.seconds, list[Ranked]()
-    left = list(untuned_plans(plan, loss.model.fixed_start).items())[: rounds.plans]
+    left = list(_received(loss.model, plan).items())[: rounds.plans]
     for i, size in enumerate(rounds.pairs):
         rows, done = torch.arange(size), list[tuple[float, Ranked]]()
         for name, one in left:

@@ -31,6 +31,7 @@ from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
+from .network_times import received
 from .ranking import ROUNDS, SHARE, Ranked, Ranking, Rounds, rank
 from .timesteps.tuner import Parallel, Sequential
 
@@ -151,14 +152,11 @@ def tune(
         samples, seed = data.samples, data.seed
         if noise is not None:
             raise ValueError("noise= is part of the Calibration: give Calibration(..., noise=)")
-    if model.num_conditions is not None and model.num_conditions > samples:
-        raise ValueError(
-            f"samples must be at least as many as the model has conditions, {model.num_conditions}, got {samples}"
-        )
     log = CostLog()
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
     if not isinstance(data, Calibration):
         data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
+    data.check(model, plan)
     if tuner is None:
         with log.purpose("sizing"):
             tuner = _default_tuner(network, plan, data)
@@ -209,7 +207,11 @@ def _tuned(
     """The work of `tune`: a trial, own samples, the ranking, tuning, the reference run and the guard; `free` where
     tuning may start from any untuned plan."""
     calibration, log = run.calibration, run.cost_log
+    plan = received(model, plan)
     with log.purpose("sizing"):
+        if guard is True:
+            reference = reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)
+            calibration.try_run("reference run of the guard", model, reference)
         tuner.try_out(model, plan, run)
     notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
     if tuner.uses_data:
@@ -221,7 +223,7 @@ def _tuned(
     if free and run.ranking:
         best = run.ranking[0].plan
         plan = best.with_provenance(**{**plan.provenance, **best.provenance})
-    tuned = tuner.tune(model, plan, run).with_provenance(**notes, versions=versions())
+    tuned = received(model, tuner.tune(model, plan, run)).with_provenance(**notes, versions=versions())
     if run.stopped:
         tuned = tuned.with_provenance(stopped=run.stopped)
     if guard is False:
@@ -233,8 +235,10 @@ def _tuned(
         with log.purpose("reference"):
             judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
     with log.purpose("guard"):
-        found = guarded(tuned, untuned(plan), judge, run.ranking, PARTS if free else tuner.tunes)
-    if run.stopped and run.state and not found.tuned:
+        parts = PARTS if free else tuner.tunes
+        found = guarded(tuned, received(model, untuned(plan)), judge, model.rounded_times, run.ranking, parts)
+    distance = found.provenance["distance"]
+    if run.stopped and run.state and distance["tuned"] == distance["untuned"]:
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
     return found
 
@@ -242,7 +246,7 @@ def _tuned(
 def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, evaluations: int) -> Sequence[Ranked]:
     """The untuned plans by the distance of their runs to those of the tuner's teacher, or of the usual one."""
     if run.kept_ranking is not None:
-        return Ranking.from_dict(run.kept_ranking, plan, model.fixed_start)
+        return Ranking.from_dict(run.kept_ranking, model, plan)
     teacher, kept = teacher_of(plan, getattr(tuner, "teacher", None)), run.calibration.teacher_runs
     if run.budget.seconds is not None:
         with run.cost_log.purpose("sizing"):
@@ -374,6 +378,11 @@ def tune_several(
         tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
     for plan in plans:
         tuner.check(plan, data.own)
+        data.check(as_model(eps, plan.schedule, shape), plan)
+        if isinstance(how.get("guard"), ReferenceDistance):
+            how["guard"].check(plan)
+        if checkpoint is not None:
+            check_writable(Path(f"{checkpoint}-{len(plan)}"))
     tuned: list[Plan] = []
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")

@@ -17,6 +17,7 @@ from ...models.counting import CostLog
 from ...plans.plan import Plan
 from ...sampling import predict, sample, trajectory
 from ..calibration import losses_of
+from ..network_times import other_level
 from .parameters import Parameters
 from .teacher import Pairs
 
@@ -190,7 +191,11 @@ def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor
         with torch.no_grad():
             time = getattr(plan, name)[k]
             step = DIFFERENCE if time * (1 + DIFFERENCE) <= plan.schedule.T else -DIFFERENCE
-            slope = (predict(model, plan, k, x, **{name: time * (1 + step)}).to(x.dtype) - here) / step
+            other = time * (1 + step)
+            if name == "tau" and model.whole_levels:
+                other = other_level(plan.schedule, time, other)
+                step = float(other / time) - 1
+            slope = (predict(model, plan, k, x, **{name: other}).to(x.dtype) - here) / step
         prediction = prediction + (logs[name] - logs[name].detach()) * slope
     return prediction
 

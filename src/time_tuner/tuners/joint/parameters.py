@@ -1,6 +1,6 @@
 """The parameters of joint tuning: one vector of numbers, which is zero at the plan itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,10 +32,23 @@ class Parameters:
       a grid stays monotone and keeps its ends, whatever v is.
     - "tau": the conditioning time is e^{v_k} times that of the plan, within the trained range.
     - "corrections": the strictly lower triangular C, added to that of the plan.
+
+    For a network of whole levels `rounded` gives the times that it receives. Conditioning times are then no part of v:
+    they are `ratios` times t, rounded, with the derivative of the times before they are rounded.
     """
 
-    def __init__(self, plan: Plan, parts: str | Sequence[str] = PARTS) -> None:
-        self.start, self.parts = plan, check_parts(parts)
+    def __init__(
+        self,
+        plan: Plan,
+        parts: str | Sequence[str] = PARTS,
+        rounded: Callable[[Tensor], Tensor] | None = None,
+        ratios: Tensor | None = None,
+    ) -> None:
+        self.start, self.rounded = plan, rounded
+        self.parts = check_parts(parts) if parts or rounded is None else ()
+        if rounded is not None:
+            self.parts = tuple(part for part in self.parts if part != "tau")
+        self.ratios = plan.tau / plan.t[:-1] if ratios is None else ratios
         self.lower = torch.tril_indices(len(plan), len(plan), -1)
         self.angles = plan.schedule.at(plan.step_times).angle
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
@@ -56,7 +69,10 @@ class Parameters:
             elif len(values):
                 c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(self.lower), values)
                 plan = plan.with_corrections(c if plan.corrections is None else plan.corrections + c)
-        return plan
+        if self.rounded is None:
+            return plan
+        tau = plan.with_ratios(self.ratios).tau
+        return plan.with_tau(tau + (self.rounded(tau) - tau.detach()))
 
     def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
         """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).

@@ -11,11 +11,13 @@ from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
 from .gauss_newton import GaussNewton
+from .levels import LevelSteps
 from .loss import TeacherLoss
 from .parameters import Parameters
 from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
 from .successive_halving import SuccessiveHalving
 
+LEVEL_PAIRS = 32  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
 
 TOO_SMALL = "is not enough for one iteration: give a larger one"
@@ -26,7 +28,7 @@ class JointSearch:
 
     Args:
         loss: the distance to the teacher's ends: a quarter of the pairs are for validation, the others for iterations.
-        parts: what is tuned.
+        parts: what is tuned; of a network that takes whole levels alone, "tau" by coordinate steps at every look.
         plans: the candidates, the plan itself first; where the budget is too small for all it remains alone.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
@@ -44,16 +46,19 @@ class JointSearch:
         run: TuningRun,
         checkpoint_steps: bool | None,
     ) -> None:
-        self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
-        self.plans = plans
+        self.loss, self.limit, self.run, self.plans = loss, limit, run, plans
+        whole = loss.model.whole_levels
+        self.rounded = loss.model.rounded_times if whole else None
+        self.parts = tuple(part for part in parts if not (whole and part == "tau"))
+        self.steps: list[LevelSteps] | None = [] if whole and "tau" in parts else None
         held = min(MOST_HELD, len(loss.pairs) // 4)
         self.train = len(loss.pairs) - held
         self.validation = torch.arange(self.train, len(loss.pairs))
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
-        self.times = loss.time_gradients(plans[0], parts)
+        self.times = loss.time_gradients(plans[0], self.parts)
         self.checkpointed = checkpoint_steps
-        if checkpoint_steps is None:
+        if checkpoint_steps is None and self.parts:
             self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
     def __call__(self) -> tuple[Plan, dict[str, Any]]:
@@ -62,6 +67,8 @@ class JointSearch:
         # 1. The cost of an iteration, and whether the budget is enough for one.
         runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
         look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
+        if self.steps is not None:  # a look has a sweep of the levels, too, which is cut short where the budget ends
+            iteration = self._sweep_calls() + (iteration if self.parts else 0)
         if not run.state and not run.can_afford(look * (1 + len(self.plans)) + iteration):
             self.plans = [plan]
             if not run.can_afford(2 * look + iteration):
@@ -71,10 +78,10 @@ class JointSearch:
         self._begin()
         halving, first = self.halving, self.halving.solvers[0]
         while self._share() < 1 and run.can_afford(iteration + look):
-            if halving.solver.restarts > MAX_RESTARTS and halving.decided:
+            if (halving.solver.restarts > MAX_RESTARTS or self._settled()) and halving.decided:
                 break
             self._iterate(halving.solver)
-            if halving.trial_ends(self._share()) or self.done >= next_look(self.looked_at):
+            if halving.trial_ends(self._share()) or self.done >= next_look(self.looked_at) or not self.parts:
                 self._look()
         # 3. The best of all plans that were validated.
         self._validate_new(1.0)
@@ -93,9 +100,14 @@ class JointSearch:
     def _begin(self) -> None:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
-        solvers = [GaussNewton(Parameters(one, self.parts)) for one in self.plans]
+        solvers = [GaussNewton(Parameters(one, self.parts, self.rounded)) for one in self.plans]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
+        if self.steps is not None:
+            self.steps += map(LevelSteps, self.plans)
+            for solver, steps, kept in zip(solvers, self.steps, state.get("levels", []), strict=False):
+                steps.strides = kept["strides"]
+                solver.parameters = self._with_ratios(solver, torch.tensor(kept["ratios"], dtype=torch.float64))
         self.run.resume()
         self.halving = SuccessiveHalving(solvers, state)
         if not self.done:
@@ -107,7 +119,10 @@ class JointSearch:
             self.halving.rescale(self._share() / state["share"])
 
     def _iterate(self, solver: GaussNewton) -> None:
-        """One step of a solver, on the next few pairs."""
+        """One step of a solver, on the next few pairs; of levels alone there is none, but a look."""
+        if not self.parts:
+            self.done += 1
+            return
         rows, generator = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
         draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
         gradients = self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
@@ -130,10 +145,43 @@ class JointSearch:
         """Validate the solver on trial, begin the next trial if this one is over, and save the state."""
         self.looked_at, share, solver = self.done, self._share(), self.halving.solver
         ends = self.halving.trial_ends(share)
-        solver.validate(self.loss.mean(solver.plan(), self.validation), share)
+        if self.parts:
+            solver.validate(self.loss.mean(solver.plan(), self.validation), share)
+        if self.steps is not None:
+            self._sweep(solver, self.steps[self.halving.solvers.index(solver)])
+            ends = ends or (self._settled() and not self.halving.decided)
         if ends:
             self.halving.next_trial(share)
         self.run.save_step(self.done, share, (solver.first_loss, solver.best_loss), self._state())
+
+    def _sweep(self, solver: GaussNewton, steps: LevelSteps) -> None:
+        """Move the levels of a solver's best plan on training pairs, if the validation pairs agree."""
+        plan, rows = solver.parameters.plan(solver.best_v), torch.arange(min(LEVEL_PAIRS, self.train))
+        if not self.run.can_afford(self._sweep_calls()):
+            return
+        found = steps.sweep(
+            plan, lambda plan: self.loss.mean(plan, rows), lambda: self.run.can_afford(self._sweep_calls())
+        )
+        if not torch.equal(found.tau, plan.tau):
+            loss = self.loss.mean(found, self.validation)
+            if loss < solver.best_loss:
+                solver.best_loss, solver.improved_at = loss, self._share()
+                solver.parameters = self._with_ratios(solver, found.tau / found.t[:-1])
+            else:  # the same sweep again would be in vain
+                steps.halve()
+
+    def _sweep_calls(self) -> int:
+        """The network calls of one loss in a sweep, and of the look at validation pairs that may follow."""
+        return self._calls(min(LEVEL_PAIRS, self.train)) + self._calls(len(self.validation))
+
+    def _with_ratios(self, solver: GaussNewton, ratios: Tensor) -> Parameters:
+        return Parameters(solver.parameters.start, self.parts, self.rounded, ratios)
+
+    def _settled(self) -> bool:
+        """Whether levels alone are tuned, and no neighbour of any level of the solver on trial is better."""
+        if self.steps is None or self.parts:
+            return False
+        return self.steps[self.halving.remaining[self.halving.trial]].settled
 
     def _validate_new(self, share: float) -> None:
         """Validate the solvers that have moved since they were."""
@@ -144,7 +192,11 @@ class JointSearch:
     def _state(self) -> dict[str, Any]:
         solvers = [solver.to_dict() for solver in self.halving.solvers]
         counts = {"pairs": len(self.loss.pairs), "done": self.done, "looked_at": self.looked_at, "share": self._share()}
-        return {**counts, **self.halving.to_dict(), "solvers": solvers}
+        state = {**counts, **self.halving.to_dict(), "solvers": solvers}
+        if self.steps is not None:
+            pairs = zip(self.halving.solvers, self.steps, strict=True)
+            state["levels"] = [{"ratios": a.parameters.ratios.tolist(), "strides": b.strides} for a, b in pairs]
+        return state
 
     def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""

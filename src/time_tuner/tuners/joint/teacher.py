@@ -22,6 +22,7 @@ from ...sampling import advance, finite, predict, sample
 from ...schedules import Point
 from ..base import TuningRun
 from ..budget import forward
+from ..calibration import Calibration
 
 CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every error of an end
 AT_ONCE = 64  # runs
@@ -96,8 +97,7 @@ def teach(
     seed, or with another model. Runs that were `found` before are not made again.
     """
     calibration, first = run.calibration, first_seed(run.calibration.seed, TEACHER)
-    made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
-    made["times"] = str([round(float(t), 9) for t in times])
+    made = _made(teacher, calibration, times)
 
     def states(begin: int, stop: int) -> Tensor:
         rows, x = torch.arange(begin, stop), calibration.states(range(first + begin, first + stop))
@@ -132,6 +132,22 @@ def teach(
                 _write(cache, ends, made)
     x = calibration.states(range(first, first + len(ends)))
     return Pairs(x, ends[:, -1].to(x.device), ends[:, :-1] if len(times) else None)
+
+
+def try_teacher(
+    model: BatchedModel, teacher: Plan, calibration: Calibration, cache: Path | None, times: Sequence[float] = ()
+) -> None:
+    """Raise a ValueError if the runs of a teacher cannot begin, or its cache holds others; by one network call."""
+    if cache is not None and cache.exists():
+        _read(cache, _made(teacher, calibration, times))
+    calibration.try_run("teacher", model, teacher)
+
+
+def _made(teacher: Plan, calibration: Calibration, times: Sequence[float]) -> dict[str, str]:
+    """What the runs in a cache are made of."""
+    first = first_seed(calibration.seed, TEACHER)
+    made = {"teacher": described(teacher), "first": str(first), "shape": str(calibration.shape)}
+    return made | {"times": str([round(float(t), 9) for t in times])}
 
 
 def states_at(model: Model, teacher: Plan, x: Tensor, times: Sequence[float]) -> Tensor:

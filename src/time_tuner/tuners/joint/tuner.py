@@ -6,11 +6,15 @@ r"""Joint tuning: step times, conditioning times and the combination of predicti
 3. *Candidates.* The plan itself, and the nearest untuned plans; by successive halving one remains.
 4. *Gauss-Newton.* Each is improved in steps on 16 pairs; what counts is the mean of iterates, on validation pairs.
 
+Of a network that takes whole levels alone, the conditioning times are no part of these steps. They are rounded, and
+moved by coordinate steps to neighbouring levels on 32 pairs, which count if the validation pairs agree.
+
 LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the step times in this way, TimeTuner (Xia et al., 2024)
 the conditioning times, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17423) and GAS (Oganov et al., 2025,
 https://arxiv.org/abs/2510.17699) the coefficients too.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -26,13 +30,16 @@ from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
+from ..network_times import ignores_time
 from .candidates import candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
-from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of
+from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
+
+logger = logging.getLogger("time_tuner")
 
 
 @dataclass(frozen=True)
@@ -115,14 +122,24 @@ class Joint(Tuner):
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
         """The network and the distance have a gradient."""
-        parameters, x = Parameters(plan, self.parts), run.calibration.trial(model).noise
-        loss, v = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log), torch.zeros(len(parameters)).double()
+        cache = None if self.teacher_cache is None else Path(self.teacher_cache)
+        try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache)
+        parts = self._parts(model, plan, run)
+        parameters = Parameters(plan, parts, model.rounded_times if model.whole_levels else None)
+        x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
+        loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
+        if not len(parameters):  # levels alone, by forward calls
+            loss.mean(plan, torch.arange(2))
+            return
         checkpoint = self.checkpoint_steps is not False
         loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
-        teacher, parts, budget = teacher_of(plan, self.teacher), check_parts(self.parts), run.budget
-        notes = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        teacher, parts, budget = teacher_of(plan, self.teacher), self._parts(model, plan, run), run.budget
+        notes: dict[str, object] = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        if left_out := [part for part in check_parts(self.parts) if part not in parts]:
+            logger.info("the network predicts the same at every conditioning time: tau is not tuned")
+            notes["left_out"] = left_out
         # 1. The teacher's runs, as many as there is time for.
         speed, pairs = None, None
         if budget.seconds is not None and not self.sized and not run.state:
@@ -148,6 +165,20 @@ class Joint(Tuner):
         found, how = JointSearch(loss, parts, plans, limit, run, self.checkpoint_steps)()
         own = {name: found.provenance[name] for name in ("spacing",) if name in found.provenance}
         return found.with_provenance(**{**plan.provenance, **own, **notes, **how})
+
+    def _parts(self, model: BatchedModel, plan: Plan, run: TuningRun) -> tuple[str, ...]:
+        """The parts without tau where the network ignores its time; a ValueError if none of the plan is left."""
+        parts = check_parts(self.parts)
+        with run.cost_log.purpose("sizing"):
+            if "tau" not in parts or not ignores_time(model, plan, run.calibration):
+                return parts
+        left = tuple(part for part in parts if part != "tau")
+        if not left or not len(Parameters(plan, left)):
+            raise ValueError(
+                f"parts={list(parts)} of a plan for {len(plan)} calls need a network that uses its time, this one "
+                "predicts the same at every conditioning time: take 'times' and 'corrections', or more calls"
+            )
+        return left
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
         """The pairs of the teacher, which a calibration for several plans may have already."""

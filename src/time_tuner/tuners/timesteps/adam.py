@@ -50,9 +50,11 @@ def adam(
                 target = objective.target(step)
             with torch.enable_grad():
                 value = step_loss(run, k, state, ratio * step.p.t, batch, target, objective)
-                check_gradient(value)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                if value.requires_grad:
+                    value.backward()
+            if ratio.grad is None:
+                raise _no_gradient()
             values.append(float(value.detach()))
             if not torch.isfinite(value):
                 raise step.broken()
@@ -66,9 +68,11 @@ def adam(
     return ratios
 
 
-def check_gradient(value: Tensor) -> None:
-    """Raise a ValueError if a loss has no gradient by the ratio."""
-    if not value.requires_grad:
-        raise ValueError(
-            "optimizer='adam' needs a network with a gradient in its time, this one has none: take 'search'"
-        )
+def check_gradient(value: Tensor, ratio: Tensor) -> None:
+    """Raise a ValueError if a loss has no gradient by the ratio; one by the weights of the network is not enough."""
+    if not value.requires_grad or torch.autograd.grad(value, ratio, allow_unused=True)[0] is None:
+        raise _no_gradient()
+
+
+def _no_gradient() -> ValueError:
+    return ValueError("optimizer='adam' needs a network with a gradient in its time, this one has none: take 'search'")

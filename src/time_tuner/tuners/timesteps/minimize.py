@@ -51,7 +51,7 @@ def minimize(start: float, low: float, high: float, most: int = 24) -> Minimizer
             values[x] = yield x
         return values.get(x, math.inf)
 
-    bracket = yield from _bracket(evaluate, start, low, high)
+    bracket = yield from _bracket(evaluate, start, low, high, STRIDE, 0.1)
     if not bracket:
         return
     a, b, c = bracket
@@ -84,32 +84,81 @@ def minimize(start: float, low: float, high: float, most: int = 24) -> Minimizer
             a, b, c = (a, b, u) if u > b else (u, b, c)
 
 
-def _bracket(evaluate: Evaluate, start: float, low: float, high: float) -> Generator[float, float, list[float]]:
-    """Places a < b < c with f(b) at most f(a) and f(c); none when the minimum is at an end of the range."""
+def minimize_levels(start: int, low: int, high: int, stride: int, most: int = 24) -> Minimizer:
+    """A search for the nearest minimum downhill of `start` among the whole numbers from `low` to `high`; `start` is its
+    first place.
+
+    It is that of `minimize`, with a bracket that begins with `stride` and places that are whole. It ends when both
+    neighbours of the best place are known, or after `most` values.
+    """
+    values: dict[float, float] = {}
+
+    def evaluate(x: float) -> Generator[float, float, float]:
+        if x not in values and len(values) < most:
+            values[x] = yield x
+        return values.get(x, math.inf)
+
+    bracket = yield from _bracket(evaluate, start, low, high, stride, None)
+    if not bracket:
+        return
+    a, b, c = bracket
+    width = math.inf
+    while len(values) < most and c - a > 2:
+        fa, fb, fc = values[a], values[b], values[c]
+        longer = c - b if c - b > b - a else a - b
+        # 1. The vertex u of the parabola through the bracket, or a golden section; beside b where that is b itself.
+        left, right = (b - a) * (fb - fc), (b - c) * (fb - fa)
+        u = b - 0.5 * ((b - a) * left - (b - c) * right) / (left - right) if left != right else b
+        if c - a > 0.7 * width or not a < u < c:
+            u = b + SECTION * longer
+        u = min(max(round(u), a + 1), c - 1)
+        if u == b:
+            u = b + math.copysign(1, longer)
+        # 2. The value there, and the narrower bracket.
+        width = c - a
+        value = yield from evaluate(u)
+        if value <= fb:
+            a, b, c = (b, u, c) if u > b else (a, u, b)
+        else:
+            a, b, c = (a, b, u) if u > b else (u, b, c)
+
+
+def mapped(search: Minimizer, place: Callable[[float], float]) -> Minimizer:
+    """The search with other names of its places."""
+    here: float | None = next(search)
+    while here is not None:
+        here = send(search, (yield place(here)))
+
+
+def _bracket(
+    evaluate: Evaluate, start: float, low: float, high: float, stride: float, inside: float | None
+) -> Generator[float, float, list[float]]:
+    """Places a < b < c with f(b) at most f(a) and f(c); none when the minimum is at an end of the range. `inside` is
+    the share of the last stride by which the search moves inward from there; None for 1, to the neighbour."""
     here = yield from evaluate(start)
-    left, right = max(start - STRIDE, low), min(start + STRIDE, high)
+    left, right = max(start - stride, low), min(start + stride, high)
     for middle in (left, right):
         if middle != start and (value := (yield from evaluate(middle))) < here:
             break
     else:
         if left < start < right:
             return [left, start, right]
-        return [] if left == right else (yield from _inward(evaluate, start, left if left < start else right))
+        return [] if left == right else (yield from _inward(evaluate, start, left if left < start else right, inside))
     behind = start
     while True:
         ahead = min(max(middle + GROWTH * (middle - behind), low), high)
         if ahead == middle:  # downhill to the end of the range: the minimum is there or just before it
-            return (yield from _inward(evaluate, middle, behind))
+            return (yield from _inward(evaluate, middle, behind, inside))
         beyond = yield from evaluate(ahead)
         if beyond > value:
             return sorted((behind, middle, ahead))
         behind, middle, value = middle, ahead, beyond
 
 
-def _inward(evaluate: Evaluate, end: float, other: float) -> Generator[float, float, list[float]]:
+def _inward(evaluate: Evaluate, end: float, other: float, inside: float | None) -> Generator[float, float, list[float]]:
     """A bracket between the end of the range, the lower of the two, and a point inside; none if the end is lowest."""
-    near = end + (other - end) * 0.1
-    if (yield from evaluate(near)) > (yield from evaluate(end)):
+    near = end + (math.copysign(1, other - end) if inside is None else (other - end) * inside)
+    if near == other or (yield from evaluate(near)) > (yield from evaluate(end)):
         return []
     return sorted((end, near, other))
 

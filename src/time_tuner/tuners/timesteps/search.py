@@ -11,7 +11,8 @@ from ...models.batching import BatchedModel, accepts_times, predict_each
 from ..base import TuningRun
 from ..budget import forward
 from ..calibration import CalibrationBatch
-from .minimize import lowest, minimize, send
+from ..network_times import level_of, level_range, level_stride, time_of_level
+from .minimize import STRIDE, Minimizer, lowest, mapped, minimize, minimize_levels, send
 from .objectives import OBJECTIVES, Objective, Step
 from .runs import PlanRun, Run, State, direct_state, first_state
 
@@ -144,12 +145,9 @@ class Search:
 
     def _solve(self, problems: Sequence[Problem]) -> bool:
         """Search in all of them together, a value of each after the other; whether the budget was enough."""
-        low, high = self.run.schedule.t_min, self.run.schedule.T
-        searches, places, by_step = {}, {}, {problem.step.k: problem for problem in problems}
-        for k, problem in by_step.items():
-            t = float(problem.step.p.t)
-            searches[k] = minimize(1.0, low / t, max(high / t, 1.0), most=MOST)
-            places[k] = next(searches[k])
+        by_step = {problem.step.k: problem for problem in problems}
+        searches = {k: self._minimizer(float(problem.step.p.t)) for k, problem in by_step.items()}
+        places = {k: next(search) for k, search in searches.items()}
         kept = {k: dict(pairs) for k, pairs in self.values.items()}
         while places:
             new = [k for k, ratio in places.items() if ratio not in kept.get(k, {})]
@@ -168,6 +166,15 @@ class Search:
             if new and (len(problems) > 1 or not places):
                 self._save(min(by_step) + len(problems) - len(places), new[0])
         return True
+
+    def _minimizer(self, t: float) -> Minimizer:
+        """The search for the ratio at time t, from 1: among whole levels where the network takes those alone."""
+        schedule = self.run.schedule
+        if not self.batch.model.whole_levels:
+            return minimize(1.0, schedule.t_min / t, max(schedule.T / t, 1.0), most=MOST)
+        (low, high), start = level_range(schedule), level_of(schedule, t)
+        search = minimize_levels(start, min(low, start), max(high, start), level_stride(schedule, t, STRIDE), most=MOST)
+        return mapped(search, lambda level: 1.0 if level == start else time_of_level(schedule, level) / t)
 
     def _save(self, done: int, k: int) -> None:
         losses = self.values[k][1.0], lowest(self.values[k], 1.0)[1]

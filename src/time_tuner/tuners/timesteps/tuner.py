@@ -25,6 +25,7 @@ from ...plans.plan import Plan
 from ...schedules import as_float64
 from ..base import Tuner, TuningRun
 from ..budget import Budget, Speed, forward
+from ..network_times import ignores_time
 from .adam import ITERATIONS, LR, adam, check_gradient
 from .objectives import OBJECTIVES, Objective, ObjectiveLike, Step, find_objective, step_loss
 from .runs import PlanRun, direct_state
@@ -93,8 +94,19 @@ class TimestepTuner(Tuner):
             )
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
-        """The network has a gradient for Adam, and an objective of the user's returns a loss for each sample."""
+        """The network uses its time and has a gradient for Adam, and an objective of the user's returns a loss for each
+        sample."""
         name, objective = self._objective(plan)
+        if ignores_time(model, plan, run.calibration):
+            raise ValueError(
+                f"{self.strategy} tuning needs a network that uses its time, this one predicts the same at every "
+                "conditioning time: take 'joint' or 'least_squares', which tune other parts of a deterministic plan"
+            )
+        if self.optimizer == "adam" and model.whole_levels:
+            raise ValueError(
+                "optimizer='adam' needs a gradient in the time, which a network of whole levels has none of: take "
+                "'search'"
+            )
         if name in OBJECTIVES and self.optimizer == "search":
             return
         batch, plan_run, ratio = run.calibration.trial(model), PlanRun(plan), torch.ones(()).double()
@@ -103,8 +115,10 @@ class TimestepTuner(Tuner):
             target = objective.target(step)
         with torch.set_grad_enabled(self.optimizer == "adam"):
             value = step_loss(plan_run, 0, step.state, ratio.requires_grad_() * step.p.t, batch, target, objective)
+        if not value.isfinite():
+            raise step.broken()
         if self.optimizer == "adam":
-            check_gradient(value)
+            check_gradient(value, ratio)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         name, objective = self._objective(plan)
