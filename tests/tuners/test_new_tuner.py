@@ -119,7 +119,13 @@ def test_one_that_knows_no_cost_is_tuned_all_the_same() -> None:
     seen: list[Progress] = []
     tuned = tune(EPS, PLAN, Nothing(), samples=16, progress=seen.append)
     assert tuned.provenance["tuner"] == "Nothing" and seen[-1].fraction == 1
-    assert estimate(EPS, PLAN, Nothing(), samples=16).costs.keys() == {"data", "reference", "guard"}
+    assert estimate(EPS, PLAN, Nothing(), samples=16).costs.keys() == {
+        "data",
+        "teacher",
+        "ranking",
+        "reference",
+        "guard",
+    }
     for wrong in (Nothing, 3):
         with pytest.raises(ValueError, match="tuner must be a tuner or a text such as"):
             tune(EPS, PLAN, wrong)  # type: ignore[arg-type]

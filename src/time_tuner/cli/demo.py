@@ -16,6 +16,7 @@ from ..plans.build import make_plan
 from ..plans.plan import Plan
 from ..tuners import Budget, Calibration, ReferenceDistance, tune
 from ..tuners.budget import Speed, forward, measure_speed
+from ..tuners.guard import unchanged
 from . import output
 from .compare import compare, picture, table
 from .tune import checkpoint_of
@@ -131,7 +132,7 @@ def _tune(model: Model, plan: Plan, count: int, seed: int, files: dict[str, Path
 def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed: int, out: Path, clock: Clock) -> None:
     """Compare, print and draw; a tuned plan that is the untuned one is left out."""
     plans = {f"ddim:{CALLS}": plan, f"{OTHER}:{CALLS}": make_plan(OTHER, model.schedule, CALLS, SPACING)}
-    changed = {name: one for name, one in tuned.items() if not output.unchanged(one)}
+    changed = {name: one for name, one in tuned.items() if not unchanged(one)}
     plans |= {f"{name}:{CALLS}": one for name, one in changed.items()}
     plans |= {f"ddim:{calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
     clock.phase = "comparison"

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..models.counting import Cost
 from ..plans.plan import Plan
 from ..tuners import Progress as TuningProgress
+from ..tuners.guard import unchanged
 
 stdout = Console(highlight=False, markup=False)
 stderr = Console(stderr=True, highlight=False, markup=False)
@@ -181,12 +182,6 @@ def measure_table(plan: Plan) -> Table:
     for name, value in rows.items():
         made.add_row(name, "", f"{value:.4f}", f"{value / untuned - 1:+.1%}" if untuned and name != "the start" else "")
     return made
-
-
-def unchanged(plan: Plan) -> bool:
-    """Whether the guard has left nothing of what tuning found."""
-    distance = plan.provenance["distance"]
-    return any(distance["tuned"] == distance.get(name) for name in ("untuned", "best untuned", "runner-up"))
 
 
 def verdict(plan: Plan) -> str:

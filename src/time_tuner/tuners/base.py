@@ -278,7 +278,7 @@ class TuningRun:
             left = (self._planned.get(phase, Cost()).evaluations - spent[phase] for phase in phases)
             return seconds / spent.total() * sum(max(0, one) for one in left)
 
-        ways = [of("teacher", "tuning")] if "tuning" in self._planned else []
+        ways = [of("teacher", "ranking", "tuning")] if "tuning" in self._planned else []
         if self.share > 0:
             ways = [self.seconds * (1 - self.share) / self.share]
         if self.budget.seconds is not None:

@@ -160,3 +160,9 @@ def guarded(
         names = dict(zip(("best", "runner-up"), (one.name for _, one in others), strict=False))
         notes["untuned_plans"] = {"ranked": len(ranking), **names}
     return best.with_provenance(**{**plan.provenance, **notes})
+
+
+def unchanged(plan: Plan) -> bool:
+    """Whether the guard has left nothing of what tuning found: the plan is an untuned one."""
+    distance = plan.provenance["distance"]
+    return any(distance["tuned"] == distance.get(name) for name in ("untuned", "best untuned", "runner-up"))

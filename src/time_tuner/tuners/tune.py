@@ -25,7 +25,7 @@ from .base import PARTS, Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
 from .calibration import OWN_CALLS, Calibration
 from .checkpoint import Checkpoint, plain, versions
-from .guard import ReferenceDistance, guarded
+from .guard import ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
@@ -237,8 +237,7 @@ def _tuned(
     with log.purpose("guard"):
         parts = PARTS if free else tuner.tunes
         found = guarded(tuned, received(model, untuned(plan)), judge, model.rounded_times, run.ranking, parts)
-    distance = found.provenance["distance"]
-    if run.stopped and run.state and distance["tuned"] == distance["untuned"]:
+    if run.stopped and run.state and unchanged(found):
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
     return found
 
@@ -255,11 +254,12 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
             return ()
     key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, len(teacher), model.batch), None
     if len(kept.get(key, ())) < count:
-        kept[key] = teach(model, teacher, run, count, getattr(tuner, "teacher_cache", None), found=kept.get(key))
-    if len(kept[key]) < FEWEST:
-        return ()
+        cache = getattr(tuner, "teacher_cache", None) if tuner.ranks_on_its_pairs else None
+        kept[key] = teach(model, teacher, run, count, None if cache is None else Path(cache), found=kept.get(key))
     if run.budget.seconds is not None:
         seconds = SHARE * run.budget.seconds
+    if len(kept[key]) < FEWEST or run.spent_share > 1 - SHARE:
+        return ()
     rounds = Rounds.within(evaluations, len(plan), min(count, len(kept[key])))
     loss = TeacherLoss(model, kept[key][:count], getattr(tuner, "distance", robust), run.cost_log)
     with run.cost_log.purpose("ranking"):
