@@ -26,6 +26,7 @@ from time_tuner.models.base import for_samples
 from time_tuner.models.predictions import PREDICTIONS
 from time_tuner.schedules import NoiseSchedule
 
+TRAINED = ["plane", "linear", "cosine", "flow", "ve"]
 WIDTH, BLOCKS, FREQUENCIES = 32, 3, 16
 AVERAGED = 0.995  # of the running mean of the weights
 
@@ -38,8 +39,10 @@ def cosine_schedule() -> NoiseScheduleVP:
 
 
 SCHEDULES: dict[str, tuple[NoiseSchedule, str]] = {
-    "cosine": (cosine_schedule(), "noise"),
+    "linear": (linear_schedule(), "noise"),
+    "cosine": (cosine_schedule(), "v"),
     "flow": (NoiseScheduleFlow(), "flow"),
+    "flow shifted": (NoiseScheduleFlow(shift=3.0), "flow"),  # the same network as "flow", for other times of its runs
     "ve": (NoiseScheduleVE(), "edm"),
     "plane": (linear_schedule(), "noise"),
 }
@@ -108,6 +111,11 @@ def build(name: str) -> nn.Module:
     return (Perceptron if name == "plane" else Convolutions)(SCHEDULES[name][0])
 
 
+def trained_as(name: str) -> str:
+    """The name of the network that was trained."""
+    return name.partition(" ")[0]
+
+
 def wrapped(name: str, network: nn.Module, guidance_scale: float = 1.0) -> Model:
     """The tiny network as a model, under the labels 0 to 9 in a cycle."""
     schedule, kind = SCHEDULES[name]
@@ -171,7 +179,7 @@ def times(schedule: NoiseSchedule, count: int, draw: torch.Generator) -> Tensor:
 def tiny(folder: Path, name: str, guidance_scale: float = 1.0) -> Model:
     """A tiny network from its weights in the folder."""
     network = build(name)
-    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    network.load_state_dict(load_file(folder / f"{trained_as(name)}.safetensors"))
     return wrapped(name, network.eval().requires_grad_(False), guidance_scale)
 
 
@@ -179,7 +187,7 @@ def networks(folder: Path) -> dict[str, Callable[[], Model]]:
     """Every network and guidance scale, by a name such as "pixels, guidance 2"."""
     found: dict[str, Callable[[], Model]] = {"plane": lambda: tiny(folder, "plane")}
     for scale in (1.0, 2.0, 4.0):
-        for name in ("cosine", "flow", "ve"):
+        for name in ("linear", "cosine", "flow", "flow shifted", "ve"):
             found[f"{name}, guidance {scale:g}"] = lambda name=name, scale=scale: tiny(folder, name, scale)
         for name, bundled in (("latents", "latent-digits"), ("pixels", "digits")):
             found[f"{name}, guidance {scale:g}"] = lambda name=bundled, scale=scale: labelled(name, scale)
@@ -195,7 +203,7 @@ def main(folder: Path, names: list[str], data: Path, steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--networks", dest="names", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--networks", dest="names", nargs="+", choices=TRAINED, default=TRAINED)
     parser.add_argument("--data", type=Path, default=Path("mnist.npz"))
     parser.add_argument("--steps", type=int, default=1500)
     main(**vars(parser.parse_args()))

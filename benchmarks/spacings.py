@@ -20,7 +20,6 @@ the samples, as its users have it. DMN, which is none of the library's spacings,
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -43,7 +42,13 @@ from time_tuner.tuners import reference_plan
 RUNS = ("ddim", "dpmpp", "unipc", "ipndm", "deis", "heun")
 EXACT_RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")
 DEFAULTS = tuple(name for name in SPACINGS if name != "ays")  # AYS has lists for other networks
-KINDS_OF = {"VP": ("plane", "latents", "pixels"), "VP, cosine": ("cosine",), "flow": ("flow",), "VE": ("ve",)}
+KINDS_OF = {
+    "VP, linear": ("pixels", "latents", "linear"),
+    "VP, cosine": ("cosine",),
+    "VP, plane": ("plane",),
+    "flow": ("flow",),
+    "VE": ("ve",),
+}
 GRIDS = (*DEFAULTS, "dmn", "karras(rho=3)", "kl_optimal(std=0.5)", "dmn(power=2)")
 
 SPACINGS["dmn"] = dmn
@@ -96,22 +101,26 @@ def distances(model: Model, plans: dict[str, dict[str, Plan]], samples: int) -> 
 
 
 def worst_ratios(rows: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Prints the worst and the mean ratio of each spacing, by kind of schedule and by the order of the sampler."""
-    for order in ("ddim", "others", "all"):
-        table = Table(title=f"worst (mean) ratio to the best spacing, {order}", title_justify="left")
-        for column in ("spacing", *KINDS_OF, "all"):
+    """Prints the worst and the mean ratio of each spacing, by kind of network and of sampler."""
+    kinds: dict[str, Callable[[str], bool]] = {
+        "DDIM": lambda run: run.startswith("ddim"),
+        "multistep samplers": lambda run: not run.startswith(("ddim", "heun")),
+        "Heun": lambda run: run.startswith("heun"),
+    }
+    for kind, chosen in kinds.items():
+        table = Table(title=f"worst (mean) ratio to the best spacing, {kind}", title_justify="left")
+        for column in ("spacing", *KINDS_OF):
             table.add_column(column, justify="right")
         for grid in DEFAULTS:
             cells = []
-            for kind in (*KINDS_OF.values(), ("",)):
+            for names in KINDS_OF.values():
                 ratios = [
-                    of_grid.get(grid, math.nan) / min(of_grid.values())
+                    of_grid[grid] / min(of_grid.values())
                     for name, runs in rows.items()
                     for run, of_grid in runs.items()
-                    if name.startswith(kind) and (order == "all" or (order == "ddim") == run.startswith("ddim"))
+                    if name.startswith(names) and chosen(run) and grid in of_grid
                 ]
-                known = [ratio for ratio in ratios if not math.isnan(ratio)]
-                cells.append(f"{max(known):.2f} ({statistics.mean(known):.2f})" if known else "-")
+                cells.append(f"{max(ratios):.2f} ({statistics.mean(ratios):.2f})" if ratios else "-")
             table.add_row(grid, *cells)
         Console(width=140).print(table)
 
