@@ -1,6 +1,6 @@
 """The trained networks that spacings are compared on, and the training of the tiny ones among them.
 
-    python benchmarks/networks.py FOLDER [--networks cosine flow ve plane] [--steps 1500]
+    python benchmarks/networks.py FOLDER [--networks plane linear cosine flow ve] [--steps 1500]
 
 Trains the tiny networks from fixed seeds, about a minute of a core each, and writes their weights into the folder. All
 but "plane" are trained on MNIST (`--data`, an npz with `train_images` and `train_labels`), 14 x 14 pixels as four
