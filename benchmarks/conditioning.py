@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import Problem, bundled_problem, exact_problem
+from problems import PROBLEMS, Problem, network_problem
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from time_tuner import TUNERS, Plan, make_plan, sample, tune
-from time_tuner.metrics import frechet_between
-from time_tuner.tuners import OBJECTIVES, ReferenceDistance, Step
-from time_tuner.tuners.calibration import CalibrationBatch
+from time_tuner import TUNERS, Model, Plan, SeededNoise, load_model, make_plan, tune
+from time_tuner.models.base import ModelAround
+from time_tuner.tuners import OBJECTIVES, Step
+from time_tuner.tuners.calibration import OWN_CALLS, CalibrationBatch
 from time_tuner.tuners.timesteps.objectives import step_loss
 from time_tuner.tuners.timesteps.runs import PlanRun, direct_state, first_state
 
@@ -42,6 +43,24 @@ COLUMNS = (
     *("seconds Adam", "search", "ratio", "data", "guard"),
     *("distance untuned", "Adam", "search", "guarded", "default", "FD untuned", "Adam", "search", "guarded", "default"),
 )
+
+
+class Autocast(ModelAround):
+    """A model whose network may run in bfloat16."""
+
+    def __init__(self, inner: Model, enabled: bool) -> None:
+        super().__init__(inner)
+        self.enabled = enabled
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.enabled):
+            prediction = self.inner.predict(quantity, x, t, tau)
+        return prediction.to(x.dtype)
+
+
+def data_of(problem: Problem, args: argparse.Namespace) -> Callable[[int], Tensor]:
+    """Calibration data of a seed: more than the search tunes on, for the published optimiser draws batches of them."""
+    return lambda seed: problem.data(4096 if args.problem == "exact" else 2 * args.samples, seed)
 
 
 @torch.no_grad()
@@ -67,31 +86,26 @@ def timed(work: Callable[[], Plan], device: str) -> tuple[Plan, float]:
     return plan, time.perf_counter() - began
 
 
-def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, iterations: int) -> dict[str, Any]:
+def measure(problem: Problem, grid: str, calls: int, strategy: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     untuned = make_plan("ddim", problem.schedule, calls, grid)
-    judge = ReferenceDistance(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
-
-    def frechet(plan: Plan) -> float | None:
-        if problem.fresh is None or problem.starts is None:
-            return None
-        return frechet_between(sample(problem.eps, plan, problem.starts).double(), problem.fresh)
+    seeds, data = args.seeds, data_of(problem, args)
+    x0 = data(100)[: args.held_out]
+    held_out = CalibrationBatch(problem.model, x0, SeededNoise(10**8)(x0), 10**8)
 
     def quality(name: str, plans: Sequence[Plan]) -> dict[str, Any]:
-        distances, frechets = [judge(plan) for plan in plans], [frechet(plan) for plan in plans]
-        known = [value for value in frechets if value is not None]
-        fd = sum(known) / len(known) if known else None
-        return {f"distance_{name}": sum(distances) / len(plans), f"fd_{name}": fd}
+        distances, frechets = ([of(plan) for plan in plans] for of in (problem.distance, problem.frechet))
+        return {f"distance_{name}": sum(distances) / len(plans), f"fd_{name}": sum(frechets) / len(plans)}
 
     row: dict[str, Any] = {"grid": grid, "calls": calls, "strategy": strategy}
-    row |= {"loss_untuned": summed_loss(untuned, problem.held_out, strategy), **quality("untuned", [untuned])}
+    row |= {"loss_untuned": summed_loss(untuned, held_out, strategy), **quality("untuned", [untuned])}
     for optimizer in ("adam", "search"):
-        options: dict[str, Any] = {"iterations": iterations} if optimizer == "adam" else {}
+        options: dict[str, Any] = {"iterations": args.iterations} if optimizer == "adam" else {}
         tuner = TUNERS[strategy](optimizer=optimizer, objective="published", **options)
         made = [
             timed(
                 lambda seed=seed, tuner=tuner: tune(
-                    problem.eps, untuned, tuner, problem.data(seed), seed, False, samples=problem.samples,
+                    problem.model, untuned, tuner, data(seed), seed, False, samples=args.samples,
                     device=problem.device, budget=UNLIMITED,
                 ),
                 problem.device,
@@ -100,7 +114,7 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, 
         ]  # fmt: skip
         plans = [plan for plan, _ in made]
         row |= {
-            f"losses_{optimizer}": [summed_loss(plan, problem.held_out, strategy) for plan in plans],
+            f"losses_{optimizer}": [summed_loss(plan, held_out, strategy) for plan in plans],
             f"evaluations_{optimizer}": sum(p.provenance["cost"]["tuning"]["evaluations"] for p in plans) / seeds,
             f"seconds_{optimizer}": sum(seconds for _, seconds in made) / seeds,
             f"ratios_{optimizer}": [(plan.tau / plan.t[:-1]).tolist() for plan in plans],
@@ -109,13 +123,13 @@ def measure(problem: Problem, grid: str, calls: int, strategy: str, seeds: int, 
         row[f"loss_{optimizer}"] = sum(row[f"losses_{optimizer}"]) / seeds
     for name, objective in (("guarded", "published"), ("default", None)):
         plan = tune(
-            problem.eps, untuned, TUNERS[strategy](objective=objective), problem.data(0), samples=problem.samples,
+            problem.model, untuned, TUNERS[strategy](objective=objective), data(0), samples=args.samples,
             device=problem.device, budget=UNLIMITED,
         )  # fmt: skip
         row |= quality(name, [plan]) | {f"{name}_provenance": dict(plan.provenance)}
     spent = row["guarded_provenance"]["cost"]
     row["evaluations_guard"] = sum(spent[name]["evaluations"] for name in ("reference", "guard"))
-    row["evaluations_data"] = problem.data_evaluations
+    row["evaluations_data"] = OWN_CALLS * args.samples if args.problem == "bundled" else 0
     return row
 
 
@@ -155,14 +169,14 @@ def verdicts(row: dict[str, Any]) -> list[str]:
 
 
 def compare(problem: Problem, args: argparse.Namespace) -> None:
-    title = f"{problem.name}, DDIM: {args.seeds} calibration seeds, {problem.samples} samples each for the search"
+    title = f"{problem.name}, DDIM: {args.seeds} calibration seeds, {args.samples} samples each for the search"
     table, rows = Table(*COLUMNS, title=title), []
     warm = make_plan("ddim", problem.schedule, 3, "quadratic")  # what a first run has to load is not timed
-    tune(problem.eps, warm, data=problem.data(0)[:64], samples=64, guard=False, device=problem.device)
+    tune(problem.model, warm, data=data_of(problem, args)(0)[:64], samples=64, guard=False, device=problem.device)
     for grid in args.grids:
         for calls in args.calls:
             for strategy in args.strategies:
-                row = measure(problem, grid, calls, strategy, args.seeds, args.iterations)
+                row = measure(problem, grid, calls, strategy, args)
                 rows.append(row)
                 table.add_row(*cells(row))
                 print(" | ".join(cells(row)), flush=True)
@@ -175,16 +189,17 @@ def compare(problem: Problem, args: argparse.Namespace) -> None:
         )
 
 
-def linear(problem: Problem, grids: Sequence[str]) -> None:
+def linear(problem: Problem, args: argparse.Namespace) -> None:
     """Sample evaluations of the sequential search, a step: the same for every K when the cost is linear in K."""
     table = Table("grid", "K", "evaluations", "a step", "seconds", title=f"{problem.name}: the sequential search")
-    for grid in grids:
+    data = data_of(problem, args)(0)
+    for grid in args.grids:
         for calls in (5, 10, 20, 40):
             untuned = make_plan("ddim", problem.schedule, calls, grid)
             plan, seconds = timed(
                 lambda untuned=untuned: tune(
-                    problem.eps, untuned, "sequential(objective=published)", problem.data(0), guard=False,
-                    samples=problem.samples, device=problem.device, budget=UNLIMITED,
+                    problem.model, untuned, "sequential(objective=published)", data, guard=False,
+                    samples=args.samples, device=problem.device, budget=UNLIMITED,
                 ),
                 problem.device,
             )  # fmt: skip
@@ -208,11 +223,10 @@ if __name__ == "__main__":
     parser.add_argument("--bfloat16", action="store_true", help="run the bundled network under autocast")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     args = parser.parse_args()
+    args.held_out = args.held_out or {"exact": 4096, "bundled": 512}[args.problem]
     if args.problem == "exact":
-        problem = exact_problem(args.samples, args.held_out or 4096)
+        compared = PROBLEMS["digits"]()
     else:
-        problem = bundled_problem(args.samples, args.held_out or 512, args.device, args.bfloat16)
-    if args.linear:
-        linear(problem, args.grids)
-    else:
-        compare(problem, args)
+        network = load_model("digits", device=args.device)
+        compared = network_problem("bundled network", Autocast(network, args.bfloat16), args.device)
+    (linear if args.linear else compare)(compared, args)

@@ -20,45 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import SUBSETS
+from problems import SUBSETS, untuned_plans
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from time_tuner import SAMPLERS, Joint, Plan, SeededNoise, load_model, make_plan, sample, tune
+from time_tuner import Joint, Plan, SeededNoise, load_model, make_plan, sample, tune
 from time_tuner.digits.metrics import digit_frechet
 from time_tuner.metrics import distance
 from time_tuner.models.batching import BatchedModel
 from time_tuner.plans.build import parse_run
-from time_tuner.samplers import sampler_from_dict
-from time_tuner.spacings import SPACINGS
 from time_tuner.tuners import Calibration, reference_plan
 from time_tuner.tuners.joint.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
-ORDERS = (None, 1, 2, 3, 4)
 SHIPPED = ("digits/joint-5", "digits/joint-10")
 
 
 def labelled(count: int, guidance_scale: float) -> Any:
     """The network with the labels 0 to 9 in a cycle."""
     return load_model("digits", [i % 10 for i in range(count)], guidance_scale)
-
-
-def untuned_plans(calls: int, schedule: Any) -> dict[str, Plan]:
-    """Every deterministic sampler, order and spacing."""
-    found: dict[str, Plan] = {}
-    for name in SAMPLERS:
-        for order in ORDERS:
-            for spacing in SPACINGS:
-                try:
-                    sampler = sampler_from_dict({"name": name} | ({} if order is None else {"order": order}))
-                    plan = make_plan(sampler, schedule, calls, spacing)
-                except ValueError:  # no such order, or not for so many calls, or not on this schedule
-                    continue
-                if not plan.stochastic and all(plan != other for other in found.values()):
-                    found[f"{sampler!r}@{spacing}"] = plan
-    return found
 
 
 class Bench:
@@ -96,7 +77,7 @@ class Bench:
         x = SeededNoise(2 * MEASURED)(torch.empty(RANKED, *self.shape))
         ends: dict[float, Tensor] = {}
         scores = []
-        for name, plan in untuned_plans(calls, self.schedule).items():
+        for name, plan in untuned_plans(self.schedule, calls, late=[0]).items():
             end = float(plan.t[-1])
             if end not in ends:
                 ends[end] = sample(self.few, reference_plan(self.schedule, end, REFERENCE_CALLS), x)

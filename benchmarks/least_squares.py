@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import JUDGED_ON, exact_problem
+from problems import JUDGED_ON, PROBLEMS
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, sample, tune
-from time_tuner.metrics import frechet_between
+from time_tuner import SAMPLERS, Plan, SeededNoise, load_model, make_plan, tune
 from time_tuner.models.batching import BatchedModel
 from time_tuner.tuners import Calibration, LeastSquares, ReferenceDistance
 
@@ -44,16 +43,11 @@ def tuned(plan: Plan, calibration: Calibration, pairs: int) -> Plan:
 
 
 def exact_rows(calls: list[int], pairs: int) -> list[dict[str, Any]]:
-    problem, rows = exact_problem(256, 16), list[dict[str, Any]]()
-    distance: dict[float, ReferenceDistance] = {}
-    calibration = Calibration(problem.eps, problem.schedule, None, 256, shape=(64,))
+    problem, rows = PROBLEMS["digits"](), list[dict[str, Any]]()
+    calibration = Calibration(problem.model, problem.schedule, None, 256, shape=(64,))
 
     def measured(plan: Plan) -> tuple[float, float]:
-        end = float(plan.t[-1])
-        if end not in distance:
-            distance[end] = ReferenceDistance(problem.eps, problem.schedule, end, problem.judged_on)
-        drawn = sample(problem.eps, plan, plan.initial_state(problem.starts))
-        return distance[end](plan), frechet_between(drawn, problem.fresh)
+        return problem.distance(plan), problem.frechet(plan)
 
     for k in calls:
         for name, plan in plans(problem.schedule, k).items():

@@ -13,45 +13,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from problems import Problem, exact_problem
+from problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.table import Table
 
-from time_tuner import Plan, make_plan, sample, tune
-from time_tuner.metrics import frechet_between
-from time_tuner.tuners import OBJECTIVES, ReferenceDistance
+from time_tuner import make_plan, tune
+from time_tuner.tuners import OBJECTIVES
 
 STRATEGIES = ("sequential", "parallel")
 
 
-def measure(problem: Problem, grid: str, calls: int, strategy: str) -> dict[str, Any]:
+def measure(problem: Problem, grid: str, calls: int, strategy: str, samples: int) -> dict[str, Any]:
     """One row."""
     untuned = make_plan("ddim", problem.schedule, calls, grid)
-    judge = ReferenceDistance(problem.eps, problem.schedule, float(untuned.t[-1]), problem.judged_on)
-
-    def frechet(plan: Plan) -> float:
-        return frechet_between(sample(problem.eps, plan, problem.starts).double(), problem.fresh)
-
     row: dict[str, Any] = {"grid": grid, "calls": calls, "strategy": strategy}
-    row |= {"untuned": judge(untuned), "fd_untuned": frechet(untuned)}
+    row |= {"untuned": problem.distance(untuned), "fd_untuned": problem.frechet(untuned)}
     for objective in OBJECTIVES:
         for name, guard in (("unguarded", False), ("guarded", True)):
             plan = tune(
-                problem.eps, untuned, f"{strategy}(objective={objective})", problem.data(0), guard=guard,
-                samples=problem.samples,
+                problem.model, untuned, f"{strategy}(objective={objective})", problem.data(4096, 0), guard=guard,
+                samples=samples,
             )  # fmt: skip
-            row[f"{name}_{objective}"] = judge(plan)
-        row[f"fd_{objective}"] = frechet(plan)
+            row[f"{name}_{objective}"] = problem.distance(plan)
+        row[f"fd_{objective}"] = problem.frechet(plan)
     return row
 
 
 def main(grids: list[str], calls: list[int], samples: int, out: Path | None) -> None:
-    problem = exact_problem(samples, 256)
+    problem = PROBLEMS["digits"]()
     table, rows = Table("grid, K", "strategy", "untuned", *OBJECTIVES, title="distance: unguarded -> guarded, FD"), []
     for grid in grids:
         for k in calls:
             for strategy in STRATEGIES:
-                row = measure(problem, grid, k, strategy)
+                row = measure(problem, grid, k, strategy, samples)
                 rows.append(row)
                 shown = [
                     f"{row[f'unguarded_{name}']:.3f} -> {row[f'guarded_{name}']:.3f}, FD {row[f'fd_{name}']:.3f}"

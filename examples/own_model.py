@@ -39,8 +39,8 @@ def main() -> None:
     schedule = NoiseScheduleVP("discrete", alphas_cumprod=alpha_bar(torch.arange(LEVELS, dtype=torch.float64)))
     eps = model_wrapper(network, schedule, model_type="x_start").bind()
 
-    # 2. Make an untuned plan: the sampler, the number of calls, the default spacing.
-    plan = make_plan("ddim", schedule, calls=6)
+    # 2. Make an untuned plan: the sampler, the number of calls, the spacing.
+    plan = make_plan("ddim", schedule, calls=6, spacing="quadratic")
 
     # 3. Tune the conditioning time of each call. The guard sets harmful ratios back to 1.
     tuned = tune(eps, plan, "sequential", data=spiral)

@@ -209,7 +209,7 @@ def test_complex_states_are_refused_where_numbers_must_be_real() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_complex_states_are_sampled_as_their_parts_are(name: str) -> None:
     """The noise of a spectrogram has variance 1 in all, as `torch.randn` draws it."""
-    eps, plan = exact.Gaussian(0.0, 0.5).eps(LINEAR), make_plan(name, LINEAR, 8)
+    eps, plan = exact.Gaussian(0.0, 0.5).eps(LINEAR), make_plan(name, LINEAR, 8, "quadratic")
 
     def noise(x: Tensor) -> Tensor:
         z = SeededNoise(3)(torch.zeros(*x.shape[:2], 2, dtype=torch.float64))

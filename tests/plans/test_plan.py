@@ -277,7 +277,7 @@ def edited(**entries: Any):
             lambda v: v | {"t": [v["t"][0] * 0.99, *v["t"][1:]]},
             "does not lie on its noise schedule .* the file was edited",
         ),
-        (lambda v: v | {"t": v["t"][::-1]}, "times must fall strictly"),
+        (lambda v: v | {"t": [v["t"][0], v["t"][2], v["t"][1], *v["t"][3:]]}, "times must fall strictly"),
         (
             lambda v: v | {"sampler": v["sampler"] | {"eta": 0.5}},
             "'dpmpp' has no option 'eta'; its options: order, lower",
