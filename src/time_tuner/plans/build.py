@@ -32,7 +32,7 @@ def make_plan(
         schedule: the noise schedule of the network.
         calls: the number of network calls, at most one for each trained noise level. Not needed with `times`.
         spacing: a name in `SPACINGS`, with options as in "karras(rho=5)", or a function spacing(schedule, steps);
-            `schedule.default_spacing` of the sampler's order when neither spacing nor times are given.
+            `schedule.default_spacing` of the sampler when neither spacing nor times are given.
         times: instead of a spacing, the times where steps begin and end: strictly falling, in the trained range of the
             schedule. The first may be any of them, as for a run from an image; the last may be 0.
         unit: the unit of `times`: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
@@ -58,7 +58,7 @@ def make_plan(
     else:
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
-        spacing = schedule.default_spacing(sampler.convergence) if spacing is None else spacing
+        spacing = default_spacing(sampler, schedule, calls) if spacing is None else spacing
         try:
             steps, ends = _steps_on(sampler, spacing_of(spacing), schedule, calls)
             ends = checked_ends(ends, schedule)
@@ -67,6 +67,12 @@ def make_plan(
             raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
+
+
+def default_spacing(sampler: Sampler, schedule: NoiseSchedule, calls: int) -> str:
+    """The name of the grid that the sampler runs on unless another is named."""
+    one_step = sampler.look_back(5, 0, 10) == 1  # in the middle of a run
+    return schedule.default_spacing(sampler.convergence, calls, one_step)
 
 
 def _steps_on(

@@ -49,7 +49,7 @@ def check_schedule(schedule: NoiseSchedule) -> None:
     values = json.loads(json.dumps(schedule.to_dict()))
     holds(schedule_from_dict(values) == schedule, "a schedule survives JSON")
     for order in (0, 1, 2, 3):
-        name = schedule.default_spacing(order)
+        name = schedule.default_spacing(order, 10)
         holds(name in SPACINGS, f"the default spacing is one of {', '.join(SPACINGS)}, got {name!r}")
     even = schedule.even_times(10)
     holds(even.shape == (11,) and bool((even.diff() < 0).all()), "even_times falls, with a time more than steps")

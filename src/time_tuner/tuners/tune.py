@@ -16,7 +16,7 @@ from ..models.base import Model, as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..noise import Constraint
-from ..plans.build import make_plan, reference_plan, untuned
+from ..plans.build import default_spacing, make_plan, reference_plan, untuned
 from ..plans.plan import Plan
 from ..samplers import Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule, predict
@@ -183,7 +183,7 @@ def tune(
 def own_plan(model: Model, calls: int, sampler: Sampler | str = SAMPLER, spacing: str | Spacing | None = None) -> Plan:
     """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance."""
     sampler = sampler_of(sampler)
-    grid = spacing or model.spacing or model.schedule.default_spacing(sampler.convergence)
+    grid = spacing or model.spacing or default_spacing(sampler, model.schedule, calls)
     return make_plan(sampler, model.schedule, calls, grid).with_provenance(spacing=str(grid))
 
 
