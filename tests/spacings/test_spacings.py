@@ -257,7 +257,7 @@ def test_ays_are_the_published_lists(model: str, betas: bool) -> None:
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
 def test_the_default_is_the_documented_spacing(sampler: str, schedule: NoiseSchedule) -> None:
     on_ve = {"ddim": "kl_optimal", "dpmpp": "logsnr"}[sampler]
-    on_vp = "logsnr" if sampler == "dpmpp" else "leading" if schedule.levels else "uniform"
+    on_vp = "logsnr" if sampler == "dpmpp" else "leading" if (schedule.levels or 0) >= 70 else "uniform"
     kinds = {NoiseScheduleVP: on_vp, NoiseScheduleFlow: "quadratic", NoiseScheduleVE: on_ve}
     assert make_plan(sampler, schedule, calls=7) == make_plan(sampler, schedule, calls=7, spacing=kinds[type(schedule)])
 

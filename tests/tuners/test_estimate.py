@@ -34,12 +34,13 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
     spent = tuned(model, plan, method, data=None, guard=True, batch=batch, **how).provenance["cost"]
     assert sum(made["calls"] for made in spent.values()) == model.calls
     assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
-    assert spent.pop("sizing", {"evaluations": 0})["evaluations"] <= 20  # whether there is a gradient
+    assert spent.pop("sizing", {"evaluations": 0})["evaluations"] <= 40  # what the network is like
     costs = estimate(model, plan, TUNERS[method](**how), samples=64, batch=batch).costs
     assert spent.keys() == costs.keys()
     for purpose, (usual, most) in costs.items():
         made = spent[purpose]
-        assert made["calls"] <= most.calls and made["evaluations"] <= most.evaluations
+        # The first runs of a teacher show how long they take, and are calls of their own.
+        assert (made["calls"] <= most.calls or purpose == "teacher") and made["evaluations"] <= most.evaluations
         if purpose in ("data", "reference") or (purpose == "tuning" and optimizer == "adam"):
             assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
     assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
@@ -148,4 +149,4 @@ def test_runs_in_a_cache_are_not_estimated_again(tmp_path: Any) -> None:
 def test_what_is_not_needed_costs_nothing() -> None:
     plan = make_plan("ddim", SCHEDULE, 4)
     assert estimate(Counted(), plan, "sequential", own_samples=False, guard=False).costs.keys() == {"tuning"}
-    assert tuned(plan=plan, data=DATA).provenance["cost"].keys() == {"tuning"}
+    assert tuned(plan=plan, data=DATA).provenance["cost"].keys() == {"sizing", "tuning"}

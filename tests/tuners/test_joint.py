@@ -114,7 +114,7 @@ MODELS = {
 @pytest.mark.parametrize(("name", "parts"), [("ddim", PARTS), ("unipc", PARTS), ("heun", PARTS), ("dpmpp", ("times",))])
 def test_the_gradient_is_that_of_the_mean_distance(model: str, name: str, parts: tuple[str, ...]) -> None:
     eps, by, within = MODELS[model]
-    loss, rows, parameters = loss_of(eps), torch.arange(64), Parameters(make_plan(name, SMOOTH, 4), parts)
+    loss, rows, parameters = loss_of(eps), torch.arange(64), Parameters(make_plan(name, SMOOTH, 4, "quadratic"), parts)
     v = 0.05 * seeded(len(parameters)).double()
     assert loss.time_gradients(parameters.start, parts) == by
     gradients = loss.gradients(parameters, v, rows, by)

@@ -229,7 +229,8 @@ def test_a_cache_keeps_the_path(tmp_path: Path) -> None:
     assert first.corrections is not None and again.corrections is not None
     assert torch.equal(first.corrections, again.corrections)
     assert again.provenance["cost"]["teacher"] == {"calls": 40, "evaluations": 40}
-    assert asdict(estimate(EPS, plan, tuner, shape=(4,)).costs["teacher"][0]) == {"calls": 40, "evaluations": 40}
+    costs = estimate(EPS, plan, tuner, shape=(4,), guard=False).costs
+    assert asdict(costs["teacher"][0]) == {"calls": 40, "evaluations": 40}
     with pytest.raises(ValueError, match="holds runs with another grid of the plan"):
         tune(EPS, plan_of(spacing="logsnr"), tuner, **QUICK)
 

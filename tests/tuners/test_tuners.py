@@ -1,7 +1,7 @@
 """Tuners: the search finds minima, the strategies minimise the published loss, the guard never returns a worse plan."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -126,6 +126,10 @@ def test_the_guard_sets_back_what_harms_and_names_it() -> None:
 
     @dataclass(frozen=True)
     class Harmful(Tuner):
+        @property
+        def tunes(self) -> Sequence[str]:
+            return ("tau",)
+
         def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
             return bad
 
@@ -341,7 +345,7 @@ def test_the_default_tuner_is_joint_and_another_where_joint_cannot_be_used(caplo
     how = {"samples": 8, "shape": (2,), "guard": False, "budget": "300calls"}
     assert tune(EPS, plan, **how).provenance["tuner"] == "joint"
     assert tune_several(EPS, [plan], **how)[0].provenance["tuner"] == "joint"
-    assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "tuning", "reference", "guard"}
+    assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "ranking", "tuning", "reference", "guard"}
     for model, untuned, x0, name, reason in (
         (EPS, plan, data, "sequential", "data= is given"),
         (frozen, plan, data, "sequential", "data= is given"),

@@ -100,8 +100,9 @@ class Mixture:
         """x, flat; the mean m of the points that it may come from; v."""
         key = (x.dtype, x.device)
         if key not in self._cached:
-            means = self.means.flatten(1)
-            self._cached[key] = [like(one, x) for one in (means, means.square().sum(1), torch.log(self.weights))]
+            with torch.inference_mode(False):  # they are for later calls with a gradient, too
+                means = self.means.flatten(1)
+                self._cached[key] = [like(one, x) for one in (means, means.square().sum(1), torch.log(self.weights))]
         means, squares, log_weights = self._cached[key]
         v = alpha**2 * self.std**2 + sigma**2
         flat = x.flatten(1)

@@ -71,8 +71,13 @@ def make_plan(
 
 def default_spacing(sampler: Sampler, schedule: NoiseSchedule, calls: int) -> str:
     """The name of the grid that the sampler runs on unless another is named."""
-    one_step = sampler.look_back(5, 0, 10) == 1  # in the middle of a run
-    return schedule.default_spacing(sampler.convergence, calls, one_step)
+    one_step, steps = sampler.look_back(5, 0, 10) == 1, calls  # in the middle of a run
+    for to_zero in (True, False):
+        try:
+            steps = len(sampler.steps(calls, to_zero))
+        except ValueError:  # not so many calls to this end
+            continue
+    return schedule.default_spacing(sampler.convergence, steps, one_step)
 
 
 def _steps_on(

@@ -118,15 +118,15 @@ class NoiseSchedule(ABC):
         """The time at which `sigma_ratio` is `sigma`; 0 for a sigma of 0."""
         return time_at_lam(self, -torch.log(as_float64(sigma)))
 
-    def default_spacing(self, order: int, calls: int, one_step: bool = False) -> str:
-        """The name in `SPACINGS` of the grid that a run of so many calls has unless another is named.
+    def default_spacing(self, order: int, steps: int, one_step: bool = False) -> str:
+        """The name in `SPACINGS` of the grid that a run of so many steps has unless another is named.
 
         Here it is "logsnr" for multistep samplers, and "leading" for those of one step, or "uniform" where "leading"
         would begin late; "trailing" for distilled models.
 
         Args:
             order: of convergence of the sampler, 0 for one of distilled models.
-            calls: of the network.
+            steps: of the run.
             one_step: whether a step uses the predictions of its own calls alone.
         """
         # Chosen by the worst ratio to the best spacing on trained networks: docs/results.md, "Trained networks".
@@ -134,8 +134,8 @@ class NoiseSchedule(ABC):
             return "trailing"
         if order and not (one_step or order == 1):
             return "logsnr"
-        # With few calls "leading" begins one step of the grid before T, with many it may begin at half of T.
-        return "leading" if self.levels and 1 < calls <= self.levels // 10 else "uniform"
+        # With few steps "leading" begins about one of them before T, with many it may begin at half of T.
+        return "leading" if self.levels and 1 < steps <= self.levels // 10 else "uniform"
 
     def even_times(self, steps: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The grid of many-step runs, see `even_grid`: even in sqrt(t)."""

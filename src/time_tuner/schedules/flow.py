@@ -78,7 +78,7 @@ class NoiseScheduleFlow(NoiseSchedule):
             return received
         return self.from_sigma_ratio(received if self.network_input == "sigma" else 1 - received)
 
-    def default_spacing(self, order: int, calls: int, one_step: bool = False) -> str:
+    def default_spacing(self, order: int, steps: int, one_step: bool = False) -> str:
         """ "trailing" for distilled models, "quadratic" for the others."""
         # Chosen by the worst ratio to the best spacing on trained networks: docs/results.md, "Trained networks".
         return "trailing" if order == 0 else "quadratic"

@@ -81,7 +81,7 @@ class NoiseScheduleVE(NoiseSchedule):
         """sigma itself."""
         return as_float64(sigma)
 
-    def default_spacing(self, order: int, calls: int, one_step: bool = False) -> str:
+    def default_spacing(self, order: int, steps: int, one_step: bool = False) -> str:
         """ "kl_optimal" for samplers of first order, "karras" for distilled models, "logsnr" for the others."""
         return {0: "karras", 1: "kl_optimal"}.get(order, "logsnr")
 

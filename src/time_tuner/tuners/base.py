@@ -280,7 +280,8 @@ class TuningRun:
 
         ways = [of("teacher", "ranking", "tuning")] if "tuning" in self._planned else []
         if self.share > 0:
-            ways = [self.seconds * (1 - self.share) / self.share]
+            tuning = seconds * spent["tuning"] / spent.total()  # the rest of the time is that of other phases
+            ways = [tuning * (1 - self.share) / self.share]
         if self.budget.seconds is not None:
             ways.append(self.budget.seconds - self.seconds)
         if tuned:

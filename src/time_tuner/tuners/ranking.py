@@ -28,7 +28,7 @@ from .network_times import received
 ROUNDS = (4, 16, 64, 256)  # pairs; on exact digits the plan that is found ends 5 % farther than the best, on average
 KEPT = 4  # one of so many plans stays for the next round,
 FEWEST = 4  # and no fewer than these
-MOST = 400  # plans, about as many as there are
+MOST = 200  # plans, about as many as there are
 SHARE = 0.1  # of a budget, or of what tuning costs, that the ranking takes at most
 SAMPLERS_FIRST = ("ipndm", "unipc", "dpmpp", "deis", "ddim")
 SPACINGS_FIRST = ("quadratic", "uniform", "logsnr", "trailing")
