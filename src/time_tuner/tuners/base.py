@@ -7,7 +7,7 @@ in Python, in texts such as "joint(pairs=128)" and on the command line. Four are
 |---|---|---|---|---|
 | `Sequential` | the ratios tau / t, one after another | a search for one ratio | of the state after the call | data |
 | `Parallel` | the same, each on its own | the same | the same | data |
-| `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | gradients |
+| `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | nothing |
 | `LeastSquares` | corrections | the row of one call | distance to a teacher's path | nothing |
 
 A *calibration* holds data and noise of a seed. A *budget* limits the network calls or the seconds; the best plan found
@@ -55,6 +55,10 @@ class Tuner(ABC):
         """Raise a ValueError, before any network call, if it cannot tune this plan, or cannot use the given data.
         `own_samples` is False if data is given."""
         return
+
+    def for_model(self, model: BatchedModel, plan: Plan, calibration: Calibration) -> Self:
+        """The tuner with those options that the model decides, after a few network calls with two samples."""
+        return self
 
     def try_out(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> None:
         """Raise a ValueError, after a few network calls with two samples, if it cannot tune this model."""

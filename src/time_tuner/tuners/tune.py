@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from ..models.counting import Cost, CostLog, CountedModel
 from ..noise import Constraint
 from ..plans.build import reference_plan, untuned
 from ..plans.plan import Plan
-from ..sampling import ModelLike, check_schedule, predict
+from ..sampling import ModelLike, check_schedule
 from .base import Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
 from .calibration import OWN_CALLS, Calibration
@@ -78,9 +78,8 @@ def tune(
         eps: a model, or a function `eps(x, t, tau)`.
         plan: the plan from which tuning starts: its sampler and its grid.
         tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
-            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint";
-            "least_squares" for a network without gradients; "sequential" for a plan that draws noise, and with `data`;
-            a log message reports that.
+            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint"; "sequential" for a
+            plan that draws noise, and with `data`; a log message reports that.
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
         seed: of all noise.
@@ -140,10 +139,10 @@ def tune(
     network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
     if not isinstance(data, Calibration):
         data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
-    if tuner is None:
-        with log.purpose("sizing"):
-            tuner = _default_tuner(network, plan, data)
+    tuner = tuner or _default_tuner(plan, data.own)
     tuner.check(plan, data.own)
+    with log.purpose("sizing"):
+        tuner = tuner.for_model(network, plan, data)
     limit = _budget(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
@@ -191,30 +190,15 @@ def _tuned(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, guard:
     return best
 
 
-def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
-    """Joint tuning; where it cannot be used, least squares, or the sequential tuner where they cannot be used either.
-    The reason is logged."""
-    reason, other = "", cast(Tuner, Sequential() if len(plan) < 2 else LeastSquares())
-    if not calibration.own:
-        reason, other = "data= is given", Sequential()
-    elif plan.stochastic:
-        reason, other = "the plan draws noise", Sequential()
-    elif not _has_gradient(model, plan, calibration):
-        reason = "the network has no gradient"
+def _default_tuner(plan: Plan, own_samples: bool) -> Tuner:
+    """Joint tuning; where it cannot be used the sequential tuner, which is logged with the reason."""
+    reason = "" if own_samples else "data= is given"
+    if plan.stochastic:
+        reason = "the plan draws noise"
     if not reason:
         return Joint()
-    logger.warning("the tuner is %s, because %s, which joint tuning does not take", _name(other), reason)
-    return other
-
-
-def _has_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> bool:
-    """Whether the predictions have a gradient in the states, found by one network call."""
-    if torch.is_inference_mode_enabled():
-        return False
-    with torch.enable_grad():
-        batch = calibration.trial(model)
-        x = plan.initial_state(batch.noise).requires_grad_()
-        return predict(batch.model, plan, 0, x).requires_grad
+    logger.warning("the tuner is sequential, because %s, which joint tuning does not take", reason)
+    return Sequential()
 
 
 def _inputs(
@@ -285,9 +269,7 @@ def tune_several(
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
-    if tuner is None:
-        model = as_model(eps, plans[0].schedule, shape)
-        tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
+    tuner = tuner or _default_tuner(plans[0], data.own)
     for plan in plans:
         tuner.check(plan, data.own)
     tuned: list[Plan] = []
@@ -336,9 +318,9 @@ def estimate(
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
     model = BatchedModel(as_model(eps, plan.schedule, shape), batch)
-    if tuner is None:
-        tuner = _default_tuner(model, plan, calibration) if own_samples else Sequential()
+    tuner = tuner or _default_tuner(plan, own_samples)
     tuner.check(plan, own_samples)
+    tuner = tuner.for_model(model, plan, calibration)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     costs = _planned(tuner, plan, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
     return Estimate(costs, speed)

@@ -11,10 +11,11 @@ from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
+from .forward_only import gradients_by_differences
 from .gauss_newton import GaussNewton
-from .loss import TeacherLoss
+from .loss import Gradients, TeacherLoss
 from .parameters import Parameters
-from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
+from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, Runs, next_look
 from .successive_halving import SuccessiveHalving
 
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
@@ -31,6 +32,7 @@ class JointSearch:
         plans: that may take part; the first `given` do in any case, and `count` in all.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
+        gradients: whether derivatives are those of the network, or differences between runs.
         checkpoint_steps: whether activations are computed again; None where memory decides.
     """
 
@@ -45,6 +47,7 @@ class JointSearch:
         count: int,
         limit: int | None,
         run: TuningRun,
+        gradients: bool,
         checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
@@ -55,17 +58,21 @@ class JointSearch:
         self.order: list[int] = run.state.get("order", [])  # the places of those that take part among the plans
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
-        self.times = loss.time_gradients(plans[0], parts)
+        self.times = loss.time_gradients(plans[0], parts) if gradients else None
         self.checkpointed = checkpoint_steps
-        if checkpoint_steps is None:
+        if gradients and checkpoint_steps is None:
             self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
     def __call__(self) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and what is to be known of it."""
         run, plan = self.run, self.plans[0]
         # 1. The cost of an iteration, and whether the budget is enough for one.
-        runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
-        look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
+        calls, one = len(plan), forward(min(BATCH, self.train), self.loss.model.batch).calls
+        if self.times is None:
+            most = Runs.forward_only(calls, self.parts).most
+        else:  # a run, two backward, one to judge the step
+            most = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)
+        look, iteration = self._calls(len(self.validation)), round(most * calls) * one
         ranking = self._calls(min(BATCH, len(self.validation))) * len(self.plans[self.given :])
         if not run.state and not run.can_afford(ranking + look * self.count + iteration):
             self.plans, self.given, self.count = [plan], 1, 1
@@ -129,12 +136,17 @@ class JointSearch:
 
     def _iterate(self, solver: GaussNewton) -> None:
         """One step of a solver, on the next few pairs."""
-        rows, generator = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
-        gradients = self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
-        solver.step(gradients, lambda plan: self.loss.mean(plan, rows))
+        rows = self._rows()
+        solver.step(self._gradients(solver, rows), lambda plan: self.loss.mean(plan, rows))
         self.done += 1
         self.run.share = self._share()
+
+    def _gradients(self, solver: GaussNewton, rows: Tensor) -> Gradients:
+        if self.times is None:
+            return gradients_by_differences(self.loss, solver.parameters, solver.v, rows)
+        generator = torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
+        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
+        return self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
 
     def _rows(self) -> Tensor:
         """The pairs of the next iteration. All are used in a random order before any is used again, in another one: so

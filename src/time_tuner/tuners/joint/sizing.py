@@ -1,10 +1,14 @@
 """How many pairs and iterations of joint tuning a budget is enough for, and the cost of so many."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
+from .parameters import check_parts
 from .successive_halving import max_candidates, num_trials
 from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
 
@@ -12,14 +16,42 @@ if TYPE_CHECKING:
     from .tuner import Joint
 
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
-FEWEST_RUNS, RUNS, MOST_RUNS = 4, 5.5, 8  # runs of BATCH pairs that an iteration costs: one, a backward or two, one to
-RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # judge it, differences in times; and one more for each backward of a checkpoint
+RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # runs more of an iteration, for each backward of a checkpoint
 MOST_ITERATIONS = 800  # in the default budget: twice as many gained nothing (benchmarks/joint.py cost)
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
 RANKED = 45  # candidates to choose from, about: spacings, each also with late beginnings, and orders
+
+
+def difference_calls(calls: int, parts: Sequence[str]) -> int:
+    """The calls that the differences of one pair take beside its run; where a step makes several calls the most."""
+    by_part = {"times": math.comb(calls, 2), "tau": math.comb(calls + 1, 2), "corrections": math.comb(calls, 3)}
+    return sum(by_part[part] for part in parts)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How many runs of BATCH pairs an iteration costs: the fewest, the usual number, the most.
+
+    With gradients they are a run, a backward or two, a run to judge the step, and the differences in times.
+    """
+
+    fewest: float = 4
+    usual: float = 5.5
+    most: float = 8
+
+    @classmethod
+    def forward_only(cls, calls: int, parts: Sequence[str]) -> "Runs":
+        """A run, those of the differences, and one to judge the step."""
+        runs = 2 + difference_calls(calls, parts) / calls
+        return cls(runs, runs, runs)
+
+    @classmethod
+    def of(cls, tuner: "Joint", plan: Plan) -> "Runs":
+        """Of a tuner that is known to have gradients or not."""
+        return cls.forward_only(len(plan), check_parts(tuner.parts)) if tuner.gradients is False else cls()
 
 
 def next_look(done: int) -> int:
@@ -37,15 +69,20 @@ def num_pairs(teacher: int, budget: Budget, batch: int | None = None) -> int | N
 
 
 def num_iterations(
-    plan: Plan, budget: Budget, batch: int | None = None, speed: Speed | None = None, seconds: float | None = None
+    plan: Plan,
+    budget: Budget,
+    batch: int | None = None,
+    speed: Speed | None = None,
+    seconds: float | None = None,
+    runs: float = Runs.usual,
 ) -> int:
-    """The iterations that are expected in a budget of calls, or in this many seconds at this speed."""
+    """The iterations that are expected in a budget of calls, or in this many seconds at this speed, of so many runs."""
     once = forward(BATCH, batch)
     if budget.calls is not None:
-        return max(1, int(budget.calls / (RUNS * len(plan) * once.calls)))
+        return max(1, int(budget.calls / (runs * len(plan) * once.calls)))
     if speed is None or seconds is None:
         return MOST_ITERATIONS
-    count = int(seconds / (RUNS * len(plan) * max(LEAST_CALL, speed.seconds(once))))
+    count = int(seconds / (runs * len(plan) * max(LEAST_CALL, speed.seconds(once))))
     return min(count, MOST_ITERATIONS) if budget.default else count
 
 
@@ -58,6 +95,7 @@ def joint_cost(
     if limit is not None and speed is None and not tuner.sized:
         return {}
     # 1. The pairs.
+    runs = Runs.of(tuner, plan)
     made, left = tuner.pairs or num_pairs(teacher, budget, batch) or MOST, None
     most_teacher = teacher_cost(made, teacher, batch)
     if limit is not None and speed is not None:
@@ -65,8 +103,8 @@ def joint_cost(
         made = min(made, int(SHARE * limit * group / speed.seconds(teacher_cost(group, teacher, batch))))
         left = limit - speed.seconds(teacher_cost(made, teacher, batch))
     # 2. The iterations.
-    held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left)
-    most_count = int(expected * RUNS / FEWEST_RUNS) if limit is not None else expected
+    held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left, runs.usual)
+    most_count = int(expected * runs.usual / runs.fewest) if limit is not None else expected
     if tuner.iterations is not None:
         expected, most_count = min(tuner.iterations, expected) if budget else tuner.iterations, tuner.iterations
 
@@ -82,10 +120,11 @@ def joint_cost(
     def tuning(count: int, runs: float) -> Cost:
         return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)
 
-    usual = tuning(expected, RUNS + RECOMPUTED * bool(tuner.checkpoint_steps))
-    most = tuning(most_count, MOST_RUNS + MOST_RECOMPUTED * (tuner.checkpoint_steps is not False))
+    again = 0.0 if tuner.gradients is False else 1.0  # checkpoints are for gradients
+    usual = tuning(expected, runs.usual + again * RECOMPUTED * bool(tuner.checkpoint_steps))
+    most = tuning(most_count, runs.most + again * MOST_RECOMPUTED * (tuner.checkpoint_steps is not False))
     if budget.calls is not None and most.calls > budget.calls:
         # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
-        looked = looks(budget.calls // (FEWEST_RUNS * len(plan))).evaluations
+        looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
     return {"teacher": (teacher_cost(made, teacher, batch), most_teacher), "tuning": (usual, most)}
