@@ -74,14 +74,21 @@ def _sums(loss: TeacherLoss, plan: Plan, numbers: Tensor, moves: Tensor, rows: T
 
 def _steepness(loss: TeacherLoss, x: Tensor, y: Tensor) -> Tensor:
     """The square norm of the slope q of a distance by the ends, (B,), from differences in random directions u: q^T u
-    has the mean square |q|^2. Of a distance that returns the mean there is one for all."""
-    size = PROBE * (wide(x) - wide(y)).square().mean().sqrt().clamp(min=1e-6)
+    has the mean square |q|^2."""
+
+    def of_each(x: Tensor) -> Tensor:
+        distances = loss.distances(x, y)  # or their mean, which is that of a pair where there is one alone
+        pairs = zip(x.split(1), y.split(1), strict=True)
+        return distances if distances.dim() else torch.stack([loss.distances(*pair).mean() for pair in pairs])
+
+    apart = squared_norms(wide(x) - wide(y)) / x[0].numel()
+    size = (PROBE * apart.sqrt()).clamp(min=1e-6)
+    sizes = size.view(-1, *(1,) * (x.dim() - 1))
     generator, found = torch.Generator().manual_seed(0), list[Tensor]()
     for _ in range(PROBES):
-        u = size * torch.randn(x.shape, generator=generator).to(x)
-        found.append((loss.distances(x + u, y) - loss.distances(x - u, y)) / (2 * float(size)))
-    squares = torch.stack(found).square().mean(0)
-    return (squares if squares.dim() else len(x) * squares).expand(len(x))
+        u = (sizes * torch.randn(x.shape, generator=generator).to(sizes)).to(x)
+        found.append((of_each(x + u) - of_each(x - u)) / (2 * size.cpu().double()))
+    return torch.stack(found).square().mean(0)
 
 
 class _Run:

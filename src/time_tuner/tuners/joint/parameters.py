@@ -39,7 +39,8 @@ class Parameters:
             with torch.inference_mode(False):  # its tensors have no gradient, those of a copy do
                 plan = Plan.from_dict(plan.to_dict())
         self.start, self.parts = plan, check_parts(parts)
-        self.lower = torch.tril_indices(len(plan), len(plan), -1)
+        with torch.inference_mode(False):
+            self.lower = torch.tril_indices(len(plan), len(plan), -1)
         self.angles = plan.schedule.at(plan.step_times).angle
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
         sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1]}
@@ -60,6 +61,16 @@ class Parameters:
                 c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(self.lower), values)
                 plan = plan.with_corrections(c if plan.corrections is None else plan.corrections + c)
         return plan
+
+    def at_corrections(self, rows: Sequence[Tensor]) -> Tensor:
+        """Where the plan has the corrections of these rows, (k,) of call k, in place of its own, and nothing else
+        moves."""
+        v, at = torch.zeros(len(self), dtype=torch.float64), self.parts.index("corrections")
+        here = torch.cat(list(rows))
+        if self.start.corrections is not None:
+            here = here - self.start.corrections[tuple(self.lower)]
+        v[sum(self.sizes[:at]) :] = here
+        return v
 
     def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
         """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).

@@ -7,16 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.base import for_rows
 from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
+from ..least_squares import rows_in_turn
 from .forward_only import gradients_by_differences
-from .gauss_newton import GaussNewton
+from .gauss_newton import ANCHOR, KNOWN_ANCHOR, GaussNewton
 from .loss import Gradients, TeacherLoss
 from .parameters import Parameters
-from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, Runs, next_look
+from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, Runs, next_look, num_rows_on
 from .successive_halving import SuccessiveHalving
+from .teacher import TeacherPath
 
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
 
@@ -32,7 +35,7 @@ class JointSearch:
         plans: that may take part; the first `given` do in any case, and `count` in all.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
-        gradients: whether derivatives are those of the network, or differences between runs.
+        teacher: the teacher's plan, where derivatives are differences between runs; None for those of the network.
         checkpoint_steps: whether activations are computed again; None where memory decides.
     """
 
@@ -47,7 +50,7 @@ class JointSearch:
         count: int,
         limit: int | None,
         run: TuningRun,
-        gradients: bool,
+        teacher: Plan | None,
         checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.parts, self.limit, self.run = loss, parts, limit, run
@@ -58,9 +61,10 @@ class JointSearch:
         self.order: list[int] = run.state.get("order", [])  # the places of those that take part among the plans
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
-        self.times = loss.time_gradients(plans[0], parts) if gradients else None
+        self.teacher = teacher
+        self.times = loss.time_gradients(plans[0], parts) if teacher is None else None
         self.checkpointed = checkpoint_steps
-        if gradients and checkpoint_steps is None:
+        if teacher is None and checkpoint_steps is None:
             self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
     def __call__(self) -> tuple[Plan, dict[str, Any]]:
@@ -74,9 +78,10 @@ class JointSearch:
             most = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)
         look, iteration = self._calls(len(self.validation)), round(most * calls) * one
         ranking = self._calls(min(BATCH, len(self.validation))) * len(self.plans[self.given :])
-        if not run.state and not run.can_afford(ranking + look * self.count + iteration):
+        rows = (look + self._calls(self._rows_on())) if self._rows_on() else 0
+        if not run.state and not run.can_afford(ranking + (look + rows) * self.count + iteration):
             self.plans, self.given, self.count = [plan], 1, 1
-            if not run.can_afford(2 * look + iteration):
+            if not run.can_afford(2 * look + rows + iteration):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
         # 2. Iterations, of one candidate after the other until one remains.
@@ -106,7 +111,8 @@ class JointSearch:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
         self.order = self.order or self._ranked()
-        solvers = [GaussNewton(Parameters(self.plans[i], self.parts)) for i in self.order]
+        anchor = KNOWN_ANCHOR if self.times is None else ANCHOR
+        solvers = [GaussNewton(Parameters(self.plans[i], self.parts), anchor) for i in self.order]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
         self.run.resume()
@@ -115,9 +121,34 @@ class JointSearch:
             self._validate_new(0.0)
             self.loss.check_finite(solvers[0].plan(), solvers[0].first_loss, self.validation)
         if not state:
+            self._begin_with_rows()
             self.halving.began_at = self._share()
         elif not self.run.same_budget:
             self.halving.rescale(self._share() / state["share"])
+
+    def _rows_on(self) -> int:
+        """On how many pairs rows of corrections are found at the beginning, see `num_rows_on`; 0 with gradients."""
+        if self.teacher is None:
+            return 0
+        return num_rows_on(self.parts, len(self.plans[0]), len(self.loss.pairs), self.loss.pairs.x[0].numel())
+
+    def _begin_with_rows(self) -> None:
+        """Begin from corrections by least squares along the run where they are better than the candidate itself."""
+        teacher, model, pairs = self.teacher, self.loss.model, self.loss.pairs[: self._rows_on()]
+        if teacher is None or not len(pairs):
+            return
+        with self.run.cost_log.purpose("teacher"):
+            path = TeacherPath(for_rows(model, torch.arange(len(pairs))), teacher, teacher.initial_state(pairs.x))
+        for solver in self.halving.solvers:
+            plan = solver.parameters.start
+            if plan.t[1] > teacher.t[0]:
+                continue
+            targets = [*map(path.at, plan.t[1:-1]), pairs.y]
+            corrections = [row for row, _ in rows_in_turn(model, plan, pairs.x, targets)]
+            v = solver.parameters.at_corrections(corrections)
+            loss = self.loss.mean(solver.parameters.plan(v), self.validation)
+            if loss < solver.best_loss:
+                solver.begin_at(v, loss)
 
     def _ranked(self) -> list[int]:
         """The places of the candidates that take part: the given ones, and those that end nearest untuned, one for each

@@ -10,7 +10,7 @@ from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
 from .parameters import check_parts
 from .successive_halving import max_candidates, num_trials
-from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
+from .teacher import AT_ONCE, CALLS, MOST, SHARE, teacher_cost
 
 if TYPE_CHECKING:
     from .tuner import Joint
@@ -22,6 +22,7 @@ FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no par
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
+MOST_ROWS_ON, PATH_BYTES = 64, 2**31  # pairs for least squares, and the bytes of their teacher's runs
 RANKED = 45  # candidates to choose from, about: spacings, each also with late beginnings, and orders
 
 
@@ -29,6 +30,16 @@ def difference_calls(calls: int, parts: Sequence[str]) -> int:
     """The calls that the differences of one pair take beside its run; where a step makes several calls the most."""
     by_part = {"times": math.comb(calls, 2), "tau": math.comb(calls + 1, 2), "corrections": math.comb(calls, 3)}
     return sum(by_part[part] for part in parts)
+
+
+def num_rows_on(parts: Sequence[str], calls: int, pairs: int, numbers: int) -> int:
+    """Of so many pairs, of so many numbers each, those on which rows of corrections are found before the differences
+    are used: half of those of iterations, 64 at most, or fewer if the memory is short; 0 where there is nothing to
+    find."""
+    if "corrections" not in parts or calls < 2:
+        return 0
+    held = max(1, min(MOST_HELD, pairs // 4))
+    return int(min(MOST_ROWS_ON, (pairs - held) // 2, PATH_BYTES // (4 * 2 * CALLS * numbers)))
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,9 @@ def joint_cost(
     if tuner.iterations is not None:
         expected, most_count = min(tuner.iterations, expected) if budget else tuner.iterations, tuner.iterations
 
+    rows_on = 0 if tuner.gradients is not False else num_rows_on(check_parts(tuner.parts), len(plan), made, 1)
+    path = forward(rows_on, batch) * teacher if rows_on else Cost()
+
     def looks(count: int) -> Cost:
         sure = 1 + len(tuner.warm_starts)
         taking_part = max(sure, min(tuner.candidates, max_candidates(count)))
@@ -115,7 +129,8 @@ def joint_cost(
         while at <= count:
             number, at = number + 1, next_look(at)
         ranking = forward(min(held, BATCH), batch) * (RANKED * (taking_part > sure))
-        return (forward(held, batch) * number + ranking) * len(plan)
+        rows = (forward(rows_on, batch) + forward(held, batch)) * taking_part if rows_on else Cost()
+        return (forward(held, batch) * number + ranking + rows) * len(plan)
 
     def tuning(count: int, runs: float) -> Cost:
         return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)
@@ -127,4 +142,4 @@ def joint_cost(
         # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
         looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-    return {"teacher": (teacher_cost(made, teacher, batch), most_teacher), "tuning": (usual, most)}
+    return {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}

@@ -173,8 +173,8 @@ class Joint(Tuner):
         # 3. The search.
         loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
-        gradients = self.gradients is not False
-        found, how = JointSearch(loss, parts, plans, sure, count, limit, run, gradients, self.checkpoint_steps)()
+        path_of = teacher if self.gradients is False else None
+        found, how = JointSearch(loss, parts, plans, sure, count, limit, run, path_of, self.checkpoint_steps)()
         return found.with_provenance(**{**plan.provenance, **notes, **how})
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
