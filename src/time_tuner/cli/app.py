@@ -117,8 +117,8 @@ def tune(
 ) -> None:
     """Tune a plan for a number of network calls, measure it on held-out noise, and save it.
 
-    joint is best, and needs gradients through the network; the others need forward calls only. The state of tuning is
-    kept beside the plan file: interrupted, the same command continues.
+    joint is best; where the network has no gradient it uses forward calls only, as the others do. The state of tuning
+    is kept beside the plan file: interrupted, the same command continues.
     """
     from .tune import check_new, show_estimate, tune_plans
 
