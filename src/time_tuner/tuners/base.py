@@ -196,11 +196,11 @@ class TuningRun:
         calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
         return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
 
-    def can_afford(self, calls: int) -> bool:
-        """Whether so many more network calls are within the budget of calls, and any seconds are left."""
-        limit, seconds = self.budget.calls, self.budget.seconds
+    def can_afford(self, calls: int, seconds: float = 0.0) -> bool:
+        """Whether so many more network calls and seconds are within the budget, and any seconds are left."""
+        limit, most = self.budget.calls, self.budget.seconds
         within = limit is None or self.cost_log.of("tuning").calls + calls <= limit
-        return within and (seconds is None or self.seconds < seconds)
+        return within and (most is None or (self.seconds < most and self.seconds + seconds <= most))
 
     def stop(self, how: str) -> None:
         """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""

@@ -81,16 +81,19 @@ class JointSearch:
         rows = (look + self._calls(self._rows_on())) if self._rows_on() else 0
         if not run.state and not run.can_afford(ranking + (look + rows) * self.count + iteration):
             self.plans, self.given, self.count = [plan], 1, 1
-            if not run.can_afford(2 * look + rows + iteration):
+            if not run.can_afford(2 * look + (rows or iteration)):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
         # 2. Iterations, of one candidate after the other until one remains.
         self._begin()
         halving, first = self.halving, self.halving.solvers[0]
-        while self._share() < 1 and run.can_afford(iteration + look):
+        pace = 0.0 if self.teacher is None else self._seconds(iteration)
+        while self._share() < 1 and run.can_afford(iteration + look, pace):
             if halving.solver.restarts > MAX_RESTARTS and halving.decided:
                 break
+            before = run.seconds
             self._iterate(halving.solver)
+            pace = run.seconds - before
             if halving.trial_ends(self._share()) or self.done >= next_look(self.looked_at):
                 self._look()
         # 3. The best of all plans that were validated.
@@ -98,7 +101,7 @@ class JointSearch:
         best = min(halving.solvers, key=lambda solver: solver.best_loss)
         if self.done:
             run.save_step(self.done, 1.0, (first.first_loss, best.best_loss), self._state())
-        if not run.can_afford(iteration + look):
+        if not run.can_afford(iteration + look, pace):
             run.stop(f"was spent at iteration {self.done}" if self.done else TOO_SMALL)
         notes = {
             "iterations": self.done,
@@ -213,6 +216,11 @@ class JointSearch:
     def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""
         return len(self.plans[0]) * forward(count, self.loss.model.batch).calls
+
+    def _seconds(self, iteration: int) -> float:
+        """The seconds that an iteration of so many calls will take, by the pace so far."""
+        spent = sum(self.run.cost_log.of(purpose).evaluations for purpose in ("teacher", "tuning"))
+        return self.run.seconds * iteration * min(BATCH, self.train, self.loss.model.batch or BATCH) / max(1, spent)
 
     def _share(self) -> float:
         """The share of the iterations or of the budget that is spent."""

@@ -130,9 +130,9 @@ class Joint(Tuner):
         """With `gradients` as the model decides, where they are not given; a network without any is logged."""
         if self.gradients is not None:
             return self
-        if has_gradient(model, plan, calibration):
+        if not (reason := without_gradient(model, plan, calibration)):
             return replace(self, gradients=True)
-        logger.info("the network has no gradient: joint tuning uses differences between runs")
+        logger.info("joint tuning uses differences between runs, because the network has no gradient: %s", reason)
         return replace(self, gradients=False, checkpoint_steps=None)
 
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
@@ -203,19 +203,22 @@ class Joint(Tuner):
         return replace(self, pairs=pairs, warm_starts=starts)
 
 
-def has_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> bool:
-    """Whether the network has a gradient in the states, found by a forward and a backward with two samples."""
+def without_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> str:
+    """Why the network has no gradient in the states, "" where it has one; by a call with two samples."""
     if torch.is_inference_mode_enabled():
-        return False
+        return "torch.inference_mode is on"
+    found = list[bool]()
+
+    def look(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
+        found.append(prediction.requires_grad and not prediction.is_inference())
+
     with torch.enable_grad():
-        batch, found = calibration.trial(model), list[bool]()
-
-        def look(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
-            found.append(prediction.requires_grad and not prediction.is_inference())
-
+        batch = calibration.trial(model)
         x = plan.initial_state(batch.noise).requires_grad_()
         try:
             prediction = predict(HookedModel(batch.model, look), plan, 0, x)
-            return all(found) and torch.autograd.grad(prediction.sum(), x, allow_unused=True)[0] is not None
-        except RuntimeError:  # of networks that are no torch code, or have operations without a backward
-            return False
+            if all(found) and torch.autograd.grad(prediction.sum(), x, allow_unused=True)[0] is not None:
+                return ""
+        except RuntimeError as error:  # of networks that are no torch code, or have operations without a backward
+            return str(error).partition("\n")[0]
+    return "its predictions do not depend on the states by torch operations with a gradient"
