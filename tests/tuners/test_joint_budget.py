@@ -68,6 +68,8 @@ def test_corrections_are_not_lost_by_tuning_the_conditioning_times() -> None:
         ({"distance": lambda x: x.norm(dim=1)}, r"distance must be a function \(x, y\), got <function"),
         ({"teacher": make_plan("ddim", SMOOTH, 2, "quadratic")}, "teacher must make no fewer calls than the plan"),
         ({"checkpoint_steps": 1}, "checkpoint_steps must be True, False or None, got 1"),
+        ({"gradients": 1}, "gradients must be True, False or None, got 1"),
+        ({"gradients": False, "checkpoint_steps": True}, "checkpoint_steps must be None with gradients=False"),
     ],
 )
 def test_values_that_cannot_be_used_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -80,9 +82,9 @@ def test_data_are_refused() -> None:
         tune_by(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", torch.zeros(8, 4), **QUICK)
 
 
-def test_inference_mode_is_refused() -> None:
+def test_gradients_in_inference_mode_are_refused() -> None:
     with torch.inference_mode(), pytest.raises(ValueError, match=r"call it outside of torch\.inference_mode"):
-        tune_by(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK)
+        tune_by(EPS, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", gradients=True, **QUICK)
 
 
 def test_a_distance_may_return_the_mean() -> None:
@@ -106,7 +108,7 @@ def test_a_broken_network_or_distance_is_found_before_the_teacher_runs(broken: s
 
     message = "of shape (2,)" if broken == "shape" else "gradient"
     with pytest.raises(ValueError, match=re.escape(message)):
-        tune_by(eps, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", **QUICK, distance=distance)
+        tune_by(eps, make_plan("ddim", SMOOTH, 3, "quadratic"), "joint", gradients=True, **QUICK, distance=distance)
     assert sum(calls) <= 20
 
 

@@ -17,7 +17,7 @@ from time_tuner.models.exact import Mixture
 from time_tuner.plans.build import reference_plan
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.tuners import Budget
-from time_tuner.tuners.joint.teacher import teach, usual_teacher
+from time_tuner.tuners.joint.teacher import TeacherPath, states_at, teach, usual_teacher
 
 PLAN = reference_plan(SMOOTH, 0.001, 10)
 
@@ -170,3 +170,13 @@ def test_a_budget_of_time_that_is_too_small_is_reported(
         assert caplog.messages == [tuned.provenance["stopped"]] and caplog.records[0].levelname == "WARNING"
         assert not tuned.tuned and tuned.provenance["iterations"] == 0
         assert clock.now - before < budget + 1
+
+
+@pytest.mark.parametrize("name", ["dpmpp", "heun"])
+def test_a_path_has_the_states_that_are_kept_at_given_times(name: str) -> None:
+    teacher, x = make_plan(name, SMOOTH, 10, "quadratic"), SeededNoise(7)(torch.empty(5, 4))
+    times = [1.0, 0.7, float(teacher.step_times[2]), 0.2, 0.01, 0.0012]
+    path, states = TeacherPath(batched(EPS), teacher, x), states_at(batched(EPS), teacher, x, times)
+    for t, state in zip(times, states.unbind(1), strict=False):
+        assert torch.equal(path.at(torch.tensor(t, dtype=torch.float64)), state)
+    torch.testing.assert_close(path.at(teacher.t[-1]), sample(EPS, teacher, x))

@@ -350,12 +350,11 @@ def test_the_default_tuner_is_joint_and_another_where_joint_cannot_be_used(caplo
         (EPS, plan, data, "sequential", "data= is given"),
         (frozen, plan, data, "sequential", "data= is given"),
         (EPS, stochastic, None, "sequential", "the plan draws noise"),
-        (frozen, plan, None, "least_squares", "the network has no gradient"),
-        (frozen, make_plan("ddim", SCHEDULE, calls=1), None, "sequential", "the network has no gradient"),
     ):
         for run in (tune, lambda model, plan, **how: tune_several(model, [plan], **how)[0]):
             caplog.clear()
             assert run(model, untuned, data=x0, **how).provenance["tuner"] == name
             assert any(f"the tuner is {name}, because {reason}" in message for message in caplog.messages)
-    with torch.inference_mode():
-        assert tune(EPS, plan, **how).provenance["tuner"] == "least_squares"
+    for model, gradients in ((EPS, True), (frozen, False)):
+        found = tune(model, plan, **how).provenance
+        assert (found["tuner"], found["gradients"]) == ("joint", gradients)

@@ -119,8 +119,8 @@ def tune(
     """Find the best plan for a number of network calls, measure it on held-out noise, and save it.
 
     Untuned plans of every sampler and spacing are ranked, and the nearest ones are tuned; with --sampler or --spacing
-    that plan is tuned. joint is best, and needs gradients through the network; the others need forward calls only. The
-    state of tuning is kept beside the plan file: interrupted, the same command continues.
+    that plan is tuned. joint is best; where the network has no gradient it uses forward calls only, as the others do.
+    The state of tuning is kept beside the plan file: interrupted, the same command continues.
     """
     from .tune import check_new, show_estimate, tune_plans
 

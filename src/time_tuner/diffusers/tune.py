@@ -48,8 +48,8 @@ def tune_pipeline(
     Args:
         pipe: a diffusers pipeline.
         calls: the number of network calls, `num_inference_steps` of a run.
-        tuner: a tuner, or the text of one such as "joint(pairs=128)"; see `tune`. "joint", the default, needs gradients
-            through the network, the others need forward calls only.
+        tuner: a tuner, or the text of one such as "joint(pairs=128)"; see `tune`. "joint", the default, uses
+            gradients through the network where there are any, the others forward calls only.
         prompts: texts of the kind that the pipeline will be used with. Sample i has prompt i modulo their number.
             Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or `class_labels=`; None for a pipeline
             without conditions.

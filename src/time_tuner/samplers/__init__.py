@@ -1,7 +1,7 @@
 """Samplers, one file a family. To add one, write a frozen dataclass and name it in the table."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import Field, fields, is_dataclass, replace
 from typing import Any
 
 from .._checks import check_options
@@ -83,7 +83,7 @@ def sampler_text(sampler: Sampler) -> str:
     """The text from which `sampler_of` makes this sampler, with the options that are not usual, such as
     "ddim(eta=0.5)"; of a sampler that is not in the table its class."""
     name = next((name for name, kind in SAMPLERS.items() if kind is type(sampler)), type(sampler).__name__)
-    known = fields(sampler) if is_dataclass(sampler) else ()
+    known: tuple[Field[Any], ...] = fields(sampler) if is_dataclass(sampler) else ()
     given = [f"{f.name}={getattr(sampler, f.name)}" for f in known if getattr(sampler, f.name) != f.default]
     return f"{name}({', '.join(given)})" if given else name
 

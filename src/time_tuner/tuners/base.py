@@ -7,7 +7,7 @@ in Python, in texts such as "joint(pairs=128)" and on the command line. Four are
 |---|---|---|---|---|
 | `Sequential` | the ratios tau / t, one after another | a search for one ratio | of the state after the call | data |
 | `Parallel` | the same, each on its own | the same | the same | data |
-| `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | gradients |
+| `Joint` | step times, ratios and corrections | an iteration of Gauss-Newton | distance to a teacher | nothing |
 | `LeastSquares` | corrections | the row of one call | distance to a teacher's path | nothing |
 
 A *calibration* holds data and noise of a seed. A *budget* limits the network calls or the seconds; the best plan found
@@ -74,6 +74,10 @@ class Tuner(ABC):
         """Raise a ValueError, before any network call, if it cannot tune this plan, or cannot use the given data.
         `own_samples` is False if data is given."""
         return
+
+    def for_model(self, model: BatchedModel, plan: Plan, calibration: Calibration) -> Self:
+        """The tuner with those options that the model decides, after a few network calls with two samples."""
+        return self
 
     def try_out(self, model: BatchedModel, plan: Plan, run: "TuningRun") -> None:
         """Raise a ValueError, after a few network calls with two samples, if it cannot tune this model."""
@@ -216,11 +220,11 @@ class TuningRun:
         calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
         return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
 
-    def can_afford(self, calls: int) -> bool:
-        """Whether so many more network calls are within the budget of calls, and any seconds are left."""
-        limit, seconds = self.budget.calls, self.budget.seconds
+    def can_afford(self, calls: int, seconds: float = 0.0) -> bool:
+        """Whether so many more network calls and seconds are within the budget, and any seconds are left."""
+        limit, most = self.budget.calls, self.budget.seconds
         within = limit is None or self.cost_log.of("tuning").calls + calls <= limit
-        return within and (seconds is None or self.seconds < seconds)
+        return within and (most is None or (self.seconds < most and self.seconds + seconds <= most))
 
     def stop(self, how: str) -> None:
         """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""

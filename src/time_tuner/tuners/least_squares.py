@@ -20,7 +20,7 @@ of a row on all calls that follow.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -198,43 +198,53 @@ def _rows(model: BatchedModel, plan: Plan, pairs: Pairs, run: TuningRun) -> Tens
 
     The state has the rows found so far: an interrupted run repeats their calls, and finds the others.
     """
-    # 1. The runs; everything but the network's own work is on the CPU.
-    calls, (train, held), device = len(plan), _split(len(pairs)), pairs.x.device
+    calls, (train, held) = len(plan), _split(len(pairs))
     once, after = forward(train, min(AT_ONCE, model.batch or AT_ONCE)), forward(held, model.batch) * (2 * calls)
     assert pairs.path is not None
-    targets = [*pairs.path[:train].unbind(1), pairs.y[:train].cpu()]
-    base, groups = plan.with_corrections(None), torch.arange(train).split(group_size(model.batch))
-    x, past, noises = plan.initial_state(pairs.x[:train]).cpu(), tuple[Call, ...](), list[Tensor]()
     known = run.state.get("corrections", [])
+    found = rows_in_turn(model, plan, pairs.x[:train], [*pairs.path[:train].unbind(1), pairs.y[:train]], known)
     corrections = torch.zeros(calls, calls, dtype=torch.float64)
-    for k, row in enumerate(base.rows):
+    for k in range(calls):
         if new := k >= len(known):
             run.resume()
             if not run.can_afford(once.calls * (calls - k) + after.calls):
                 run.stop(f"was spent before call {k + 1} of {calls}: give a larger one, or fewer pairs")
                 return None
+        corrections[k, :k], distances = next(found)
+        if new:
+            spent = sum(run.cost_log.of(purpose).evaluations for purpose in ("teacher", "tuning"))
+            share = spent / (spent + train * (calls - 1 - k) + after.evaluations)
+            known = [corrections[i, :i].tolist() for i in range(k + 1)]
+            run.save_step(k + 1, share, distances, {"pairs": len(pairs), "corrections": known})
+    run.resume()
+    return corrections
+
+
+@torch.no_grad()
+def rows_in_turn(
+    model: BatchedModel, plan: Plan, noise: Tensor, targets: Sequence[Tensor], known: Sequence[Sequence[float]] = ()
+) -> Iterator[tuple[Tensor, tuple[float, float]]]:
+    """The rows of corrections of a plan in its runs from noise (n, ...), call after call: row k (k,), and the mean
+    distances to the target after the call, (n, ...), without and with it. Row i of `known` is taken as it is."""
+    # 1. The runs; everything but the network's own work is on the CPU.
+    calls, device, base = len(plan), noise.device, plan.with_corrections(None)
+    groups = torch.arange(len(noise)).split(group_size(model.batch))
+    x, past, noises = plan.initial_state(noise).cpu(), tuple[Call, ...](), list[Tensor]()
+    for k, row in enumerate(base.rows):
         # 2. The predictions in the states at point k, and the states that the plan alone leads to.
         parts = [predict(for_rows(model, rows), base, k, x[rows].to(device)).cpu() for rows in groups]
         prediction, p = torch.cat(parts).to(x.dtype), plan.point(k)
         noises.append((x - p.alpha * prediction) / p.sigma if row.predicts == "x0" else prediction)
         x, past = advance(base, k, past, x, prediction, torch.randn_like)
         # 3. The row, and the states that it leads to.
-        problem = _Problem.of([row.gamma * (noise - noises[k]) for noise in noises[:k]], targets[k] - x)
-        if new:
-            corrections[k, :k] = problem.solve(robustly=k == calls - 1)
+        problem = _Problem.of([row.gamma * (noise - noises[k]) for noise in noises[:k]], targets[k].cpu() - x)
+        if k < len(known):
+            c = torch.tensor(known[k], dtype=torch.float64)
         else:
-            corrections[k, :k] = torch.tensor(known[k], dtype=torch.float64)
-        for c, noise in zip(corrections[k].tolist(), noises[:k], strict=False):
-            x = x + c * row.gamma * (noise - noises[k])
-        if new:
-            distances = [float(problem.distances(c).mean()) for c in (0 * corrections[k, :k], corrections[k, :k])]
-            spent = sum(run.cost_log.of(purpose).evaluations for purpose in ("teacher", "tuning"))
-            share = spent / (spent + train * (calls - 1 - k) + after.evaluations)
-            known = [corrections[i, :i].tolist() for i in range(k + 1)]
-            state = {"pairs": len(pairs), "corrections": known}
-            run.save_step(k + 1, share, (distances[0], distances[1]), state)
-    run.resume()
-    return corrections
+            c = problem.solve(robustly=k == calls - 1)
+        for number, noise in zip(c.tolist(), noises[:k], strict=False):
+            x = x + number * row.gamma * (noise - noises[k])
+        yield c, (float(problem.distances(0 * c).mean()), float(problem.distances(c).mean()))
 
 
 @dataclass(frozen=True)

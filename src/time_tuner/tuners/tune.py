@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from ..noise import Constraint
 from ..plans.build import default_spacing, make_plan, reference_plan, untuned
 from ..plans.plan import Plan
 from ..samplers import Sampler, sampler_of
-from ..sampling import ModelLike, check_schedule, predict
+from ..sampling import ModelLike, check_schedule
 from ..spacings import Spacing
 from .base import PARTS, Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
@@ -93,9 +93,8 @@ def tune(
         plan: the plan from which tuning starts, and to whose end. What the tuner does not tune stays: its grid for a
             tuner that tunes no times, its sampler for one that tunes no corrections.
         tuner: a tuner, or the text of one, such as "joint(pairs=128)"; the names are those of `TUNERS`. "sequential"
-            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint";
-            "least_squares" for a network without gradients; "sequential" for a plan that draws noise, and with `data`;
-            a log message reports that.
+            and "parallel" are the two strategies of TimeTuner (Xia et al., 2024). None: "joint"; "sequential" for a
+            plan that draws noise, and with `data`; a log message reports that.
         data: x_0 to calibrate on, a tensor (n, ...) or an iterable of samples or batches; None: the model's own
             samples; or a `Calibration`, for several plans, with its seed, samples and shape. Joint tuning takes none.
         seed: of all noise.
@@ -157,10 +156,10 @@ def tune(
     if not isinstance(data, Calibration):
         data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
     data.check(model, plan)
-    if tuner is None:
-        with log.purpose("sizing"):
-            tuner = _default_tuner(network, plan, data)
+    tuner = tuner or _default_tuner(plan, data.own)
     tuner.check(plan, data.own)
+    with log.purpose("sizing"):
+        tuner = tuner.for_model(network, plan, data)
     limit = _budget(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
@@ -274,30 +273,15 @@ def _ranking_pairs(tuner: Tuner, budget: Budget, teacher: int, batch: int | None
     return min(pairs, ROUNDS[-1] if tuner.max_starts > 1 else ROUNDS[-2])
 
 
-def _default_tuner(model: BatchedModel, plan: Plan, calibration: Calibration) -> Tuner:
-    """Joint tuning; where it cannot be used, least squares, or the sequential tuner where they cannot be used either.
-    The reason is logged."""
-    reason, other = "", cast(Tuner, Sequential() if len(plan) < 2 else LeastSquares())
-    if not calibration.own:
-        reason, other = "data= is given", Sequential()
-    elif plan.stochastic:
-        reason, other = "the plan draws noise", Sequential()
-    elif not _has_gradient(model, plan, calibration):
-        reason = "the network has no gradient"
+def _default_tuner(plan: Plan, own_samples: bool) -> Tuner:
+    """Joint tuning; where it cannot be used the sequential tuner, which is logged with the reason."""
+    reason = "" if own_samples else "data= is given"
+    if plan.stochastic:
+        reason = "the plan draws noise"
     if not reason:
         return Joint()
-    logger.warning("the tuner is %s, because %s, which joint tuning does not take", _name(other), reason)
-    return other
-
-
-def _has_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> bool:
-    """Whether the predictions have a gradient in the states, found by one network call."""
-    if torch.is_inference_mode_enabled():
-        return False
-    with torch.enable_grad():
-        batch = calibration.trial(model)
-        x = plan.initial_state(batch.noise).requires_grad_()
-        return predict(batch.model, plan, 0, x).requires_grad
+    logger.warning("the tuner is sequential, because %s, which joint tuning does not take", reason)
+    return Sequential()
 
 
 def _inputs(
@@ -374,8 +358,7 @@ def tune_several(
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
-    if tuner is None:
-        tuner = _default_tuner(BatchedModel(model, how.get("batch")), plans[0], data)
+    tuner = tuner or _default_tuner(plans[0], data.own)
     for plan in plans:
         tuner.check(plan, data.own)
         data.check(as_model(eps, plan.schedule, shape), plan)
@@ -436,9 +419,9 @@ def estimate(
     )
     plan = _start(model, plan, calls)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
-    if tuner is None:
-        tuner = _default_tuner(model, plan, calibration) if own_samples else Sequential()
+    tuner = tuner or _default_tuner(plan, own_samples)
     tuner.check(plan, own_samples)
+    tuner = tuner.for_model(model, plan, calibration)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     costs = _planned(tuner, plan, free, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
     return Estimate(costs, speed)

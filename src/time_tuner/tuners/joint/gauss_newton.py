@@ -15,7 +15,8 @@ RATE = 0.3  # the share of Newton's step, at first
 MOMENTUM, MEMORY = 0.8, 0.95  # of the gradient, of the curvature: a step forgets 1 - this of them
 RECENT = 3  # iterate n has about the weight n^3 in the mean of iterates
 DAMPING = 1e-3  # the curvature's diagonal is raised by this share of itself,
-ANCHOR = 0.1  # and by this share of the loss over the number of steps, for what is not known yet
+ANCHOR = 0.1  # and by this share of the loss over the number of steps, for what is not known yet,
+KNOWN_ANCHOR = 0.01  # or by this one where nothing is estimated by random directions
 RADIUS = 1.5  # of a whole step in the parameters, in which 0.1 is much
 PATIENCE = 0.25  # the share of the budget without a better mean, after which the solver restarts from the best
 GOOD = 0.5  # the share of the predicted gain from which on steps may grow
@@ -43,8 +44,8 @@ class GaussNewton:
         steps, curvatures, num_averaged: steps, steps with a new curvature, and iterates in the mean.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Parameters, anchor: float = ANCHOR) -> None:
+        self.parameters, self.anchor = parameters, anchor
         self.steps = self.curvatures = self.num_averaged = self.restarts = 0
         self.first_loss = self.best_loss = math.inf
         self.validated, self.improved_at, self.step_scale = False, 0.0, 1.0
@@ -54,6 +55,12 @@ class GaussNewton:
     def plan(self) -> Plan:
         """The plan at the mean of iterates."""
         return self.parameters.plan(self.mean_v)
+
+    def begin_at(self, v: Tensor, loss: float) -> None:
+        """Begin at v, whose validation loss is the least so far, in place of the candidate."""
+        for own in (self.v, self.mean_v, self.best_v):
+            own.copy_(v)
+        self.best_loss = loss
 
     @property
     def needs_curvature(self) -> bool:
@@ -77,7 +84,9 @@ class GaussNewton:
         gradient = self.gradient / (1 - MOMENTUM**self.steps)
         curvature = self.curvature / (1 - MEMORY**self.curvatures)
         # 2. The damped step -rate (H + damping)^-1 g.
-        damped = curvature + torch.diag(DAMPING * curvature.diagonal() + ANCHOR * abs(new.loss) / self.steps + 1e-300)
+        damped = curvature + torch.diag(
+            DAMPING * curvature.diagonal() + self.anchor * abs(new.loss) / self.steps + 1e-300
+        )
         rate = RATE * self.step_scale / 2**self.restarts
         step = -rate * torch.linalg.solve(damped, gradient)
         # 3. Its length: of a distance that is a cone, step^T H step is the mean of |J step|^2 / d.
@@ -117,7 +126,7 @@ class GaussNewton:
 
     def to_dict(self) -> dict[str, Any]:
         """The state of the solver as JSON values, without infinite ones."""
-        values = {name: value for name, value in vars(self).items() if name != "parameters"}
+        values = {name: value for name, value in vars(self).items() if name not in ("parameters", "anchor")}
         plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
         return {name: value for name, value in plain.items() if value != math.inf}
 

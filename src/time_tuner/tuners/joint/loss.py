@@ -146,7 +146,10 @@ class TeacherLoss:
             at = end.detach().requires_grad_()
             distances = self.distances(at, pairs.y)
             if not distances.requires_grad:
-                raise ValueError("distance must have a gradient in its first argument, got values without one")
+                raise ValueError(
+                    "distance must have a gradient in its first argument, got values without one: give such a one, or "
+                    "take gradients=False, which works with forward calls only"
+                )
             (q,) = torch.autograd.grad(distances.mean() * len(rows), at)
         distances, steepness = distances.detach().expand(len(rows)), squared_norms(q)
         weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
@@ -204,6 +207,6 @@ def _check_gradient(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> Non
     """Raise a ValueError if a prediction that needs a gradient has none."""
     if prediction.is_inference() or (torch.is_grad_enabled() and x.requires_grad and not prediction.requires_grad):
         raise ValueError(
-            "joint tuning needs a network with a gradient in its input, this one has none: call it without "
-            "torch.no_grad or inference_mode, or take 'least_squares', which works with forward calls only"
+            "gradients=True needs a network with a gradient in its input, this one has none: call it without "
+            "torch.no_grad or inference_mode, or take gradients=False, which works with forward calls only"
         )

@@ -44,12 +44,16 @@ class Parameters:
         rounded: Callable[[Tensor], Tensor] | None = None,
         ratios: Tensor | None = None,
     ) -> None:
+        if plan.t.is_inference():
+            with torch.inference_mode(False):  # its tensors have no gradient, those of a copy do
+                plan = Plan.from_dict(plan.to_dict())
         self.start, self.rounded = plan, rounded
         self.parts = check_parts(parts) if parts or rounded is None else ()
         if rounded is not None:
             self.parts = tuple(part for part in self.parts if part != "tau")
         self.ratios = plan.tau / plan.t[:-1] if ratios is None else ratios
-        self.lower = torch.tril_indices(len(plan), len(plan), -1)
+        with torch.inference_mode(False):
+            self.lower = torch.tril_indices(len(plan), len(plan), -1)
         self.angles = plan.schedule.at(plan.step_times).angle
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
         sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1]}
@@ -74,19 +78,43 @@ class Parameters:
         tau = plan.with_ratios(self.ratios).tau
         return plan.with_tau(tau + (self.rounded(tau) - tau.detach()))
 
+    def at_corrections(self, rows: Sequence[Tensor]) -> Tensor:
+        """Where the plan has the corrections of these rows, (k,) of call k, in place of its own, and nothing else
+        moves."""
+        v, at = torch.zeros(len(self), dtype=torch.float64), self.parts.index("corrections")
+        here = torch.cat(list(rows))
+        if self.start.corrections is not None:
+            here = here - self.start.corrections[tuple(self.lower)]
+        v[sum(self.sizes[:at]) :] = here
+        return v
+
     def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
         """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).
 
         The numbers are, call after call, the weights of the first state and of the predictions so far in the state
         after the call, see `coefficients`; then log tau of each call, and log t.
         """
-        v = v.detach().requires_grad_()
-        with torch.enable_grad():
+        # The network may be called in inference mode, of which the arithmetic around it is no part.
+        with torch.inference_mode(False), torch.enable_grad():
+            v = v.detach().clone().requires_grad_()
             plan = self.plan(v)
             weights = [row[: k + 2] for k, row in enumerate(coefficients(plan))]
             numbers = torch.cat([*weights, plan.tau.log(), plan.t[:-1].log()])
-        (derivative,) = torch.autograd.grad(numbers, v, torch.eye(len(numbers), dtype=v.dtype), is_grads_batched=True)
+            unit = torch.eye(len(numbers), dtype=v.dtype)
+            (derivative,) = torch.autograd.grad(numbers, v, unit, is_grads_batched=True)
         return self.plan(v.detach()), numbers.detach(), derivative
+
+    @torch.no_grad()
+    def directions(self, v: Tensor) -> Tensor:
+        """A basis of directions in v, (P, P), each of which has an effect on few calls: column i of "times" moves the
+        end of step i alone, and the last one nothing; the others are the numbers of v themselves."""
+        basis = torch.eye(len(v), dtype=v.dtype)
+        if count := self.sizes[0] if self.parts[0] == "times" else 0:
+            increments = self.angles.diff().abs() * torch.exp(v[:count])
+            for i in range(count - 1):
+                basis[i : i + 2, i] = torch.tensor([1.0, -1.0]) * increments[i : i + 2].min() / increments[i : i + 2]
+            basis[:count, count - 1] = 1
+        return basis
 
     @torch.no_grad()
     def keep_inside(self, v: Tensor) -> None:

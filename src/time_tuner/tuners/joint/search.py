@@ -6,16 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...models.base import for_rows
 from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
-from .gauss_newton import GaussNewton
+from ..least_squares import rows_in_turn
+from .forward_only import gradients_by_differences
+from .gauss_newton import ANCHOR, KNOWN_ANCHOR, GaussNewton
 from .levels import LevelSteps
-from .loss import TeacherLoss
+from .loss import Gradients, TeacherLoss
 from .parameters import Parameters
-from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, next_look
+from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, Runs, next_look, num_rows_on
 from .successive_halving import SuccessiveHalving
+from .teacher import TeacherPath
 
 LEVEL_PAIRS = 32  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
@@ -32,6 +36,7 @@ class JointSearch:
         plans: the candidates, the plan itself first; where the budget is too small for all it remains alone.
         limit: the iterations; None for as many as the budget allows.
         run: budget, kept state and progress.
+        teacher: the teacher's plan, where derivatives are differences between runs; None for those of the network.
         checkpoint_steps: whether activations are computed again; None where memory decides.
     """
 
@@ -44,6 +49,7 @@ class JointSearch:
         plans: Sequence[Plan],
         limit: int | None,
         run: TuningRun,
+        teacher: Plan | None,
         checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.limit, self.run, self.plans = loss, limit, run, plans
@@ -56,31 +62,41 @@ class JointSearch:
         self.validation = torch.arange(self.train, len(loss.pairs))
         self.done: int = run.state.get("done", 0)  # iterations, and those before the last look at validation pairs:
         self.looked_at: int = run.state.get("looked_at", self.done)
-        self.times = loss.time_gradients(plans[0], self.parts)
+        self.teacher = teacher
+        self.times = loss.time_gradients(plans[0], self.parts) if teacher is None else None
         self.checkpointed = checkpoint_steps
-        if checkpoint_steps is None and self.parts:
+        if teacher is None and checkpoint_steps is None and self.parts:
             self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
     def __call__(self) -> tuple[Plan, dict[str, Any]]:
         """The best plan found, and what is to be known of it."""
         run, plan = self.run, self.plans[0]
         # 1. The cost of an iteration, and whether the budget is enough for one.
-        runs = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)  # one, two backward, one to judge it
-        look, iteration = self._calls(len(self.validation)), runs * self._calls(min(BATCH, self.train))
+        calls, one = len(plan), forward(min(BATCH, self.train), self.loss.model.batch).calls
+        if self.times is None:
+            most = Runs.forward_only(calls, self.parts).most
+        else:  # a run, two backward, one to judge the step
+            most = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)
+        look, iteration = self._calls(len(self.validation)), round(most * calls) * one
+        rows = (look + self._calls(self._rows_on())) if self._rows_on() else 0
         if self.steps is not None:  # a look has a sweep of the levels, too, which is cut short where the budget ends
             iteration = self._sweep_calls() + (iteration if self.parts else 0)
-        if not run.state and not run.can_afford(look * (1 + len(self.plans)) + iteration):
+        if not run.state and not run.can_afford(look + (look + rows) * len(self.plans) + iteration):
             self.plans = [plan]
-            if not run.can_afford(2 * look + iteration):
+            if not run.can_afford(2 * look + (rows or iteration)):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
         # 2. Iterations, of one candidate after the other until one remains.
         self._begin()
         halving, first = self.halving, self.halving.solvers[0]
-        while self._share() < 1 and run.can_afford(iteration + look):
+        pace = 0.0 if self.teacher is None else self._seconds(iteration)
+        while self._share() < 1 and run.can_afford(iteration + look, pace):
             if (halving.solver.restarts > MAX_RESTARTS or self._settled()) and halving.decided:
                 break
+            before = run.seconds
             self._iterate(halving.solver)
+            if self.teacher is not None:  # iterations by differences are long; the others end soon after the clock
+                pace = run.seconds - before
             if halving.trial_ends(self._share()) or self.done >= next_look(self.looked_at) or not self.parts:
                 self._look()
         # 3. The best of all plans that were validated.
@@ -88,7 +104,7 @@ class JointSearch:
         best = min(halving.solvers, key=lambda solver: solver.best_loss)
         if self.done:
             run.save_step(self.done, 1.0, (first.first_loss, best.best_loss), self._state())
-        if not run.can_afford(iteration + look):
+        if not run.can_afford(iteration + look, pace):
             run.stop(f"was spent at iteration {self.done}" if self.done else TOO_SMALL)
         notes = {
             "iterations": self.done,
@@ -100,7 +116,8 @@ class JointSearch:
     def _begin(self) -> None:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
-        solvers = [GaussNewton(Parameters(one, self.parts, self.rounded)) for one in self.plans]
+        anchor = KNOWN_ANCHOR if self.times is None else ANCHOR
+        solvers = [GaussNewton(Parameters(one, self.parts, self.rounded), anchor) for one in self.plans]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
         if self.steps is not None:
@@ -114,21 +131,49 @@ class JointSearch:
             self._validate_new(0.0)
             self.loss.check_finite(solvers[0].plan(), solvers[0].first_loss, self.validation)
         if not state:
+            self._begin_with_rows()
             self.halving.began_at = self._share()
         elif not self.run.same_budget:
             self.halving.rescale(self._share() / state["share"])
 
+    def _rows_on(self) -> int:
+        """On how many pairs rows of corrections are found at the beginning, see `num_rows_on`; 0 with gradients."""
+        if self.teacher is None:
+            return 0
+        return num_rows_on(self.parts, len(self.plans[0]), len(self.loss.pairs), self.loss.pairs.x[0].numel())
+
+    def _begin_with_rows(self) -> None:
+        """Begin from corrections by least squares along the run where they are better than the candidate itself."""
+        teacher, model, pairs = self.teacher, self.loss.model, self.loss.pairs[: self._rows_on()]
+        if teacher is None or not len(pairs):
+            return
+        with self.run.cost_log.purpose("teacher"):
+            path = TeacherPath(for_rows(model, torch.arange(len(pairs))), teacher, teacher.initial_state(pairs.x))
+        for solver in self.halving.solvers:
+            plan = solver.parameters.start
+            if plan.t[1] > teacher.t[0]:
+                continue
+            targets = [*map(path.at, plan.t[1:-1]), pairs.y]
+            corrections = [row for row, _ in rows_in_turn(model, plan, pairs.x, targets)]
+            v = solver.parameters.at_corrections(corrections)
+            loss = self.loss.mean(solver.parameters.plan(v), self.validation)
+            if loss < solver.best_loss:
+                solver.begin_at(v, loss)
+
     def _iterate(self, solver: GaussNewton) -> None:
         """One step of a solver, on the next few pairs; of levels alone there is none, but a look."""
-        if not self.parts:
-            self.done += 1
-            return
-        rows, generator = self._rows(), torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
-        gradients = self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
-        solver.step(gradients, lambda plan: self.loss.mean(plan, rows))
+        if self.parts:
+            rows = self._rows()
+            solver.step(self._gradients(solver, rows), lambda plan: self.loss.mean(plan, rows))
         self.done += 1
         self.run.share = self._share()
+
+    def _gradients(self, solver: GaussNewton, rows: Tensor) -> Gradients:
+        if self.times is None:
+            return gradients_by_differences(self.loss, solver.parameters, solver.v, rows)
+        generator = torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
+        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
+        return self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
 
     def _rows(self) -> Tensor:
         """The pairs of the next iteration. All are used in a random order before any is used again, in another one: so
@@ -201,6 +246,11 @@ class JointSearch:
     def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""
         return len(self.plans[0]) * forward(count, self.loss.model.batch).calls
+
+    def _seconds(self, iteration: int) -> float:
+        """The seconds that an iteration of so many calls will take, by the pace so far."""
+        spent = sum(self.run.cost_log.of(purpose).evaluations for purpose in ("teacher", "tuning"))
+        return self.run.seconds * iteration * min(BATCH, self.train, self.loss.model.batch or BATCH) / max(1, spent)
 
     def _share(self) -> float:
         """The share of the iterations or of the budget that is spent."""

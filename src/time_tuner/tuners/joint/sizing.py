@@ -1,24 +1,67 @@
 """How many pairs and iterations of joint tuning a budget is enough for, and the cost of so many."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
+from .parameters import check_parts
 from .successive_halving import max_candidates, num_trials
-from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
+from .teacher import AT_ONCE, CALLS, MOST, SHARE, teacher_cost
 
 if TYPE_CHECKING:
     from .tuner import Joint
 
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
-FEWEST_RUNS, RUNS, MOST_RUNS = 4, 5.5, 8  # runs of BATCH pairs that an iteration costs: one, a backward or two, one to
-RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # judge it, differences in times; and one more for each backward of a checkpoint
+RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # runs more of an iteration, for each backward of a checkpoint
 MOST_ITERATIONS = 800  # in the default budget: twice as many gained nothing (benchmarks/joint.py cost)
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
+MOST_ROWS_ON, PATH_BYTES = 64, 2**31  # pairs for least squares, and the bytes of their teacher's runs
+
+
+def difference_calls(calls: int, parts: Sequence[str]) -> int:
+    """The calls that the differences of one pair take beside its run; where a step makes several calls the most."""
+    by_part = {"times": math.comb(calls, 2), "tau": math.comb(calls + 1, 2), "corrections": math.comb(calls, 3)}
+    return sum(by_part[part] for part in parts)
+
+
+def num_rows_on(parts: Sequence[str], calls: int, pairs: int, numbers: int) -> int:
+    """Of so many pairs, of so many numbers each, those on which rows of corrections are found before the differences
+    are used: half of those of iterations, 64 at most, or fewer if the memory is short; 0 where there is nothing to
+    find."""
+    if "corrections" not in parts or calls < 2:
+        return 0
+    held = max(1, min(MOST_HELD, pairs // 4))
+    return int(min(MOST_ROWS_ON, (pairs - held) // 2, PATH_BYTES // (4 * 2 * CALLS * numbers)))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How many runs of BATCH pairs an iteration costs: the fewest, the usual number, the most.
+
+    With gradients they are a run, a backward or two, a run to judge the step, and the differences in times.
+    """
+
+    fewest: float = 4
+    usual: float = 5.5
+    most: float = 8
+
+    @classmethod
+    def forward_only(cls, calls: int, parts: Sequence[str]) -> "Runs":
+        """A run, those of the differences, and one to judge the step."""
+        runs = 2 + difference_calls(calls, parts) / calls
+        return cls(runs, runs, runs)
+
+    @classmethod
+    def of(cls, tuner: "Joint", plan: Plan) -> "Runs":
+        """Of a tuner that is known to have gradients or not."""
+        return cls.forward_only(len(plan), check_parts(tuner.parts)) if tuner.gradients is False else cls()
 
 
 def next_look(done: int) -> int:
@@ -36,15 +79,20 @@ def num_pairs(teacher: int, budget: Budget, batch: int | None = None) -> int | N
 
 
 def num_iterations(
-    plan: Plan, budget: Budget, batch: int | None = None, speed: Speed | None = None, seconds: float | None = None
+    plan: Plan,
+    budget: Budget,
+    batch: int | None = None,
+    speed: Speed | None = None,
+    seconds: float | None = None,
+    runs: float = Runs.usual,
 ) -> int:
-    """The iterations that are expected in a budget of calls, or in this many seconds at this speed."""
+    """The iterations that are expected in a budget of calls, or in this many seconds at this speed, of so many runs."""
     once = forward(BATCH, batch)
     if budget.calls is not None:
-        return max(1, int(budget.calls / (RUNS * len(plan) * once.calls)))
+        return max(1, int(budget.calls / (runs * len(plan) * once.calls)))
     if speed is None or seconds is None:
         return MOST_ITERATIONS
-    count = int(seconds / (RUNS * len(plan) * max(LEAST_CALL, speed.seconds(once))))
+    count = int(seconds / (runs * len(plan) * max(LEAST_CALL, speed.seconds(once))))
     return min(count, MOST_ITERATIONS) if budget.default else count
 
 
@@ -57,6 +105,7 @@ def joint_cost(
     if limit is not None and speed is None and not tuner.sized:
         return {}
     # 1. The pairs.
+    runs = Runs.of(tuner, plan)
     made, left = tuner.pairs or num_pairs(teacher, budget, batch) or MOST, None
     most_teacher = teacher_cost(made, teacher, batch)
     if limit is not None and speed is not None:
@@ -64,10 +113,13 @@ def joint_cost(
         made = min(made, int(SHARE * limit * group / speed.seconds(teacher_cost(group, teacher, batch))))
         left = limit - speed.seconds(teacher_cost(made, teacher, batch))
     # 2. The iterations.
-    held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left)
-    most_count = int(expected * RUNS / FEWEST_RUNS) if limit is not None else expected
+    held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left, runs.usual)
+    most_count = int(expected * runs.usual / runs.fewest) if limit is not None else expected
     if tuner.iterations is not None:
         expected, most_count = min(tuner.iterations, expected) if budget else tuner.iterations, tuner.iterations
+
+    rows_on = 0 if tuner.gradients is not False else num_rows_on(check_parts(tuner.parts), len(plan), made, 1)
+    path = forward(rows_on, batch) * teacher if rows_on else Cost()
 
     def looks(count: int) -> Cost:
         sure = 1 + len(tuner.warm_starts)
@@ -75,15 +127,17 @@ def joint_cost(
         number, at = 1 + taking_part + num_trials(taking_part), next_look(0)
         while at <= count:
             number, at = number + 1, next_look(at)
-        return forward(held, batch) * (number * len(plan))
+        rows = (forward(rows_on, batch) + forward(held, batch)) * taking_part if rows_on else Cost()
+        return (forward(held, batch) * number + rows) * len(plan)
 
     def tuning(count: int, runs: float) -> Cost:
         return forward(min(BATCH, made - held), batch) * round(runs * len(plan) * count) + looks(count)
 
-    usual = tuning(expected, RUNS + RECOMPUTED * bool(tuner.checkpoint_steps))
-    most = tuning(most_count, MOST_RUNS + MOST_RECOMPUTED * (tuner.checkpoint_steps is not False))
+    again = 0.0 if tuner.gradients is False else 1.0  # checkpoints are for gradients
+    usual = tuning(expected, runs.usual + again * RECOMPUTED * bool(tuner.checkpoint_steps))
+    most = tuning(most_count, runs.most + again * MOST_RECOMPUTED * (tuner.checkpoint_steps is not False))
     if budget.calls is not None and most.calls > budget.calls:
         # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
-        looked = looks(budget.calls // (FEWEST_RUNS * len(plan))).evaluations
+        looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-    return {"teacher": (teacher_cost(made, teacher, batch), most_teacher), "tuning": (usual, most)}
+    return {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}

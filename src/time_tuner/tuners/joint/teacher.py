@@ -1,7 +1,7 @@
 """The teacher: a many-step run of the same model, whose ends and path the plan's runs are to reach."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -160,24 +160,47 @@ def states_at(model: Model, teacher: Plan, x: Tensor, times: Sequence[float]) ->
     """
     if not times:
         return sample(model, teacher, x)[:, None]
-    begins, start = {sum(teacher.steps[:i]) for i in range(len(teacher.steps))}, x
-    wanted = [teacher.schedule.at(t) for t in times]
-    found, past, left = list[Tensor](), tuple[Call, ...](), cast("_Node | None", None)
+    wanted, found, left, end = [teacher.schedule.at(t) for t in times], list[Tensor](), cast("_Node | None", None), x
+    for node, end in _nodes(model, teacher, x):  # noqa: B007 - the last state is wanted
+        while len(found) < len(wanted) and float(wanted[len(found)].angle) >= node.angle:
+            found.append(_between(left or node, node, wanted[len(found)]))
+        left = node
+    return torch.stack([*found, end], 1)
+
+
+class TeacherPath:
+    """Deterministic runs of a teacher from x (n, ...), whose states can be found at any time, see `states_at`. In the
+    memory of the CPU there are two states for each step."""
+
+    @torch.no_grad()
+    def __init__(self, model: Model, teacher: Plan, x: Tensor) -> None:
+        self.schedule = teacher.schedule
+        nodes = [node for node, _ in _nodes(model, teacher, x)]
+        self.nodes = [_Node(n.angle, n.u.cpu(), None if n.slope is None else n.slope.cpu()) for n in nodes]
+
+    def at(self, t: Tensor) -> Tensor:
+        """The states (n, ...) at a time between the first and the last of the runs."""
+        p, left = self.schedule.at(t), self.nodes[0]
+        right = left
+        for right in self.nodes:
+            if right.angle <= float(p.angle):
+                break
+            left = right
+        return _between(left, right, p)
+
+
+def _nodes(model: Model, teacher: Plan, start: Tensor) -> Iterator[tuple["_Node", Tensor]]:
+    """The nodes where steps of a run begin, and its end; and the states there."""
+    begins, x, past = {sum(teacher.steps[:i]) for i in range(len(teacher.steps))}, start, tuple[Call, ...]()
     for k in range(len(teacher)):
         prediction = predict(model, teacher, k, x)
         if k in begins:
-            node = _Node.of(teacher, k, x, prediction)
-            while len(found) < len(wanted) and float(wanted[len(found)].angle) >= node.angle:
-                found.append(_between(left or node, node, wanted[len(found)]))
-            left = node
+            yield _Node.of(teacher, k, x, prediction), x
         x, past = advance(teacher, k, past, x, prediction, torch.randn_like)
     if not finite(x):
         sample(model, teacher, start)  # names the call
-    assert left is not None
     end = teacher.point(len(teacher))
-    last = _Node(float(end.angle), x / float(end.scale), None)
-    found += [_between(left, last, p) for p in wanted[len(found) :]]
-    return torch.stack([*found, x], 1)
+    yield _Node(float(end.angle), x / float(end.scale), None), x
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ moved by coordinate steps to neighbouring levels on 32 pairs, which count if the
 LD3 (Tong et al., 2024, https://arxiv.org/abs/2405.15506) tunes the step times in this way, TimeTuner (Xia et al., 2024)
 the conditioning times, S4S (Frankel et al., 2025, https://arxiv.org/abs/2502.17423) and GAS (Oganov et al., 2025,
 https://arxiv.org/abs/2510.17699) the coefficients too.
+
+The gradient and the curvature are found by backward passes through the network, or by differences between runs, with
+forward calls only, see `forward_only`.
 """
 
 import logging
@@ -19,25 +22,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..._checks import accepts, check_int
 from ...data import check_writable
+from ...models.base import HookedModel
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
 from ...plans.plan import Plan
+from ...sampling import predict
 from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
+from ..calibration import Calibration
 from ..network_times import ignores_time
 from .candidates import candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
-from .sizing import BATCH, MOST_ITERATIONS, joint_cost, num_iterations, num_pairs
+from .sizing import BATCH, MOST_ITERATIONS, Runs, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
+
+logger = logging.getLogger("time_tuner")
 
 logger = logging.getLogger("time_tuner")
 
@@ -57,6 +66,9 @@ class Joint(Tuner):
         candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and the nearest
             untuned plans, which differ from the plan in what is tuned.
         warm_starts: plans that take part in any case, such as tuned ones for other numbers of calls.
+        gradients: whether derivatives are those of the network and of the distance, by backward passes; False for
+            differences between runs, with forward calls only, which any network and distance allow, at the memory of
+            one call. By default differences where the network has no gradient, which a log message reports.
         checkpoint_steps: whether the activations of each call are computed again in the backward pass, for a third more
             work; by default where memory is short.
     """
@@ -72,6 +84,7 @@ class Joint(Tuner):
     distance: Distance = robust
     candidates: int = 4
     warm_starts: Sequence[Plan] = ()
+    gradients: bool | None = None
     checkpoint_steps: bool | None = None
 
     def __post_init__(self) -> None:
@@ -85,10 +98,16 @@ class Joint(Tuner):
             ("teacher_cache", isinstance(self.teacher_cache, str | PathLike | None), "a path"),
             ("distance", accepts(self.distance, 2), "a function (x, y)"),
             ("warm_starts", isinstance(plans, Sequence) and all(isinstance(p, Plan) for p in plans), "a list of plans"),
+            ("gradients", isinstance(self.gradients, bool | None), "True, False or None"),
             ("checkpoint_steps", isinstance(self.checkpoint_steps, bool | None), "True, False or None"),
         ):
             if not valid:
                 raise ValueError(f"{name} must be {kind}, got {getattr(self, name)!r}")
+        if self.gradients is False and self.checkpoint_steps is not None:
+            raise ValueError(
+                f"checkpoint_steps must be None with gradients=False, which keeps no activations, got "
+                f"{self.checkpoint_steps}: leave one of the two out"
+            )
 
     @property
     def tunes(self) -> Sequence[str]:
@@ -105,8 +124,10 @@ class Joint(Tuner):
     def check(self, plan: Plan, own_samples: bool) -> None:
         if not own_samples:
             raise ValueError("data must be left out for joint tuning, which uses the ends of a teacher's runs")
-        if torch.is_inference_mode_enabled():
-            raise ValueError("joint tuning needs gradients: call it outside of torch.inference_mode")
+        if self.gradients and torch.is_inference_mode_enabled():
+            raise ValueError(
+                "gradients=True needs gradients: call it outside of torch.inference_mode, or leave gradients out"
+            )
         if plan.stochastic:
             raise ValueError(
                 f"joint tuning needs a plan without noise, whose runs have one end, got {plan.sampler!r}: take a "
@@ -120,23 +141,33 @@ class Joint(Tuner):
         if self.teacher_cache is not None:
             check_writable(Path(self.teacher_cache))
 
+    def for_model(self, model: BatchedModel, plan: Plan, calibration: Calibration) -> "Joint":
+        """With `gradients` as the model decides, where they are not given; a network without any is logged."""
+        if self.gradients is not None:
+            return self
+        if not (reason := without_gradient(model, plan, calibration)):
+            return replace(self, gradients=True)
+        logger.info("joint tuning uses differences between runs, because the network has no gradient: %s", reason)
+        return replace(self, gradients=False, checkpoint_steps=None)
+
     def try_out(self, model: BatchedModel, plan: Plan, run: TuningRun) -> None:
-        """The network and the distance have a gradient."""
+        """The network and the distance can be called, and have a gradient where one is needed."""
         cache = None if self.teacher_cache is None else Path(self.teacher_cache)
         try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache)
-        parts = self._parts(model, plan, run)
+        parts, rows = self._parts(model, plan, run), torch.arange(2)
         parameters = Parameters(plan, parts, model.rounded_times if model.whole_levels else None)
         x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
         loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
-        if not len(parameters):  # levels alone, by forward calls
-            loss.mean(plan, torch.arange(2))
+        if self.gradients is False or not len(parameters):  # by forward calls, also of levels alone
+            loss.check_finite(plan, loss.mean(plan, rows), rows)
             return
         checkpoint = self.checkpoint_steps is not False
-        loss.gradients(parameters, v, torch.arange(2), TimeGradients(), checkpoint=checkpoint)
+        loss.gradients(parameters, v, rows, TimeGradients(), checkpoint=checkpoint)
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         teacher, parts, budget = teacher_of(plan, self.teacher), self._parts(model, plan, run), run.budget
         notes: dict[str, object] = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        notes["gradients"] = self.gradients is not False
         if left_out := [part for part in check_parts(self.parts) if part not in parts]:
             logger.info("the network predicts the same at every conditioning time: tau is not tuned")
             notes["left_out"] = left_out
@@ -155,14 +186,16 @@ class Joint(Tuner):
         # 2. The candidates, as many as have a long enough trial.
         plans = [plan, *warm_starts(plan, self.warm_starts)]
         left = None if budget.seconds is None else budget.seconds - run.seconds
-        expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left)
+        runs = Runs.of(self, plan).usual
+        expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left, runs)
         # A run that continues, perhaps in another budget, has the candidates that it began with.
         count = len(run.state.get("solvers", ())) or min(self.candidates, max_candidates(expected))
         plans += candidate_plans(plan, run.ranking, parts, count - len(plans))
         # 3. The search.
         loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
-        found, how = JointSearch(loss, parts, plans, limit, run, self.checkpoint_steps)()
+        path_of = teacher if self.gradients is False else None
+        found, how = JointSearch(loss, parts, plans, limit, run, path_of, self.checkpoint_steps)()
         own = {name: found.provenance[name] for name in ("spacing",) if name in found.provenance}
         return found.with_provenance(**{**plan.provenance, **own, **notes, **how})
 
@@ -204,3 +237,24 @@ class Joint(Tuner):
         """It has as many pairs, and this plan as a warm start."""
         pairs, starts = self.pairs or tuned.provenance.get("pairs"), self.warm_starts or (tuned,)
         return replace(self, pairs=pairs, warm_starts=starts)
+
+
+def without_gradient(model: BatchedModel, plan: Plan, calibration: Calibration) -> str:
+    """Why the network has no gradient in the states, "" where it has one; by a call with two samples."""
+    if torch.is_inference_mode_enabled():
+        return "torch.inference_mode is on"
+    found = list[bool]()
+
+    def look(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
+        found.append(prediction.requires_grad and not prediction.is_inference())
+
+    with torch.enable_grad():
+        batch = calibration.trial(model)
+        x = plan.initial_state(batch.noise).requires_grad_()
+        try:
+            prediction = predict(HookedModel(batch.model, look), plan, 0, x)
+            if all(found) and torch.autograd.grad(prediction.sum(), x, allow_unused=True)[0] is not None:
+                return ""
+        except RuntimeError as error:  # of networks that are no torch code, or have operations without a backward
+            return str(error).partition("\n")[0]
+    return "its predictions do not depend on the states by torch operations with a gradient"

@@ -1,0 +1,135 @@
+r"""The gradient and the curvature of joint tuning by differences between runs, with forward calls only.
+
+With the derivative J_i of the end of pair i by the parameters, the gradient of the mean distance is the mean of
+J_i^T q_i, and its curvature is the mean of J_i^T J_i |q_i|^2 / d_i, see `TeacherLoss.gradients`. Here each column of
+J_i is the difference between the end of a run in which one number is moved and the end of the run itself. Both runs
+are the same until the first call that the number has an effect on, so that only the calls from there on are made: none
+for a correction of the last call. A plan of K calls has K (K + 1) / 2 calls to make again for tau, K (K - 1) / 2 for
+the step times and K (K - 1) (K - 2) / 6 for the corrections: at 5 calls 35, which is 7 runs for 19 numbers.
+
+The networks may be compiled, quantised or remote, and the memory is that of one call.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..._dtypes import squared_norms, wide
+from ...models.base import Model, for_rows
+from ...plans.plan import Plan
+from ...sampling import predict
+from .loss import FLOOR, Gradients, TeacherLoss, robust
+from .parameters import Parameters
+
+STEP = 0.05  # of a parameter, between the two runs of a difference
+NOTHING = 1e-10  # of the largest derivative of the numbers of a run, below which there is none
+PROBES = 8  # differences of a distance of the user's, in random directions, for the mean square of its slope
+PROBE = 0.05  # of the root mean square of x - y, between the two ends of such a difference
+MOST_BYTES = 2**29  # of the derivatives of ends that are in memory together
+
+
+@torch.no_grad()
+def gradients_by_differences(loss: TeacherLoss, parameters: Parameters, v: Tensor, rows: Tensor) -> Gradients:
+    """The mean distance over some of the pairs at v, its gradient and its curvature, of forward calls."""
+    plan, numbers, derivative = parameters.linear(v)
+    # 1. The directions in which v is moved, and the numbers of the run with it.
+    directions = parameters.directions(v)
+    moves = derivative @ directions
+    moves[moves.abs() <= NOTHING * moves.abs().max()] = 0
+    # 2. The distances, their slopes J_i^T q_i, and J_i^T J_i |q_i|^2 / d_i, of as many pairs as there is memory for.
+    at_once = max(1, MOST_BYTES // (4 * max(1, len(v)) * loss.pairs.x[0].numel()))
+    parts = [_sums(loss, plan, numbers, moves, some) for some in rows.split(at_once)]
+    distance, slope, curvature = (sum(part[i] for part in parts) / len(rows) for i in range(3))
+    # 3. They are by the directions so far: J_v = J directions^-1.
+    back = torch.linalg.inv(directions)
+    return Gradients(float(distance), back.T @ slope, back.T @ curvature @ back)
+
+
+def _sums(loss: TeacherLoss, plan: Plan, numbers: Tensor, moves: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over these pairs of the distance (), of its slopes (P,) and of its curvatures (P, P)."""
+    model, pairs = for_rows(loss.model, rows), loss.pairs[rows]
+    run = _Run(model, plan, numbers, pairs.x)
+    ends, steps = list[Tensor](), list[float]()
+    for move in moves.T:
+        step = STEP if run.fits(STEP * move) else -STEP
+        ends.append(run.end_with(step * move))
+        steps.append(step)
+    each = torch.stack([(wide(end) - wide(run.end)) / step for end, step in zip(ends, steps, strict=True)], 1).flatten(
+        2
+    )
+    gram = (each @ each.mT).cpu().double()
+    distances = loss.distances(run.end, pairs.y)
+    if loss.distance is robust:
+        q = ((wide(run.end) - wide(pairs.y)).flatten(1).double() / distances.to(each.device)[:, None]).to(each)
+        slopes, steepness = (each @ q[:, :, None])[:, :, 0].cpu().double(), squared_norms(q).cpu().double()
+    else:
+        changes = [(loss.distances(end, pairs.y) - distances) / h for end, h in zip(ends, steps, strict=True)]
+        slopes = torch.stack(changes, -1).expand(len(rows), -1)
+        steepness = _steepness(loss, run.end, pairs.y)
+    distances = distances.expand(len(rows))
+    weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
+    return distances.sum(), slopes.sum(0), torch.einsum("b,bpq->pq", weights, gram)
+
+
+def _steepness(loss: TeacherLoss, x: Tensor, y: Tensor) -> Tensor:
+    """The square norm of the slope q of a distance by the ends, (B,), from differences in random directions u: q^T u
+    has the mean square |q|^2."""
+
+    def of_each(x: Tensor) -> Tensor:
+        distances = loss.distances(x, y)  # or their mean, which is that of a pair where there is one alone
+        pairs = zip(x.split(1), y.split(1), strict=True)
+        return distances if distances.dim() else torch.stack([loss.distances(*pair).mean() for pair in pairs])
+
+    apart = squared_norms(wide(x) - wide(y)) / x[0].numel()
+    size = (PROBE * apart.sqrt()).clamp(min=1e-6)
+    sizes = size.view(-1, *(1,) * (x.dim() - 1))
+    generator, found = torch.Generator().manual_seed(0), list[Tensor]()
+    for _ in range(PROBES):
+        u = (sizes * torch.randn(x.shape, generator=generator).to(sizes)).to(x)
+        found.append((of_each(x + u) - of_each(x - u)) / (2 * size.cpu().double()))
+    return torch.stack(found).square().mean(0)
+
+
+class _Run:
+    """The runs of a plan from noise (B, ...), and runs in which the numbers of `Parameters.linear` are others.
+
+    Attributes:
+        end: the ends, (B, ...).
+    """
+
+    def __init__(self, model: Model, plan: Plan, numbers: Tensor, noise: Tensor) -> None:
+        self.model, self.plan, self.numbers = model, plan, numbers
+        self.terms = [plan.initial_state(noise)]
+        self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms)
+
+    def fits(self, move: Tensor) -> bool:
+        """Whether the conditioning times are in the trained range after this move of the numbers."""
+        calls = len(self.plan)
+        log_tau = move[-2 * calls : -calls]
+        return bool((self.plan.tau * log_tau.exp() <= self.plan.schedule.T).all())
+
+    def end_with(self, move: Tensor) -> Tensor:
+        """The ends with other numbers, by the calls from the first that they have an effect on."""
+        calls = len(self.plan)
+        weights, times = move[: -2 * calls].split(list(range(2, calls + 2))), move[-2 * calls :].view(2, calls)
+        changed = [bool(times[:, k].any()) or (k > 0 and bool(weights[k - 1].any())) for k in range(calls)]
+        first = changed.index(True) if True in changed else calls
+        return self._continued(self.numbers + move, times, self.terms[: 1 + first])
+
+    def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor]) -> Tensor:
+        """The ends of runs whose first terms, the noise and predictions, are known; the others are added to them."""
+        calls, plan = len(self.plan), self.plan
+        weights, factors = numbers[: -2 * calls].split(list(range(2, calls + 2))), log_times.view(2, calls).exp()
+        for k in range(len(terms) - 1, calls):
+            x = self._state(weights[k - 1], terms) if k else terms[0]
+            tau, t = plan.tau[k] * factors[0, k], plan.t[k] * factors[1, k]
+            terms.append(predict(self.model, plan, k, x, tau, t).to(terms[0].dtype))
+        return self._state(weights[-1], terms)
+
+    @staticmethod
+    def _state(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+        state = torch.zeros_like(terms[0])
+        for weight, term in zip(weights.tolist(), terms, strict=False):
+            state.add_(term, alpha=weight)
+        return state
