@@ -169,7 +169,7 @@ def test_a_budget_of_time_that_is_too_small_is_reported(
         assert tuned.provenance["stopped"] == f"the budget of {budget} s is not enough for {why}: give a larger one"
         assert caplog.messages == [tuned.provenance["stopped"]] and caplog.records[0].levelname == "WARNING"
         assert not tuned.tuned and tuned.provenance["iterations"] == 0
-        assert clock.now - before < budget + 1
+        assert clock.now - before < budget + 1.5  # and the trials of the network before
 
 
 @pytest.mark.parametrize("name", ["dpmpp", "heun"])

@@ -55,7 +55,7 @@ def test_there_is_a_sign_of_life_at_once_and_ten_times_a_second(monkeypatch: pyt
     began = clock.now
     how: dict[str, Any] = {"pairs": 128, "iterations": 20, "candidates": 1}
     tune_by(clock(EPS), plan, "joint", shape=(4,), guard=False, progress=lambda p: at.append(clock.now - began), **how)
-    assert at[0] == 0
+    assert at[0] < 0.1  # after the trials of the network
     gaps = [after - before for before, after in pairwise(at)]
     assert max(gaps) <= 0.1 + 64 * 1e-3 + 1e-9
     assert sum(gap >= 0.1 for gap in gaps) > len(gaps) / 2, "and not with every call"

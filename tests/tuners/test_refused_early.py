@@ -161,7 +161,9 @@ FAULTS: dict[str, Fault] = {
         "warm_starts must be deterministic plans", (Joint(warm_starts=[make_plan("ddim", OTHER, 4)]),)
     ),
     # gradients
-    "no gradient in the states": Fault("joint tuning needs a network with a gradient", ("joint",), without_gradient),
+    "no gradient in the states": Fault(
+        "gradients=True needs a network with a gradient", ("joint(gradients=true)",), without_gradient
+    ),
     "no gradient in the time": Fault(
         "needs a network with a gradient in its time", ("sequential(optimizer=adam)",), without_gradient
     ),
