@@ -331,13 +331,26 @@ def test_the_verdict_is_plain(discrete: NoiseScheduleVP) -> None:
         distance = {"untuned": untuned, "unguarded": unguarded, "tuned": tuned}
         return output.verdict(plan.with_provenance(distance=distance, reverted_calls=reverted))
 
-    nearer = "the tuned plan ends 50.0% nearer to the reference run than the untuned one"
+    nearer = "the tuned plan ends 50.0% nearer to the reference run than the start"
     assert verdict(2, 1, 1, []) == nearer
     assert verdict(2, 3, 1, [1, 2]) == f"{nearer}, with tau of calls 1, 2 set back, which was harmful"
     assert verdict(2, 1.5, 1, [1]) == f"{nearer}, with tau of call 1 set back, which was harmful"
     assert verdict(2, 3, 2, [0, 1, 2]).startswith("the tuned plan was worse on held-out noise: the plan is the untuned")
     assert verdict(2, 1.9, 2, [0, 1, 2]).startswith("the tuned plan was not better by more than its standard error")
     assert verdict(2, 2, 2, []).startswith("tuning changed nothing")
+
+
+def test_the_verdict_names_the_best_untuned_plan(discrete: NoiseScheduleVP) -> None:
+    plan = make_plan("ddim", discrete, 3).with_provenance(untuned_plans={"ranked": 9, "best": "unipc:3@logsnr"})
+
+    def verdict(best: float, tuned: float) -> str:
+        distance = {"untuned": 2.0, "unguarded": 1.0, "tuned": tuned, "best untuned": best}
+        return output.verdict(plan.with_provenance(distance=distance, reverted_calls=[]))
+
+    nearer = "the tuned plan ends 50.0% nearer to the reference run than the start"
+    assert verdict(1.25, 1.0) == f"{nearer}, and 20.0% nearer than unipc:3@logsnr, the best untuned plan"
+    assert verdict(0.8, 1.0) == f"{nearer}, but 25.0% farther than unipc:3@logsnr, the best untuned plan"
+    assert verdict(0.8, 0.8).endswith("held-out noise: the plan is unipc:3@logsnr, the best untuned one")
 
 
 # --- demo ---
@@ -612,7 +625,8 @@ def test_a_module_may_register_a_sampler(here: Path) -> None:
         own = ("--model", "with_sampler:model")
         done("sample", *own, "--sampler", "mine", "--calls", 3, "--out", "s.npz")
         done("compare", *own, "mine:3", "-n", 10, "--out", "c.npz")
-        done("tune", *own, "--sampler", "mine(eta=0)", "--calls", 3, "--samples", 16, "--budget", "50calls")
+        given = ("--sampler", "mine(eta=0)", "--method", "sequential")
+        done("tune", *own, *given, "--calls", 3, "--samples", 16, "--budget", "50calls")
         assert Plan.load("plan.json").sampler == SAMPLERS["mine"]()
     finally:
         SAMPLERS.pop("mine", None)

@@ -179,7 +179,8 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
     family = made(name)
     own = family.pipe.scheduler
     batch = 1 if name == "svd" else 2  # which adds noise to its pictures, other noise to each of a batch
-    options: dict[str, Any] = {"tuner": "sequential", "sampler": "ddim", "samples": 2, "batch": batch}
+    tuner = "least_squares" if name == "svd" else "sequential"  # the time means nothing to the tiny network of SVD
+    options: dict[str, Any] = {"tuner": tuner, "sampler": "ddim", "samples": 2, "batch": batch}
     plan = tune_pipeline(family.pipe, 4, budget="20calls", **options, **family.inputs)
     distance = plan.provenance["distance"]
     assert 0 < distance["tuned"] <= distance["untuned"] < float("inf")
