@@ -102,7 +102,7 @@ def _choose_threads(model: Model, plan: Plan) -> Speed:
 
 def plan_time(speed: Speed) -> tuple[int, float]:
     """The number of samples that there is time for, and the seconds that the demo takes."""
-    guards = len(TUNERS) * CALLS * (2 + CALLS)  # untuned, tuned, and each call set back
+    guards = len(TUNERS) * CALLS * (4 + CALLS)  # three untuned plans, the tuned one, and each call set back
     runs = CALLS * (2 + len(TUNERS)) + sum(MORE_CALLS) + REFERENCE_CALLS
     calls = OWN_CALLS + REFERENCE_CALLS + guards + runs
     affordable = (OTHERS / calls - speed.call) / max(speed.evaluation, 1e-9)
