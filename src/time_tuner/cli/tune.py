@@ -70,8 +70,11 @@ def tune_plans(
     given: dict[str, Any] = {"plans": starts} if isinstance(starts[0], Plan) else {"calls": starts}
 
     def keep(plans: Sequence[Plan]) -> None:
-        Plan.save_several([plan.with_provenance(**made_for) for plan in plans], out)
-        if len(starts) > 1:
+        plans = [plan.with_provenance(**made_for) for plan in plans]
+        if len(starts) == 1:
+            plans[0].save(out)
+        else:
+            Plan.save_several(plans, out)
             output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")
 
     try:
