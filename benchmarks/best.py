@@ -66,7 +66,9 @@ def row_of(
         "distance": {"untuned": float(before.mean()), "tuned": float(after.mean()), "error": error},
         "least squares": {"untuned": float(start.mean()), "tuned": float(per_sample(problem, rows).mean())},
         "frechet": {
-            "untuned": problem.frechet(plan), "tuned": problem.frechet(found), "teacher": problem.frechet(usual_teacher(found)),
+            "untuned": problem.frechet(plan),
+            "tuned": problem.frechet(found),
+            "teacher": problem.frechet(usual_teacher(found)),
         },
         "ranked": found.provenance["untuned_plans"],
         "evaluations": sum(cost["evaluations"] for cost in found.provenance["cost"].values()),

@@ -1,6 +1,7 @@
 """Joint tuning on the bundled digits network, beside every untuned sampler and spacing there is.
 
     python benchmarks/joint_digits.py [--guidance-scale 1 2] [--seeds 3] [--budget 180s] [--json out.json]
+    python benchmarks/joint_digits.py --starts ddim@leading 'unipc@quadratic'  # not from the best plans
     python benchmarks/joint_digits.py --starts ddim@leading 'unipc(order=3)@quadratic' --known  # one a number of calls
     python benchmarks/joint_digits.py --parts --calls 5 --guidance-scale 1     # each part alone and together
 
@@ -16,11 +17,12 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from problems import SUBSETS, untuned_plans
+from problems import LATE, SUBSETS, untuned_plans
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -72,12 +74,12 @@ class Bench:
         apart = distance(drawn, self.reference(float(plan.t[-1]))).double()
         return float(apart.mean()), float(apart.std()) / len(apart) ** 0.5, digit_frechet(drawn)
 
-    def ranked(self, calls: int, most: int) -> list[tuple[str, Plan]]:
+    def ranked(self, calls: int, most: int, late: Sequence[int] = LATE) -> list[tuple[str, Plan]]:
         """The untuned plans of the least distance, on a little other noise."""
         x = SeededNoise(2 * MEASURED)(torch.empty(RANKED, *self.shape))
         ends: dict[float, Tensor] = {}
         scores = []
-        for name, plan in untuned_plans(self.schedule, calls, late=[0]).items():
+        for name, plan in untuned_plans(self.schedule, calls, late).items():
             end = float(plan.t[-1])
             if end not in ends:
                 ends[end] = sample(self.few, reference_plan(self.schedule, end, REFERENCE_CALLS), x)
@@ -88,10 +90,16 @@ class Bench:
         """The noise of a seed, with all labels; plans that are tuned on as many pairs share the runs of the teacher."""
         return Calibration(BatchedModel(labelled(40, self.guidance_scale)), self.schedule, None, 40, seed, self.shape)
 
-    def tuned(self, plan: Plan, calibration: Calibration, tuner: Joint, budget: str) -> tuple[Plan, float]:
-        """A plan tuned with all labels, and the seconds of tuning; the first one includes the runs of the teacher."""
+    def tuned(
+        self, plan: Plan | None, calls: int, calibration: Calibration, tuner: Joint, budget: str
+    ) -> tuple[Plan, float]:
+        """A plan tuned with all labels, from the given one or from the best untuned ones, and the seconds of tuning;
+        the first one includes the runs of the teacher."""
         began = time.perf_counter()
-        made = tune(calibration.model, plan, tuner, calibration, guard=False, budget=budget, progress=True)
+        start: dict[str, Any] = {"calls": calls} if plan is None else {"plan": plan}
+        made = tune(
+            calibration.model, tuner=tuner, data=calibration, guard=False, budget=budget, progress=True, **start
+        )
         return made, time.perf_counter() - began
 
 
@@ -110,7 +118,7 @@ def main(
 ) -> None:
     rows: list[dict[str, Any]] = []
     on = "" if pairs is None else f" on {pairs} pairs"
-    how = f"within {budget}{on} from {(', ' if known else ' or ').join(starts)}"
+    how = f"within {budget}{on} from {(', ' if known else ' or ').join(starts) or 'the best untuned plans'}"
     table = Table(title=f"Digits network: joint tuning {how}, {samples} samples")
     for name in ("guidance", "calls", "plan", "distance", "Frechet", "seconds", "evaluations"):
         table.add_column(name, justify="right")
@@ -136,16 +144,17 @@ def main(
         calibrations = [bench.calibration(seed) for seed in range(seeds)]
         for i, k in enumerate(calls):
             made = (start.rpartition("@") for start in (starts[i : i + 1] if known else starts))
-            plan, *others = (parse_run(f"{name}:{k}@{spacing}", bench.schedule) for name, _, spacing in made)
+            found = [parse_run(f"{name}:{k}@{spacing}", bench.schedule) for name, _, spacing in made]
+            plan, others = (found[0] if found else None), found[1:]
             for names in SUBSETS if parts else [PARTS]:
                 name = "joint" if names == PARTS else " + ".join(names)
                 for calibration in calibrations:
                     which: dict[str, Any] = {"candidates": 1} if parts or known else {"warm_starts": others}
                     tuner = Joint(parts=names, pairs=pairs, **which)
-                    tuned, seconds = bench.tuned(plan, calibration, tuner, budget)
+                    tuned, seconds = bench.tuned(plan, k, calibration, tuner, budget)
                     add(scale, name, tuned, bench, seconds, tuned.provenance["cost"]["tuning"]["evaluations"])
                 summed_up(scale, k, name)
-            if parts:
+            if parts and plan is not None:
                 add(scale, "untuned", plan, bench)
                 for strategy in ("sequential", "parallel"):
                     add(scale, strategy, tune(calibrations[0].model, plan, strategy, calibrations[0]), bench)
@@ -171,7 +180,7 @@ if __name__ == "__main__":
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--budget", default="180s")
     parser.add_argument("--pairs", type=int, default=None, help="of the teacher, a quarter of them to validate on")
-    parser.add_argument("--starts", nargs="+", default=["ddim@leading", "unipc@quadratic"], metavar="SAMPLER@SPACING")
+    parser.add_argument("--starts", nargs="+", default=[], metavar="SAMPLER@SPACING")
     parser.add_argument("--known", action="store_true", help="one of --starts for each of --calls, no other candidates")
     parser.add_argument("--parts", action="store_true", help="each part alone and together, without further candidates")
     parser.add_argument("--tuned-only", action="store_true", help="leave out the untuned plans")

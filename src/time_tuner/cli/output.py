@@ -172,15 +172,22 @@ def measure_table(plan: Plan) -> Table:
     kind = "energy distance" if plan.stochastic else "mean distance"
     title = f"{len(plan)} calls, {kind} to the end of a {calls}-call run, on held-out noise"
     made = table("plan", "", "distance", "change", title=title, left=2)
-    untuned = distance["untuned"]
-    rows = {"the start": untuned, "tuned, before the guard": distance["unguarded"], "tuned": distance["tuned"]}
+    untuned, best = distance["untuned"], distance.get("best untuned")
+    rows = {"the start": ("", untuned)} if best != untuned else {}
     if names:
-        made.add_row("best untuned", names["best"], f"{distance['best untuned']:.4f}", "")
-        if "runner-up" in names:
-            made.add_row("runner-up", names["runner-up"], f"{distance['runner-up']:.4f}", "")
-        made.caption = f"change: of the distance of the start. The best of {names['ranked']} untuned plans."
-    for name, value in rows.items():
-        made.add_row(name, "", f"{value:.4f}", f"{value / untuned - 1:+.1%}" if untuned and name != "the start" else "")
+        rows = {"best untuned" if rows else "best untuned, the start": (names["best"], best)} | rows
+        spent = {name: cost["evaluations"] for name, cost in plan.provenance.get("cost", {}).items()}
+        made.caption = (
+            f"change: of the distance of the start. {names['ranked']} untuned plans were ranked. Sample evaluations: "
+            f"{spent.get('ranking', 0):,} of the ranking, {spent.get('teacher', 0):,} of the teacher, "
+            f"{spent.get('tuning', 0):,} of tuning."
+        )
+    if "runner-up" in names:
+        rows["runner-up"] = names["runner-up"], distance["runner-up"]
+    rows |= {"tuned, before the guard": ("", distance["unguarded"]), "tuned": ("", distance["tuned"])}
+    for name, (which, value) in rows.items():
+        change = f"{value / untuned - 1:+.1%}" if untuned and value != untuned else ""
+        made.add_row(name, which, f"{value:.4f}", change)
     return made
 
 
@@ -190,7 +197,8 @@ def verdict(plan: Plan) -> str:
     untuned, unguarded, tuned = (distance[key] for key in ("untuned", "unguarded", "tuned"))
     names, best = plan.provenance.get("untuned_plans", {}), distance.get("best untuned", untuned)
     if not unchanged(plan):
-        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than the start"
+        start = f"{names['best']}, the best untuned plan" if names and best == untuned else "the start"
+        text = f"the tuned plan ends {1 - tuned / untuned:.1%} nearer to the reference run than {start}"
         if reverted:
             calls = f"call{'s' * (len(reverted) > 1)} {', '.join(map(str, reverted))}"
             text += f", with tau of {calls} set back, which was harmful"

@@ -26,10 +26,10 @@ from .joint.loss import TeacherLoss
 from .network_times import received
 
 ROUNDS = (4, 16, 64, 256)  # pairs; on exact digits the plan that is found ends 5 % farther than the best, on average
-KEPT = 4  # one of so many plans stays for the next round,
+KEPT = 4  # one of so many plans stays for the next round, so that each round costs the same,
 FEWEST = 4  # and no fewer than these
 MOST = 200  # plans, about as many as there are
-SHARE = 0.1  # of a budget, or of what tuning costs, that the ranking takes at most
+SHARE = 0.1  # of a budget, or of what tuning costs; the whole table takes 12 k evaluations at 5 calls, tuning 350 k
 SAMPLERS_FIRST = ("ipndm", "unipc", "dpmpp", "deis", "ddim")
 SPACINGS_FIRST = ("quadratic", "uniform", "logsnr", "trailing")
 """The best on exact digits and on the bundled network: where a budget is too small for all plans, these are ranked."""

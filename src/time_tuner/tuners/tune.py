@@ -29,6 +29,7 @@ from .guard import ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
+from .joint.teacher import SHARE as TEACHER_SHARE
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .network_times import received
@@ -450,13 +451,16 @@ def _planned(
     if ranked:
         teacher = len(teacher_of(plan, getattr(tuner, "teacher", None)))
         pairs = _ranking_pairs(tuner, budget, teacher, batch)
-        limit = int(SHARE * costs["tuning"][0].evaluations) if "tuning" in costs else None
+        own = Cost() if tuner.ranks_on_its_pairs else teacher_cost(pairs, teacher, batch)
+        limit = max(own.evaluations, int(SHARE * costs["tuning"][0].evaluations)) if "tuning" in costs else None
         if (rounds := Rounds.within(limit, len(plan), pairs)).plans:
-            costs["ranking"] = (rounds.cost(len(plan), batch),) * 2
-            if not tuner.ranks_on_its_pairs:
-                usual, most = costs.get("teacher", (Cost(), Cost()))
-                own = teacher_cost(pairs, teacher, batch)
-                costs["teacher"] = usual + own, most + own
+            ranking, made = rounds.cost(len(plan), batch), own
+            if budget.seconds is not None:
+                ranking = _cut(ranking, Budget(seconds=SHARE * budget.seconds), speed)
+                made = _cut(own, Budget(seconds=TEACHER_SHARE * budget.seconds), speed)
+            costs["ranking"] = ranking, rounds.cost(len(plan), batch)
+            usual, most = costs.get("teacher", (Cost(), Cost()))
+            costs["teacher"] = usual + made, most + own
     if guard is True:
         costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
     if guard is not False:
