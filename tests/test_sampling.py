@@ -20,6 +20,7 @@ from time_tuner import (
 )
 from time_tuner.models.thresholding import clipped
 from time_tuner.noise import DATA, HELD_OUT, NOISE, STEPS, TEACHER, first_seed
+from time_tuner.sampling import sample_in_turn
 
 LINEAR = NoiseScheduleVP("linear")
 
@@ -276,3 +277,35 @@ def test_a_compiled_network_is_compiled_once(discrete: NoiseScheduleVP) -> None:
             got, expected = (sample(model_wrapper(f, discrete).bind(), plan, x) for f in (fast, network))
             assert torch.equal(got, expected)
     assert len(compiled) == 1
+
+
+# --- two plans in a row ---
+
+
+def test_runs_of_one_step_methods_in_turn_are_the_run_on_the_whole_grid(linear: NoiseScheduleVP) -> None:
+    eps = exact.Mixture([[-1.0], [0.5]], 0.3).eps(linear)
+    whole = make_plan("ddim", linear, times=[1.0, 0.7, 0.4, 0.2, 0.05, 0.001])
+    first = make_plan("ddim", linear, times=whole.t[:4])
+    second = make_plan("ddim", linear, times=whole.t[3:])
+    x = whole.initial_state(seeded(5, 1))
+    torch.testing.assert_close(sample_in_turn([(eps, first), (eps, second)], x), sample(eps, whole, x))
+
+
+def test_the_second_of_two_runs_begins_in_the_state_of_the_first_by_its_own_model(linear: NoiseScheduleVP) -> None:
+    base, refiner = (exact.Gaussian(mean, 0.5).eps(linear) for mean in (0.0, 1.0))
+    first = make_plan("unipc", linear, 4, end=0.2)
+    second = make_plan("dpmpp", linear, times=[0.2, 0.1, 0.0])
+    x = first.initial_state(seeded(5, 1))
+    between = sample(base, first, x)
+    assert torch.equal(sample_in_turn([(base, first), (refiner, second)], x), sample(refiner, second, between))
+
+
+def test_a_second_plan_that_begins_elsewhere_is_refused(linear: NoiseScheduleVP) -> None:
+    eps, first = exact.Gaussian().eps(linear), make_plan("ddim", linear, 4, end=0.2)
+    x = first.initial_state(seeded(2, 1))
+    with pytest.raises(
+        ValueError, match=r"plan 1 of runs must begin where the one before ends, at t = 0\.2 .*got t = 0\.75"
+    ):
+        sample_in_turn([(eps, first), (eps, make_plan("ddim", linear, 4))], x)
+    with pytest.raises(ValueError, match="runs must be pairs of a model and a plan, got none"):
+        sample_in_turn([], x)

@@ -87,7 +87,6 @@ class _DecodedModel(ModelAround):
         super().__init__(inner)
         self.decoder, self.has_decoder = decoder, True
 
-    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         return self.decoder(x)
 

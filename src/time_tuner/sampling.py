@@ -1,7 +1,8 @@
 """The one loop of the library: from noise to a sample by a plan."""
 
 from cmath import isfinite
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -72,6 +73,34 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
     if not finite(end):
         raise ValueError(_what_broke(eps, plan, x, noise))
     return end
+
+
+def sample_in_turn(runs: Sequence[tuple[ModelLike, Plan]], x: Tensor, noise: Noise | None = None) -> Tensor:
+    """The state at the end of the last of several runs, (B, ...), such as those of a base and of a refiner.
+
+    Each run begins in the state that the run before ended with, without new noise, and its sampler looks back on its
+    own calls alone.
+
+    Args:
+        runs: models, or functions `eps(x, t, tau)`, each with its plan.
+        x: the state at the first time of the first plan, and `noise`: see `trajectory`.
+
+    Raises:
+        ValueError: a plan begins elsewhere than the one before ends, and see `sample`.
+    """
+    if not runs:
+        raise ValueError("runs must be pairs of a model and a plan, got none")
+    for i, ((_, first), (_, second)) in enumerate(pairwise(runs), 1):
+        p, q = first.point(len(first)), second.point(0)
+        if not all(torch.isclose(a, b, rtol=1e-6, atol=1e-9) for a, b in ((p.alpha, q.alpha), (p.sigma, q.sigma))):
+            raise ValueError(
+                f"plan {i} of runs must begin where the one before ends, at t = {float(p.t):.6g} (alpha {p.alpha:.6g}, "
+                f"sigma {p.sigma:.6g}), got t = {float(q.t):.6g} (alpha {q.alpha:.6g}, sigma {q.sigma:.6g}): make it "
+                f"with times that begin there"
+            )
+    for model, plan in runs:
+        x = sample(model, plan, x, noise)
+    return x
 
 
 def finite(x: Tensor) -> bool:

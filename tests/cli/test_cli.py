@@ -72,6 +72,15 @@ def test_a_plan_is_tuned_measured_and_saved(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("start", [(), ("--sampler", "ddim")])
+def test_a_plan_is_tuned_to_an_end(tmp_path: Path, start: tuple[str, ...]) -> None:
+    path = tmp_path / "plan.json"
+    done("tune", *QUICK, *start, "--calls", 4, "--end", 0.05, "--out", path)
+    assert float(Plan.load(path).t[-1]) == 0.05
+    done("tune", *QUICK, *start, "--calls", 4, "--end", 0.05, "--dry-run")
+    assert "end must be a time t of the schedule" in call("tune", *QUICK, *start, "--end", 1.5).stderr
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str) -> None:
     plan = tmp_path / "plan.json"

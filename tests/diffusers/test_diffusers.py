@@ -122,6 +122,26 @@ def test_without_prompts_a_pipeline_is_tuned_on_samples_of_its_own() -> None:
     assert np.isfinite(pipe(num_inference_steps=3, output_type="np").images).all()
 
 
+def test_a_pipeline_is_tuned_to_an_end_above_0_and_ends_there() -> None:
+    pipe = tiny()
+    plan = tune_pipeline(pipe, 3, "sequential", samples=2, batch=2, end=0.1)
+    assert float(plan.t[-1]) == 0.1
+    pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe.scheduler)
+    seen: list[torch.Tensor] = []
+    step = pipe.scheduler.step
+
+    def kept(*args: Any, **more: Any) -> Any:
+        seen.append(step(*args, **more)[0])
+        return (seen[-1],) if more.get("return_dict") is False else type("Output", (), {"prev_sample": seen[-1]})
+
+    pipe.scheduler.step = kept
+    pipe(num_inference_steps=3, output_type="np", batch_size=1, generator=torch.Generator().manual_seed(0))
+    with PipelineModel(tiny(), batch=1) as model:
+        shape = (1, *model.shape)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(seen[-1], sample(model, plan, plan.initial_state(x)), rtol=0, atol=1e-4)
+
+
 def test_no_condition_is_left_out(digits: ClassConditionalPipeline) -> None:
     with pytest.raises(ValueError, match="samples must be at least as many as the model has conditions, 4, got 2"):
         tune_pipeline(digits, 3, class_labels=[1, 2, 3, 4], samples=2)

@@ -110,6 +110,7 @@ def tune(
     method: options.Method_ = None,
     sampler: options.Start_ = None,
     spacing: options.Spacing_ = None,
+    end: options.End_ = None,
     budget: options.Budget_ = None,
     samples: options.Samples_ = None,
     data_path: options.Data_ = None,
@@ -138,10 +139,12 @@ def tune(
     made_for = {"model": model, **conditions.given(), **loaded.facts()}
     starts: Sequence[Plan] | Sequence[int] = counts
     if sampler or spacing:
-        starts = [options.untuned_plan(loaded, sampler, n, spacing) for n in counts]
+        starts = [options.untuned_plan(loaded, sampler, n, spacing, end) for n in counts]
     samples = samples or (SAMPLES if loaded.max_batch is None else FEW_SAMPLES)
     x0 = None if data_path is None else data.load_data(data_path, loaded.shape, samples)
-    how = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
+    how: dict[str, Any] = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
+    if starts is counts:
+        how["end"] = end
     if dry_run:
         show_estimate(loaded, starts, tuner, own_samples=x0 is None, **how)
     else:

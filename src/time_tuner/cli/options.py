@@ -57,6 +57,11 @@ Method_ = option(
     f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; least_squares for a network "
     "without gradients; sequential for a sampler that draws noise, and --data]",
 )
+End_ = option(
+    float | None,
+    "The time t where the run ends, for a decoder or a second plan that takes a state with noise left.  [default: that "
+    "of the spacing]",
+)
 Budget_ = option(str | None, "What tuning may spend, as in 20000calls, 60s or 2m.")
 Samples_ = option(int | None, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", min=2)
 Data_ = option(
@@ -162,9 +167,9 @@ def check_names(sampler: str | None, spacing: str | None) -> None:
         spacing_of(spacing)
 
 
-def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | None) -> Plan:
+def untuned_plan(model: Model, sampler: str | None, calls: int, spacing: str | None, end: float | None = None) -> Plan:
     """The untuned plan of these options; without a spacing on the model's own grid, or else the schedule's default."""
-    return own_plan(model, calls, sampler or SAMPLER, spacing)
+    return own_plan(model, calls, sampler or SAMPLER, spacing, end)
 
 
 def read_plans(text: str, calls: int | None = None) -> dict[str, Plan]:

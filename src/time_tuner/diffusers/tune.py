@@ -29,6 +29,7 @@ def tune_pipeline(
     class_labels: Sequence[int] | None = None,
     sampler: Sampler | str | None = None,
     spacing: str | None = None,
+    end: float | None = None,
     samples: int = SAMPLES,
     batch: int = BATCH,
     data: Any = None,
@@ -57,6 +58,8 @@ def tune_pipeline(
         sampler, spacing: the untuned plan that tuning starts from, as `make_plan` takes them. By default it starts from
             the best one of every deterministic sampler, on every spacing and on the grid of the pipeline's own
             scheduler; where one of them is given, from DPM-Solver++(2M), or on that grid.
+        end: the time where the plan ends, see `make_plan`; by default that of the spacing. With it the grid of
+            the pipeline's own scheduler, which ends elsewhere, is no start.
         samples: the number of samples to tune on, and of others to measure on.
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
@@ -80,9 +83,9 @@ def tune_pipeline(
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
-        plan = own_plan(model, calls, sampler or SAMPLER, spacing)
+        plan = own_plan(model, calls, sampler or SAMPLER, spacing, end)
         check_start(plan, pipe)
-        if spacing is None and isinstance(model.spacing, OwnGrid):
+        if spacing is None and end is None and isinstance(model.spacing, OwnGrid):
             plan = model.spacing.as_received(plan)
         passed = model.spacing.defaults(calls) if isinstance(model.spacing, OwnGrid) else {}
         return tune(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import _spec
-from .._checks import check_int
+from .._checks import accepts, check_int
 from ..samplers import Sampler, sampler_of
 from ..samplers.dpmpp import DPMSolverPP
 from ..schedules import NoiseSchedule, as_float64
 from ..schedules.base import time_at_angle
 from ..spacings import Spacing, spacing_of
-from .grid import calls_for, check_noise, checked_ends, place_calls
+from .grid import calls_for, check_end, check_noise, checked_ends, place_calls
 from .plan import Plan
 
 
@@ -24,6 +24,8 @@ def make_plan(
     spacing: str | Spacing | None = None,
     times: Any = None,
     unit: str = "t",
+    *,
+    end: float | None = None,
 ) -> Plan:
     """An untuned plan: the network is called where the sampler's steps need it, and receives the solver's time.
 
@@ -36,6 +38,9 @@ def make_plan(
         times: instead of a spacing, the times where steps begin and end: strictly falling, in the trained range of the
             schedule. The first may be any of them, as for a run from an image; the last may be 0.
         unit: the unit of `times`: "t", "network_time", "sigma" or "lam", see `plans.grid.checked_ends`.
+        end: the time t where the run on a spacing ends, in [0, T), instead of the spacing's own. Above 0 the run leaves
+            the state alpha x_0 + sigma eps of that time, for a decoder of such states or for a second plan. Not with
+            `times`.
 
     Raises:
         ValueError: an argument cannot be used, such as a spacing that begins the run where the state is data rather
@@ -50,6 +55,8 @@ def make_plan(
     if times is not None:
         if spacing is not None:
             raise ValueError(f"give either spacing or times, got spacing={spacing!r} and times")
+        if end is not None:
+            raise ValueError(f"give either end or times, whose last is the end, got end={end!r} and times")
         ends = checked_ends(times, schedule, unit)
         calls = calls_for(sampler, ends) if calls is None else calls
         steps = sampler.steps(calls, bool(ends[-1] == 0))
@@ -59,12 +66,14 @@ def make_plan(
         if calls is None:
             raise ValueError("make_plan needs calls=, the number of network calls, or times=")
         spacing = default_spacing(sampler, schedule, calls) if spacing is None else spacing
+        end = None if end is None else check_end(end, schedule)
         try:
-            steps, ends = _steps_on(sampler, spacing_of(spacing), schedule, calls)
+            steps, ends = _steps_on(sampler, spacing_of(spacing), schedule, calls, end)
             ends = checked_ends(ends, schedule)
             check_noise(ends, schedule)
         except ValueError as error:
-            raise ValueError(f"calls={calls} with spacing={spacing!r}: {error}") from None
+            to = "" if end is None else f" and end={end:.6g}"
+            raise ValueError(f"calls={calls} with spacing={spacing!r}{to}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
     return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
 
@@ -81,15 +90,20 @@ def default_spacing(sampler: Sampler, schedule: NoiseSchedule, calls: int) -> st
 
 
 def _steps_on(
-    sampler: Sampler, grid_of: Spacing, schedule: NoiseSchedule, calls: int
+    sampler: Sampler, grid_of: Spacing, schedule: NoiseSchedule, calls: int, end: float | None
 ) -> tuple[tuple[int, ...], Tensor]:
-    """The calls of each step and the step ends of a run on a spacing.
+    """The calls of each step and the step ends of a run on a spacing, to this end.
 
-    The number of steps depends on whether the grid ends at 0, which only the grid itself shows.
+    The number of steps depends on whether the grid ends at 0, which without an `end` only the grid itself shows.
 
     Raises:
         ValueError: the sampler cannot make so many calls, or the spacing has no such grid.
     """
+    if end is not None:
+        if not accepts(grid_of, 2, ["end"]):
+            raise ValueError("a spacing needs the argument end= for a run with end=: add it, or give times=")
+        steps = sampler.steps(calls, end == 0)
+        return steps, grid_of(schedule, len(steps), end=end)
     refused: ValueError | None = None
     for to_zero in (True, False):
         try:

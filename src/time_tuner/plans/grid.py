@@ -1,6 +1,7 @@
 """The grid of a run: the points of its calls, computed from its step ends; and checks of the step ends."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -110,6 +111,16 @@ def checked_ends(times: Any, schedule: NoiseSchedule, unit: str = "t") -> Tensor
             f"{name} must {direction} strictly, got {float(given[k]):.6g} then {float(given[k + 1]):.6g} at index {k}"
         )
     return ends
+
+
+def check_end(end: Any, schedule: NoiseSchedule) -> float:
+    """The time where a run ends: 0, or one of the trained range below T; a ValueError for anything else."""
+    number = isinstance(end, Real) and not isinstance(end, bool)
+    if not number or not (end == 0 or schedule.least_time <= end < schedule.T):
+        raise ValueError(
+            f"end must be a time t of the schedule, 0 or in [{schedule.least_time:.6g}, {schedule.T:.6g}), got {end!r}"
+        )
+    return float(end)
 
 
 def check_noise(ends: Tensor, schedule: NoiseSchedule) -> None:

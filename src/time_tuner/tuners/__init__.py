@@ -4,6 +4,7 @@ from ..plans.build import reference_plan
 from .base import Progress, Tuner, TuningRun
 from .budget import Budget
 from .calibration import Calibration
+from .distances import efficientnet_distance, features, lpips_distance
 from .guard import ReferenceDistance
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
@@ -29,7 +30,10 @@ __all__ = [
     "Step",
     "Tuner",
     "TuningRun",
+    "efficientnet_distance",
     "estimate",
+    "features",
+    "lpips_distance",
     "own_plan",
     "reference_plan",
     "tune",

@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from math import dist, hypot
 from numbers import Integral, Real
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from zlib import crc32
 
 import torch
+from torch import nn
 
 from .._files import read_json, write_json
 from ..plans.plan import Plan
@@ -70,8 +72,9 @@ class Checkpoint:
         return [each for name in names for each in (options if name == "options" else [name])]
 
 
-def plain(value: Any) -> Any:
-    """An option as a JSON value; a function by its name and its code."""
+def plain(value: Any, depth: int = 4) -> Any:
+    """An option as a JSON value; a function by its name, its code and what it holds: numbers, networks, and functions,
+    to this depth."""
     if isinstance(value, str | bool | None):
         return value
     if isinstance(value, Real):  # numpy's numbers too
@@ -82,11 +85,15 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, nn.Module):
+        sums = [f"{float(one.detach().cpu().double().sum()):.6g}" for one in value.parameters()]
+        return f"{type(value).__qualname__} {' '.join(sums)}"
     code = getattr(value, "__code__", None)
     if code is None:
         return str(value) if isinstance(value, Path) else f"a {type(value).__qualname__}"
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    held = [cell.cell_contents for cell in value.__closure__ or ()] if depth else []
     simple = [one for one in (*code.co_consts, *held) if isinstance(one, str | int | float)]
+    simple += [plain(one, depth - 1) for one in held if isinstance(one, FunctionType | nn.Module)]
     return f"{value.__qualname__} {crc32(code.co_code + repr((code.co_names, simple)).encode()):08x}"
 
 

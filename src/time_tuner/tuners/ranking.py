@@ -116,7 +116,7 @@ def _grids(plan: Plan, steps: int, fixed_start: bool) -> dict[str, Tensor]:
     places = product(enumerate(names), enumerate(LATE))
     for (_, name), (_, late) in sorted(places, key=lambda place: place[0][0] + place[1][0]):
         try:
-            times = SPACINGS[name](plan.schedule, steps + late)[late:]
+            times = SPACINGS[name](plan.schedule, steps + late, end=_early(plan))[late:]
         except (KeyError, ValueError):  # not on this schedule
             continue
         if not plan.schedule.at(times[0]).alpha and plan.point(0).alpha:
@@ -128,11 +128,17 @@ def _grids(plan: Plan, steps: int, fixed_start: bool) -> dict[str, Tensor]:
     return found
 
 
+def _early(plan: Plan) -> float | None:
+    """The end of a plan that ends above the least trained time, where spacings have their own ends; else None."""
+    end = float(plan.t[-1])
+    return end if end > plan.schedule.t_min * (1 + 1e-9) else None
+
+
 def _name_of(times: Tensor, plan: Plan) -> str:
     """The name of the spacing that has these step times of a plan."""
     for name, spacing in SPACINGS.items():
         try:
-            same = spacing(plan.schedule, len(times) - 1)
+            same = spacing(plan.schedule, len(times) - 1, end=_early(plan))
         except (KeyError, ValueError):
             continue
         if same.shape == times.shape and torch.allclose(same, times, rtol=1e-9, atol=1e-12):

@@ -74,6 +74,7 @@ def tune(
     guard: bool | ReferenceDistance = True,
     *,
     calls: int | None = None,
+    end: float | None = None,
     any_start: bool = False,
     samples: int = 256,
     batch: int | None = None,
@@ -102,6 +103,8 @@ def tune(
         guard: True to compare the plan with the untuned ones on held-out noise, and to set back what makes it worse;
             False for the tuner's own result; a `ReferenceDistance` to compare several plans with one reference run.
         calls: instead of a plan: tuning starts from the best untuned plan of so many calls.
+        end: with `calls`, the time where the plan ends, see `make_plan`. The teacher, the untuned plans and the guard's
+            reference run end there, too.
         any_start: whether tuning starts from the best untuned plan that ends where the given one does.
         samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
@@ -146,7 +149,7 @@ def tune(
     if checkpoint is not None:
         check_writable(Path(checkpoint))
     model, free = as_model(eps, None if plan is None else plan.schedule, shape), any_start or plan is None
-    plan = _start(model, plan, calls)
+    plan = _start(model, plan, calls, end)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         samples, seed = data.samples, data.seed
@@ -180,19 +183,37 @@ def tune(
     return tuned
 
 
-def own_plan(model: Model, calls: int, sampler: Sampler | str = SAMPLER, spacing: str | Spacing | None = None) -> Plan:
-    """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance."""
+def own_plan(
+    model: Model,
+    calls: int,
+    sampler: Sampler | str = SAMPLER,
+    spacing: str | Spacing | None = None,
+    end: float | None = None,
+) -> Plan:
+    """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance; to the
+    spacing's own end unless another is given, see `make_plan`. To another end a model's spacing that is no text, such
+    as the grid of a pipeline's own scheduler, is replaced by the default of the schedule."""
     sampler = sampler_of(sampler)
-    grid = spacing or model.spacing or default_spacing(sampler, model.schedule, calls)
-    return make_plan(sampler, model.schedule, calls, grid).with_provenance(spacing=str(grid))
+    own = model.spacing if end is None or isinstance(model.spacing, str) else None
+    grid = spacing or own or default_spacing(sampler, model.schedule, calls)
+    return make_plan(sampler, model.schedule, calls, grid, end=end).with_provenance(spacing=str(grid))
 
 
-def _start(model: Model, plan: Plan | None, calls: int | None) -> Plan:
-    """The given plan, or an untuned one with so many calls; a ValueError unless either is given."""
+def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None) -> Plan:
+    """The given plan, or an untuned one with so many calls to this end; a ValueError unless either is given."""
     if (plan is None) == (calls is None):
         got = "neither" if plan is None else "both"
         raise ValueError(f"give either plan=, to start from, or calls=, for the best plan of so many, got {got}")
-    return own_plan(model, check_int("calls", calls, 1)) if plan is None else plan
+    if plan is None:
+        return own_plan(model, check_int("calls", calls, 1), end=end)
+    _check_no_end(end, "plan=")
+    return plan
+
+
+def _check_no_end(end: float | None, given: str) -> None:
+    """Raise a ValueError if an end is given beside plans, which have their own."""
+    if end is not None:
+        raise ValueError(f"end must be left out with {given}, which has its own, got {end!r}: give calls= with it")
 
 
 def _tuned(
@@ -327,6 +348,7 @@ def tune_several(
     seed: int = 0,
     *,
     calls: Sequence[int] | None = None,
+    end: float | None = None,
     samples: int = 256,
     shape: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
@@ -342,7 +364,7 @@ def tune_several(
     Args:
         eps, tuner, data, seed, samples, shape, device, checkpoint, noise: see `tune`.
         plans: for different numbers of calls, on one schedule.
-        calls: instead of plans, numbers of calls, as in `tune`.
+        calls, end: instead of plans, numbers of calls, and where these plans end, as in `tune`.
         done: called with the finished plans, after each.
         **how: `guard`, `batch`, `budget` and `progress`, see `tune`.
 
@@ -353,7 +375,11 @@ def tune_several(
         raise ValueError(f"give either plans= or calls=, got {'neither' if plans is None else 'both'}")
     tuner, free = None if tuner is None else tuner_of(tuner), plans is None
     model = as_model(eps, plans[0].schedule if plans else None, shape)
-    plans = sorted([_start(model, None, n) for n in calls or ()] if plans is None else plans, key=len)
+    if plans is None:
+        plans = [_start(model, None, n, end) for n in calls or ()]
+    else:
+        _check_no_end(end, "plans=")
+    plans = sorted(plans, key=len)
     counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
@@ -371,7 +397,7 @@ def tune_several(
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
         following = tuner.following(tuned[-1]) if tuned else tuner
-        start: dict[str, Any] = {"calls": len(plan)} if free else {"plan": plan}
+        start: dict[str, Any] = {"calls": len(plan), "end": end} if free else {"plan": plan}
         tuned.append(tune(eps, tuner=following, data=data, device=device, checkpoint=path, **start, **how))
         done(tuned)
     return tuned
@@ -401,6 +427,7 @@ def estimate(
     tuner: Tuner | str | None = None,
     *,
     calls: int | None = None,
+    end: float | None = None,
     any_start: bool = False,
     samples: int = 256,
     batch: int | None = None,
@@ -418,7 +445,7 @@ def estimate(
         any_start or plan is None,
         BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch),
     )
-    plan = _start(model, plan, calls)
+    plan = _start(model, plan, calls, end)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
     tuner = tuner or _default_tuner(plan, own_samples)
     tuner.check(plan, own_samples)
