@@ -19,7 +19,12 @@ from time_tuner import TUNERS, TimeTuner, exact, make_plan, tune
 from time_tuner.tuners import Progress
 
 RANKING = ["teacher", "ranking"]
-PHASES = {"sequential": ["data", *RANKING], "parallel": ["data", *RANKING], "joint": RANKING, "least_squares": RANKING}
+PHASES = {
+    "sequential": ["data", *RANKING],
+    "parallel": ["data", *RANKING],
+    "joint": [*RANKING, "grids"],
+    "least_squares": RANKING,
+}
 
 
 @pytest.mark.parametrize("name", TUNERS)

@@ -135,7 +135,13 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     return {**facts, **plan.provenance}
 
 
-PURPOSES = {"teacher": "the teacher's runs", "data": "own samples to tune on", "reference": "reference run"}
+PURPOSES = {
+    "teacher": "the teacher's runs",
+    "data": "own samples to tune on",
+    "ranking": "ranking of untuned plans",
+    "grids": "ranking of grids",
+    "reference": "reference run",
+}
 
 
 def cost_table(costs: Mapping[str, tuple[Cost, Cost]], title: str = "") -> Table:

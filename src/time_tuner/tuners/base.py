@@ -95,7 +95,7 @@ class Tuner(ABC):
         return self
 
 
-PHASES = {"sizing": "timing the network", "data": "own samples", "reference": "reference run"}
+PHASES = {"sizing": "timing the network", "data": "own samples", "grids": "ranking grids", "reference": "reference run"}
 """Phases of a run that have other names than their purposes in the cost log."""
 
 INTERVAL = 0.1  # seconds between two reports of progress, at least, but for those of steps and of new phases
@@ -106,7 +106,7 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        phase: "sizing", "data", "teacher", "tuning", "reference" or "guard".
+        phase: "sizing", "data", "teacher", "ranking", "grids", "tuning", "reference" or "guard".
         fraction: of the whole run that is done, in time; it does not fall.
         seconds_left: of the whole run, estimated; None where nothing is known yet.
         calls: network calls made.
@@ -282,7 +282,7 @@ class TuningRun:
             left = (self._planned.get(phase, Cost()).evaluations - spent[phase] for phase in phases)
             return seconds / spent.total() * sum(max(0, one) for one in left)
 
-        ways = [of("teacher", "ranking", "tuning")] if "tuning" in self._planned else []
+        ways = [of("teacher", "ranking", "grids", "tuning")] if "tuning" in self._planned else []
         if self.share > 0:
             tuning = seconds * spent["tuning"] / spent.total()  # the rest of the time is that of other phases
             ways = [tuning * (1 - self.share) / self.share]

@@ -31,7 +31,7 @@ FEWEST = 4  # and no fewer than these
 MOST = 200  # plans, about as many as there are
 SHARE = 0.1  # of a budget, or of what tuning costs; the whole table takes 12 k evaluations at 5 calls, tuning 350 k
 SAMPLERS_FIRST = ("ipndm", "unipc", "dpmpp", "deis", "ddim")
-SPACINGS_FIRST = ("quadratic", "uniform", "logsnr", "trailing")
+SPACINGS_FIRST = ("quadratic", "uniform", "leading", "logsnr", "trailing")
 """The best on exact digits and on the bundled network: where a budget is too small for all plans, these are ranked."""
 ORDERS = (2, 3, 4, 1)
 LATE = (1, 0, 2)  # so many first steps of a grid with as many steps more are left out

@@ -1,12 +1,26 @@
-"""Candidates of joint tuning: the plan itself, plans of the user's, and the nearest untuned plans."""
+"""Candidates of joint tuning: the plan itself, plans of the user's, and plans on the best grids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from ...plans.build import resample
+from ...models.base import for_rows
+from ...models.counting import Cost
+from ...plans.build import make_plan, resample
 from ...plans.plan import Plan
-from ..ranking import APART, Ranked, differs_only_in
+from ...samplers.ddim import DDIM
+from ..budget import forward
+from ..least_squares import rows_in_turn
+from ..network_times import received
+from ..ranking import APART, Ranked, differs_only_in, untuned_plans
+from .loss import TeacherLoss
+from .teacher import CALLS, TeacherPath
+
+FITTED, FEW = 64, 32  # pairs that rows are found on, and those by which all grids are compared
+AGAIN = 3  # grids more than are wanted that are compared on all pairs
+MOST_GRIDS = 36  # in the table, about
+PATH_BYTES = 2**31  # of the teacher's runs that are in memory
 
 
 def warm_starts(plan: Plan, others: Sequence[Plan]) -> list[Plan]:
@@ -23,11 +37,8 @@ def warm_starts(plan: Plan, others: Sequence[Plan]) -> list[Plan]:
 
 
 def candidate_plans(plan: Plan, ranking: Sequence[Ranked], parts: Sequence[str], count: int) -> list[Plan]:
-    """So many of the nearest untuned plans, which differ from the plan only in what is tuned, with what is not tuned.
-
-    They have different grids, of which the nearest sampler takes part: where corrections are tuned the samplers on a
-    grid are starts of one and the same search. Where they are not, nothing but the grid differs.
-    """
+    """So many of the nearest untuned plans, which differ from the plan only in what is tuned, with what is not tuned;
+    each has another grid."""
     found, angles = list[Plan](), list[Tensor]()
     for one in ranking:
         other, angle = one.plan, plan.schedule.at(one.plan.t).angle
@@ -43,3 +54,85 @@ def candidate_plans(plan: Plan, ranking: Sequence[Ranked], parts: Sequence[str],
         found.append(other)
         angles.append(angle)
     return found
+
+
+class CorrectedPlans:
+    """Plans on other grids, with corrections by least squares along the run, see `least_squares`.
+
+    Where corrections are tuned, all samplers on a grid are starts of one and the same search, and what an untuned plan
+    reaches says little of what a tuned one will: on exact colour patches in 5 calls "leading" is the fourth best grid
+    untuned, and ends 28 % nearer than any other with corrections. So grids are ranked by DDIM with its corrections.
+
+    Args:
+        loss: the distance to the teacher's ends.
+        teacher: whose runs the rows are found on.
+        plan: to whose end the plans lead.
+        parts: what is tuned: without "times" there is the grid of the plan alone.
+    """
+
+    def __init__(self, loss: TeacherLoss, teacher: Plan, plan: Plan, parts: Sequence[str]) -> None:
+        self.loss, self.teacher, self.plan, self.parts = loss, teacher, plan, parts
+        self.fit = torch.arange(num_fitted(len(loss.pairs), loss.pairs.x[0].numel()))
+        self.held = torch.arange(len(self.fit), min(len(loss.pairs), 2 * len(self.fit)))
+
+    def __call__(
+        self, ranking: Sequence[Ranked], count: int, evaluations: float, stop: Callable[[], bool]
+    ) -> list[Plan]:
+        """The nearest `count` of the plans, as many as can be ranked in so many sample evaluations and until `stop`."""
+        if not len(self.held) or len(self.plan) < 2 or count < 1:
+            return []
+        grids = self._grids([one.plan for one in ranking])
+        grids = grids[: max(1, int(evaluations / (len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW])))))]
+        model, x = self.loss.model, self.loss.pairs.x[self.fit]
+        path = TeacherPath(for_rows(model, self.fit), self.teacher, self.teacher.initial_state(x))
+        # All grids are compared on a few pairs, the best of them on all, by other pairs than their rows are found on.
+        found = list[tuple[float, Plan]]()
+        for base in grids:
+            found.append((self.loss.mean(self._corrected(base, path, self.fit[:FEW]), self.held[:FEW]), base))
+            if stop():
+                break
+        found.sort(key=lambda each: each[0])
+        best = [self._corrected(base, path, self.fit) for _, base in found[: count + AGAIN]]
+        return sorted(best, key=lambda one: self.loss.mean(one, self.held))[:count]
+
+    def _grids(self, ranked: Sequence[Plan]) -> list[Plan]:
+        """DDIM on every grid of calls of the untuned table, those of the nearest plans first."""
+        plan, found, angles = self.plan, list[Plan](), list[Tensor]()
+        for one in (*ranked, plan, *untuned_plans(plan, self.loss.model.fixed_start).values()):
+            angle, fits = plan.schedule.at(one.t).angle, "times" in self.parts or torch.equal(one.t, plan.t)
+            again = any((angle - known).abs().max() <= APART for known in angles)
+            if again or not fits or (one.t.diff() >= 0).any() or one.t[1] > self.teacher.t[0]:
+                continue
+            angles.append(angle)
+            base = make_plan(DDIM(), plan.schedule, times=one.t)
+            if "tau" not in self.parts:
+                base = base.with_ratios(plan.tau / plan.t[:-1])
+            spacing = {name: value for name, value in one.provenance.items() if name == "spacing"}
+            found.append(received(self.loss.model, base).with_provenance(**spacing))
+        return found
+
+    def _corrected(self, base: Plan, path: TeacherPath, rows: Tensor) -> Plan:
+        """The plan with its corrections by least squares on some of the pairs of the path."""
+        pairs = self.loss.pairs[rows]
+        targets = [*(path.at(t)[: len(rows)] for t in base.t[1:-1]), pairs.y]
+        corrections = torch.zeros(len(base), len(base), dtype=torch.float64)
+        for k, (row, _) in enumerate(rows_in_turn(self.loss.model, base, pairs.x, targets)):
+            corrections[k, :k] = row
+        return base.with_corrections(corrections)
+
+
+def num_fitted(pairs: int, numbers: int) -> int:
+    """Of so many pairs, of so many numbers each, those on which rows are found."""
+    return int(min(FITTED, pairs // 2, PATH_BYTES // (4 * 2 * CALLS * numbers)))
+
+
+def corrected_cost(plan: Plan, pairs: int, teacher: int, count: int, evaluations: float, batch: int | None) -> Cost:
+    """The cost of so many of `CorrectedPlans`, whose ranking may take so many evaluations."""
+    fitted = min(FITTED, pairs // 2)
+    once = forward(min(FEW, fitted), batch) + forward(min(FEW, pairs - fitted), batch)
+    if count < 1 or len(plan) < 2 or not once.evaluations:
+        return Cost()
+    grids = max(1, min(MOST_GRIDS, int(evaluations / (len(plan) * once.evaluations))))
+    held = forward(min(fitted, pairs - fitted), batch)
+    again = (forward(fitted, batch) + held) * ((count + AGAIN) * len(plan))
+    return once * (grids * len(plan)) + forward(fitted, batch) * teacher + again

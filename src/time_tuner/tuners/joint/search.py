@@ -65,6 +65,7 @@ class JointSearch:
         self.teacher = teacher
         self.times = loss.time_gradients(plans[0], self.parts) if teacher is None else None
         self.checkpointed = checkpoint_steps
+        self._plans = [_compact(one) for one in plans]
         if teacher is None and checkpoint_steps is None and self.parts:
             self.checkpointed = loss.needs_checkpointing(plans[0], self._rows())
 
@@ -82,7 +83,7 @@ class JointSearch:
         if self.steps is not None:  # a look has a sweep of the levels, too, which is cut short where the budget ends
             iteration = self._sweep_calls() + (iteration if self.parts else 0)
         if not run.state and not run.can_afford(look + (look + rows) * len(self.plans) + iteration):
-            self.plans = [plan]
+            self.plans, self._plans = [plan], self._plans[:1]
             if not run.can_afford(2 * look + (rows or iteration)):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
@@ -237,7 +238,7 @@ class JointSearch:
     def _state(self) -> dict[str, Any]:
         solvers = [solver.to_dict() for solver in self.halving.solvers]
         counts = {"pairs": len(self.loss.pairs), "done": self.done, "looked_at": self.looked_at, "share": self._share()}
-        state = {**counts, **self.halving.to_dict(), "solvers": solvers}
+        state = {**counts, **self.halving.to_dict(), "solvers": solvers, "plans": self._plans}
         if self.steps is not None:
             pairs = zip(self.halving.solvers, self.steps, strict=True)
             state["levels"] = [{"ratios": a.parameters.ratios.tolist(), "strides": b.strides} for a, b in pairs]
@@ -255,3 +256,8 @@ class JointSearch:
     def _share(self) -> float:
         """The share of the iterations or of the budget that is spent."""
         return max(0.0 if self.limit is None else self.done / self.limit, self.run.spent_share)
+
+
+def _compact(plan: Plan) -> dict[str, Any]:
+    """The plan in plain values, without the rows that follow from them."""
+    return {name: value for name, value in plan.to_dict().items() if name != "rows"}

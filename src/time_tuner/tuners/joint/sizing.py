@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
+from .candidates import corrected_cost
 from .parameters import check_parts
 from .successive_halving import max_candidates, num_trials
 from .teacher import AT_ONCE, CALLS, MOST, SHARE, teacher_cost
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
 RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # runs more of an iteration, for each backward of a checkpoint
 MOST_ITERATIONS = 800  # in the default budget: twice as many gained nothing (benchmarks/joint.py cost)
+RANKING = 0.1  # of the iterations, that the ranking of grids may cost
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
@@ -140,4 +142,9 @@ def joint_cost(
         # Iterations that cost less are more, and with them the looks, whose calls hold more samples.
         looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
-    return {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}
+    costs = {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}
+    others = min(tuner.candidates, max_candidates(expected)) - 1 - len(tuner.warm_starts)
+    if "corrections" in tuner.tunes and others > 0:
+        share = RANKING * expected * runs.usual * len(plan) * BATCH
+        costs["grids"] = (corrected_cost(plan, made, teacher, others, share, batch),) * 2
+    return costs

@@ -3,7 +3,8 @@ r"""Joint tuning: step times, conditioning times and the combination of predicti
 1. *Teacher.* Many steps of a good solver take noise x_T to an end y; no data are needed.
 2. *Loss.* E d(x_K, y) over the parameters of the plan, where x_K is the end of the plan's run from the same noise and
    d(x, y) = sqrt(|x - y|^2 + delta), or a distance of the user's.
-3. *Candidates.* The plan itself, and the nearest untuned plans; by successive halving one remains.
+3. *Candidates.* The plan itself, and the best grids with corrections by least squares; by successive halving one
+   remains.
 4. *Gauss-Newton.* Each is improved in steps on 16 pairs; what counts is the mean of iterates, on validation pairs.
 
 Of a network that takes whole levels alone, the conditioning times are no part of these steps. They are rounded, and
@@ -38,11 +39,11 @@ from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
 from ..calibration import Calibration
 from ..network_times import ignores_time
-from .candidates import candidate_plans, warm_starts
+from .candidates import CorrectedPlans, candidate_plans, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
-from .sizing import BATCH, MOST_ITERATIONS, Runs, joint_cost, num_iterations, num_pairs
+from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
 
@@ -63,8 +64,8 @@ class Joint(Tuner):
             allows, or beside a budget of calls those that cost a third of it, 16 to 2048.
         iterations: each on 16 pairs; by default as many as the budget allows, 800 at most where none is given.
         distance: `distance(x, y)` of two batches of ends (B, ...): (B,), or their mean.
-        candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and the nearest
-            untuned plans, which differ from the plan in what is tuned.
+        candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and plans on the
+            grids that are best after corrections by least squares, which differ from the plan in what is tuned.
         warm_starts: plans that take part in any case, such as tuned ones for other numbers of calls.
         gradients: whether derivatives are those of the network and of the distance, by backward passes; False for
             differences between runs, with forward calls only, which any network and distance allow, at the memory of
@@ -188,16 +189,39 @@ class Joint(Tuner):
         left = None if budget.seconds is None else budget.seconds - run.seconds
         runs = Runs.of(self, plan).usual
         expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left, runs)
-        # A run that continues, perhaps in another budget, has the candidates that it began with.
-        count = len(run.state.get("solvers", ())) or min(self.candidates, max_candidates(expected))
-        plans += candidate_plans(plan, run.ranking, parts, count - len(plans))
-        # 3. The search.
         loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
+        if run.state:  # it has the candidates that it began with
+            plans = [Plan.from_dict(values) for values in run.state["plans"]]
+        else:
+            count = min(self.candidates, max_candidates(expected)) - len(plans)
+            plans += self._others(loss, teacher, plan, parts, run, count, RANKING * expected * runs)
+        # 3. The search.
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
         path_of = teacher if self.gradients is False else None
         found, how = JointSearch(loss, parts, plans, limit, run, path_of, self.checkpoint_steps)()
         own = {name: found.provenance[name] for name in ("spacing",) if name in found.provenance}
         return found.with_provenance(**{**plan.provenance, **own, **notes, **how})
+
+    def _others(
+        self,
+        loss: TeacherLoss,
+        teacher: Plan,
+        plan: Plan,
+        parts: Sequence[str],
+        run: TuningRun,
+        count: int,
+        share: float,
+    ) -> list[Plan]:
+        """So many other candidates, whose ranking may take so many runs of BATCH pairs."""
+        if "corrections" not in parts:
+            return candidate_plans(plan, run.ranking, parts, count)
+        began, seconds = run.seconds, run.budget.seconds
+
+        def late() -> bool:
+            return seconds is not None and run.seconds - began > RANKING * seconds
+
+        with run.cost_log.purpose("grids"):
+            return CorrectedPlans(loss, teacher, plan, parts)(run.ranking, count, share * len(plan) * BATCH, late)
 
     def _parts(self, model: BatchedModel, plan: Plan, run: TuningRun) -> tuple[str, ...]:
         """The parts without tau where the network ignores its time; a ValueError if none of the plan is left."""
