@@ -273,7 +273,8 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
             speed = measure_speed(model, plan, run.calibration.shape, FEWEST, run.calibration.device)
         if speed.seconds(teacher_cost(FEWEST, len(teacher), model.batch)) > run.budget.seconds:
             return ()
-    key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, len(teacher), model.batch), None
+    samples, batch = run.calibration.samples, model.batch
+    key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, samples, len(teacher), batch), None
     if len(kept.get(key, ())) < count:
         cache = getattr(tuner, "teacher_cache", None) if tuner.ranks_on_its_pairs else None
         kept[key] = teach(model, teacher, run, count, None if cache is None else Path(cache), found=kept.get(key))
@@ -289,10 +290,13 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     return found
 
 
-def _ranking_pairs(tuner: Tuner, budget: Budget, teacher: int, batch: int | None) -> int:
-    """How many runs of the teacher the untuned plans are ranked on: those of the tuner, 256 at most."""
+def _ranking_pairs(tuner: Tuner, budget: Budget, samples: int, teacher: int, batch: int | None) -> int:
+    """On how many runs of the teacher the untuned plans are ranked: those of the tuner, 256 at most; for a tuner that
+    has none as many as there are samples, 64 at most."""
+    if not tuner.ranks_on_its_pairs:
+        return min(ROUNDS[-2], max(FEWEST, samples))
     pairs = getattr(tuner, "pairs", None) or num_pairs(teacher, budget, batch) or ROUNDS[-1]
-    return min(pairs, ROUNDS[-1] if tuner.max_starts > 1 else ROUNDS[-2])
+    return min(pairs, ROUNDS[-1])
 
 
 def _default_tuner(plan: Plan, own_samples: bool) -> Tuner:
@@ -477,7 +481,7 @@ def _planned(
     ranked = (free or guard is not False or tuner.max_starts > 1) and not plan.stochastic
     if ranked:
         teacher = len(teacher_of(plan, getattr(tuner, "teacher", None)))
-        pairs = _ranking_pairs(tuner, budget, teacher, batch)
+        pairs = _ranking_pairs(tuner, budget, samples, teacher, batch)
         own = Cost() if tuner.ranks_on_its_pairs else teacher_cost(pairs, teacher, batch)
         limit = max(own.evaluations, int(SHARE * costs["tuning"][0].evaluations)) if "tuning" in costs else None
         if (rounds := Rounds.within(limit, len(plan), pairs)).plans:

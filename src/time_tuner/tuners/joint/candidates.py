@@ -1,6 +1,7 @@
 """Candidates of joint tuning: the plan itself, plans of the user's, and plans on the best grids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -81,8 +82,8 @@ class CorrectedPlans:
         """The nearest `count` of the plans, as many as can be ranked in so many sample evaluations and until `stop`."""
         if not len(self.held) or len(self.plan) < 2 or count < 1:
             return []
-        grids = self._grids([one.plan for one in ranking])
-        grids = grids[: max(1, int(evaluations / (len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW])))))]
+        once = len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW]))
+        grids = self._grids([one.plan for one in ranking], max(1, int(evaluations / once)))
         model, x = self.loss.model, self.loss.pairs.x[self.fit]
         path = TeacherPath(for_rows(model, self.fit), self.teacher, self.teacher.initial_state(x))
         # All grids are compared on a few pairs, the best of them on all, by other pairs than their rows are found on.
@@ -95,10 +96,12 @@ class CorrectedPlans:
         best = [self._corrected(base, path, self.fit) for _, base in found[: count + AGAIN]]
         return sorted(best, key=lambda one: self.loss.mean(one, self.held))[:count]
 
-    def _grids(self, ranked: Sequence[Plan]) -> list[Plan]:
-        """DDIM on every grid of calls of the untuned table, those of the nearest plans first."""
+    def _grids(self, ranked: Sequence[Plan], most: int) -> list[Plan]:
+        """DDIM on so many grids of calls of the untuned table, those of the nearest plans first."""
         plan, found, angles = self.plan, list[Plan](), list[Tensor]()
-        for one in (*ranked, plan, *untuned_plans(plan, self.loss.model.fixed_start).values()):
+        for one in chain(ranked, [plan], self._table()):
+            if len(found) == most:
+                break
             angle, fits = plan.schedule.at(one.t).angle, "times" in self.parts or torch.equal(one.t, plan.t)
             again = any((angle - known).abs().max() <= APART for known in angles)
             if again or not fits or (one.t.diff() >= 0).any() or one.t[1] > self.teacher.t[0]:
@@ -110,6 +113,10 @@ class CorrectedPlans:
             spacing = {name: value for name, value in one.provenance.items() if name == "spacing"}
             found.append(received(self.loss.model, base).with_provenance(**spacing))
         return found
+
+    def _table(self) -> Iterator[Plan]:
+        """The untuned plans, made when they are needed."""
+        yield from untuned_plans(self.plan, self.loss.model.fixed_start).values()
 
     def _corrected(self, base: Plan, path: TeacherPath, rows: Tensor) -> Plan:
         """The plan with its corrections by least squares on some of the pairs of the path."""
