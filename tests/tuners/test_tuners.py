@@ -345,7 +345,14 @@ def test_the_default_tuner_is_joint_and_another_where_joint_cannot_be_used(caplo
     how = {"samples": 8, "shape": (2,), "guard": False, "budget": "300calls"}
     assert tune(EPS, plan, **how).provenance["tuner"] == "joint"
     assert tune_several(EPS, [plan], **how)[0].provenance["tuner"] == "joint"
-    assert estimate(EPS, plan, samples=8).costs.keys() == {"teacher", "ranking", "tuning", "reference", "guard"}
+    assert estimate(EPS, plan, samples=8).costs.keys() == {
+        "teacher",
+        "ranking",
+        "grids",
+        "tuning",
+        "reference",
+        "guard",
+    }
     for model, untuned, x0, name, reason in (
         (EPS, plan, data, "sequential", "data= is given"),
         (frozen, plan, data, "sequential", "data= is given"),
