@@ -67,11 +67,11 @@ def tune_plans(
         **how: samples, batch and budget, see `tune`.
     """
     how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
-    given: dict[str, Any] = {"plans": starts} if isinstance(starts[0], Plan) else {"calls": starts}
+    single, plans_given = len(starts) == 1, isinstance(starts[0], Plan)
 
     def keep(plans: Sequence[Plan]) -> None:
         plans = [plan.with_provenance(**made_for) for plan in plans]
-        if len(starts) == 1:
+        if single:
             plans[0].save(out)
         else:
             Plan.save_several(plans, out)
@@ -79,14 +79,14 @@ def tune_plans(
 
     try:
         with output.Bar("tuning") as bar:
-            if len(starts) == 1:
-                one = {name[:4] + "s" * (name == "calls"): values[0] for name, values in given.items()}
-                found = [tune(model, tuner=tuner, data=data, seed=seed, progress=bar.tuning, **one, **how)]
+            how |= {"tuner": tuner, "data": data, "seed": seed, "progress": bar.tuning}
+            if single:
+                how["plan" if plans_given else "calls"] = starts[0]
+                found = [tune(model, **how)]
                 keep(found)
             else:
-                found = tune_several(
-                    model, tuner=tuner, data=data, seed=seed, progress=bar.tuning, done=keep, **given, **how
-                )
+                how["plans" if plans_given else "calls"] = starts
+                found = tune_several(model, done=keep, **how)
     except KeyboardInterrupt:
         kept = kept_files(out)
         if not kept:

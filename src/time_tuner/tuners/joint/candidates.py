@@ -129,7 +129,8 @@ class CorrectedPlans:
 
 
 def num_fitted(pairs: int, numbers: int) -> int:
-    """Of so many pairs, of so many numbers each, those on which rows are found."""
+    """Of so many pairs, of so many numbers each, those on which rows are found: half of them, 64 at most, or fewer if
+    the memory is short."""
     return int(min(FITTED, pairs // 2, PATH_BYTES // (4 * 2 * CALLS * numbers)))
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
-from .candidates import corrected_cost
+from .candidates import corrected_cost, num_fitted
 from .parameters import check_parts
 from .successive_halving import max_candidates, num_trials
-from .teacher import AT_ONCE, CALLS, MOST, SHARE, teacher_cost
+from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
 
 if TYPE_CHECKING:
     from .tuner import Joint
@@ -24,7 +24,6 @@ FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no par
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
-MOST_ROWS_ON, PATH_BYTES = 64, 2**31  # pairs for least squares, and the bytes of their teacher's runs
 
 
 def difference_calls(calls: int, parts: Sequence[str]) -> int:
@@ -40,7 +39,7 @@ def num_rows_on(parts: Sequence[str], calls: int, pairs: int, numbers: int) -> i
     if "corrections" not in parts or calls < 2:
         return 0
     held = max(1, min(MOST_HELD, pairs // 4))
-    return int(min(MOST_ROWS_ON, (pairs - held) // 2, PATH_BYTES // (4 * 2 * CALLS * numbers)))
+    return num_fitted(pairs - held, numbers)
 
 
 @dataclass(frozen=True)
