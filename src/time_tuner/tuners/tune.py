@@ -22,18 +22,17 @@ from ..samplers import Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule
 from ..spacings import Spacing
 from .base import PARTS, Listener, Tuner, TuningRun, listener
-from .budget import DEFAULT_BUDGET, Budget, Speed, forward, measure_speed
-from .calibration import OWN_CALLS, Calibration
+from .budget import DEFAULT_BUDGET, Budget, Speed, measure_speed
+from .calibration import Calibration
 from .checkpoint import Checkpoint, plain, versions
+from .costs import planned_costs, ranking_pairs
 from .guard import ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
-from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
-from .joint.teacher import SHARE as TEACHER_SHARE
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .network_times import received
-from .ranking import ROUNDS, SHARE, Ranked, Ranking, Rounds, rank
+from .ranking import SHARE, Ranked, Ranking, Rounds, rank
 from .timesteps.tuner import Parallel, Sequential
 
 TUNERS: dict[str, type[Tuner]] = {
@@ -172,7 +171,9 @@ def tune(
     if checkpoint is not None:
         inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch)) | {"free": free}
         kept = Checkpoint(Path(checkpoint), inputs)
-    planned = _planned(tuner, plan, free, samples, network.batch, not data.drawn, guard, limit, None)
+    planned = planned_costs(
+        tuner, plan, free, samples, network.batch, not data.drawn, guard, REFERENCE_CALLS, limit, None
+    )
     with listener(progress) as listening:
         run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
         if run.plan is None:
@@ -274,7 +275,7 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
         if speed.seconds(teacher_cost(FEWEST, len(teacher), model.batch)) > run.budget.seconds:
             return ()
     samples, batch = run.calibration.samples, model.batch
-    key, count, seconds = described(teacher), _ranking_pairs(tuner, run.budget, samples, len(teacher), batch), None
+    key, count, seconds = described(teacher), ranking_pairs(tuner, run.budget, samples, len(teacher), batch), None
     if len(kept.get(key, ())) < count:
         cache = getattr(tuner, "teacher_cache", None) if tuner.ranks_on_its_pairs else None
         kept[key] = teach(model, teacher, run, count, None if cache is None else Path(cache), found=kept.get(key))
@@ -288,15 +289,6 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
         found = rank(loss, plan, run, rounds, seconds)
     run.keep_ranking(found.to_dict())
     return found
-
-
-def _ranking_pairs(tuner: Tuner, budget: Budget, samples: int, teacher: int, batch: int | None) -> int:
-    """On how many runs of the teacher the untuned plans are ranked: those of the tuner, 256 at most; for a tuner that
-    has none as many as there are samples, 64 at most."""
-    if not tuner.ranks_on_its_pairs:
-        return min(ROUNDS[-2], max(FEWEST, samples))
-    pairs = getattr(tuner, "pairs", None) or num_pairs(teacher, budget, batch) or ROUNDS[-1]
-    return min(pairs, ROUNDS[-1])
 
 
 def _default_tuner(plan: Plan, own_samples: bool) -> Tuner:
@@ -445,68 +437,14 @@ def estimate(
     will be given."""
     samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
-    free, model = (
-        any_start or plan is None,
-        BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch),
-    )
+    free = any_start or plan is None
+    model = BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch)
     plan = _start(model, plan, calls, end)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
     tuner = tuner or _default_tuner(plan, own_samples)
     tuner.check(plan, own_samples)
     tuner = tuner.for_model(model, plan, calibration)
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
-    costs = _planned(tuner, plan, free, samples, batch, own_samples, guard, _budget(tuner, budget), speed)
+    budget = _budget(tuner, budget)
+    costs = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, speed)
     return Estimate(costs, speed)
-
-
-def _planned(
-    tuner: Tuner,
-    plan: Plan,
-    free: bool,
-    samples: int,
-    batch: int | None,
-    own_samples: bool,
-    guard: bool | ReferenceDistance,
-    budget: Budget,
-    speed: Speed | None,
-) -> dict[str, tuple[Cost, Cost]]:
-    """The usual and the largest cost of a run, by purpose."""
-    run, costs = forward(samples, batch), dict[str, tuple[Cost, Cost]]()
-    if tuner.uses_data and own_samples:
-        costs["data"] = (run * len(reference_plan(plan.schedule, 0.0, OWN_CALLS)),) * 2
-    costs |= tuner.cost(plan, samples, batch, budget, speed)
-    if "tuning" in costs:
-        usual, most = costs["tuning"]
-        costs["tuning"] = _cut(usual, budget, speed), _cut(most, budget, speed)
-    ranked = (free or guard is not False or tuner.max_starts > 1) and not plan.stochastic
-    if ranked:
-        teacher = len(teacher_of(plan, getattr(tuner, "teacher", None)))
-        pairs = _ranking_pairs(tuner, budget, samples, teacher, batch)
-        own = Cost() if tuner.ranks_on_its_pairs else teacher_cost(pairs, teacher, batch)
-        limit = max(own.evaluations, int(SHARE * costs["tuning"][0].evaluations)) if "tuning" in costs else None
-        if (rounds := Rounds.within(limit, len(plan), pairs)).plans:
-            ranking, made = rounds.cost(len(plan), batch), own
-            if budget.seconds is not None:
-                ranking = _cut(ranking, Budget(seconds=SHARE * budget.seconds), speed)
-                made = _cut(own, Budget(seconds=TEACHER_SHARE * budget.seconds), speed)
-            costs["ranking"] = ranking, rounds.cost(len(plan), batch)
-            usual, most = costs.get("teacher", (Cost(), Cost()))
-            costs["teacher"] = usual + made, most + own
-    if guard is True:
-        costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS)),) * 2
-    if guard is not False:
-        # The untuned plans, the tuned one, and one for each call that may be set back, of which two are usual.
-        others = 2 * ("ranking" in costs)
-        fewest, most_runs = min(4, 2 + len(plan)) + others, 2 + len(plan) + others
-        costs["guard"] = run * (len(plan) * fewest), run * (len(plan) * most_runs)
-    return costs
-
-
-def _cut(cost: Cost, budget: Budget, speed: Speed | None) -> Cost:
-    """As much of a cost as the budget allows."""
-    if budget.calls is not None and cost.calls > budget.calls:
-        cost = Cost(budget.calls, cost.evaluations * budget.calls // cost.calls)
-    if budget.seconds is not None and speed is not None and (seconds := speed.seconds(cost)) > budget.seconds:
-        share = budget.seconds / seconds
-        cost = Cost(int(cost.calls * share), int(cost.evaluations * share))
-    return cost

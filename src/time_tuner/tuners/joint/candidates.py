@@ -120,12 +120,17 @@ class CorrectedPlans:
 
     def _corrected(self, base: Plan, path: TeacherPath, rows: Tensor) -> Plan:
         """The plan with its corrections by least squares on some of the pairs of the path."""
-        pairs = self.loss.pairs[rows]
-        targets = [*(path.at(t)[: len(rows)] for t in base.t[1:-1]), pairs.y]
         corrections = torch.zeros(len(base), len(base), dtype=torch.float64)
-        for k, (row, _) in enumerate(rows_in_turn(self.loss.model, base, pairs.x, targets)):
+        for k, row in enumerate(rows_on(self.loss, base, path, rows)):
             corrections[k, :k] = row
         return base.with_corrections(corrections)
+
+
+def rows_on(loss: TeacherLoss, plan: Plan, path: TeacherPath, rows: Tensor) -> list[Tensor]:
+    """The rows of corrections (k,) of a plan by least squares, on the first pairs of a path, those of these `rows`."""
+    pairs = loss.pairs[rows]
+    targets = [*(path.at(t)[: len(rows)] for t in plan.t[1:-1]), pairs.y]
+    return [row for row, _ in rows_in_turn(loss.model, plan, pairs.x, targets)]
 
 
 def num_fitted(pairs: int, numbers: int) -> int:

@@ -11,7 +11,7 @@ from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
-from ..least_squares import rows_in_turn
+from .candidates import rows_on
 from .forward_only import gradients_by_differences
 from .gauss_newton import ANCHOR, KNOWN_ANCHOR, GaussNewton
 from .levels import LevelSteps
@@ -154,9 +154,7 @@ class JointSearch:
             plan = solver.parameters.start
             if plan.t[1] > teacher.t[0]:
                 continue
-            targets = [*map(path.at, plan.t[1:-1]), pairs.y]
-            corrections = [row for row, _ in rows_in_turn(model, plan, pairs.x, targets)]
-            v = solver.parameters.at_corrections(corrections)
+            v = solver.parameters.at_corrections(rows_on(self.loss, plan, path, torch.arange(len(pairs))))
             loss = self.loss.mean(solver.parameters.plan(v), self.validation)
             if loss < solver.best_loss:
                 solver.begin_at(v, loss)
