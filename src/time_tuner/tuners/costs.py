@@ -9,7 +9,6 @@ from .calibration import OWN_CALLS
 from .guard import ReferenceDistance
 from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, teacher_cost, teacher_of
-from .joint.teacher import SHARE as TEACHER_SHARE
 from .ranking import ROUNDS, SHARE, Rounds
 
 
@@ -43,7 +42,7 @@ def planned_costs(
             ranking, made = rounds.cost(len(plan), batch), own
             if budget.seconds is not None:
                 ranking = _cut(ranking, Budget(seconds=SHARE * budget.seconds), speed)
-                made = _cut(own, Budget(seconds=TEACHER_SHARE * budget.seconds), speed)
+                made = _cut(own, Budget(seconds=SHARE * budget.seconds), speed)
             costs["ranking"] = ranking, rounds.cost(len(plan), batch)
             usual, most = costs.get("teacher", (Cost(), Cost()))
             costs["teacher"] = usual + made, most + own

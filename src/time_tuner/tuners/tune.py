@@ -29,6 +29,7 @@ from .costs import planned_costs, ranking_pairs
 from .guard import ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
+from .joint.teacher import SHARE as TEACHER_SHARE
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .network_times import received
@@ -278,7 +279,8 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     key, count, seconds = described(teacher), ranking_pairs(tuner, run.budget, samples, len(teacher), batch), None
     if len(kept.get(key, ())) < count:
         cache = getattr(tuner, "teacher_cache", None) if tuner.ranks_on_its_pairs else None
-        kept[key] = teach(model, teacher, run, count, None if cache is None else Path(cache), found=kept.get(key))
+        path, share = None if cache is None else Path(cache), TEACHER_SHARE if tuner.ranks_on_its_pairs else SHARE
+        kept[key] = teach(model, teacher, run, count, path, share=share, found=kept.get(key))
     if run.budget.seconds is not None:
         seconds = SHARE * run.budget.seconds
     if len(kept[key]) < FEWEST or run.spent_share > 1 - SHARE:
