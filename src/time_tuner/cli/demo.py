@@ -132,7 +132,7 @@ def _tune(model: Model, plan: Plan, count: int, seed: int, files: dict[str, Path
 def _compare(model: Model, plan: Plan, tuned: dict[str, Plan], count: int, seed: int, out: Path, clock: Clock) -> None:
     """Compare, print and draw; a tuned plan that is the untuned one is left out."""
     plans = {f"ddim:{CALLS}": plan, f"{OTHER}:{CALLS}": make_plan(OTHER, model.schedule, CALLS, SPACING)}
-    changed = {name: one for name, one in tuned.items() if not unchanged(one)}
+    changed = {name: one for name, one in tuned.items() if not torch.equal(one.t, plan.t) or not unchanged(one)}
     plans |= {f"{name}:{CALLS}": one for name, one in changed.items()}
     plans |= {f"ddim:{calls}": make_plan("ddim", model.schedule, calls, SPACING) for calls in MORE_CALLS}
     clock.phase = "comparison"
