@@ -119,6 +119,25 @@ def compile_rows(
     Raises:
         ValueError: the sampler is not linear, looks back too far, or draws noise twice in a call.
     """
+    numbers = [number for p in points for number in (p.t, p.alpha, p.sigma)]
+    kind = getattr(type(sampler), "__dataclass_params__", None)
+    if corrections is not None or not getattr(kind, "frozen", False) or any(one.requires_grad for one in numbers):
+        return _compiled(sampler, points, steps, corrections)
+    values = tuple(float(one) for one in numbers)
+    return _known(sampler, tuple(zip(values[::3], values[1::3], values[2::3], strict=True)), tuple(steps))
+
+
+@lru_cache(maxsize=1024)
+def _known(sampler: Sampler, points: Sequence[tuple[float, float, float]], steps: Sequence[int]) -> tuple[Row, ...]:
+    """The rows of an untuned run: a search meets the same ones again and again, and compiling takes milliseconds."""
+    with torch.inference_mode(False), torch.no_grad():
+        at = torch.tensor(points, dtype=torch.float64, device="cpu").unbind()
+        return _compiled(sampler, [Point(*one.unbind()) for one in at], steps, None)
+
+
+def _compiled(
+    sampler: Sampler, points: Sequence[Point], steps: Sequence[int], corrections: Tensor | None
+) -> tuple[Row, ...]:
     compiler = _Compiler(sampler, points, corrections)
     rows: list[Row] = []
     before = 0  # the look-back of the previous call

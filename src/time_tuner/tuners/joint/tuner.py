@@ -49,8 +49,6 @@ from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, 
 
 logger = logging.getLogger("time_tuner")
 
-logger = logging.getLogger("time_tuner")
-
 
 @dataclass(frozen=True)
 class Joint(Tuner):
