@@ -5,7 +5,8 @@ J_i^T q_i, and its curvature is the mean of J_i^T J_i |q_i|^2 / d_i, see `Teache
 J_i is the difference between the end of a run in which one number is moved and the end of the run itself. Both runs
 are the same until the first call that the number has an effect on, so that only the calls from there on are made: none
 for a correction of the last call. A plan of K calls has K (K + 1) / 2 calls to make again for tau, K (K - 1) / 2 for
-the step times and K (K - 1) (K - 2) / 6 for the corrections: at 5 calls 35, which is 7 runs for 19 numbers.
+the step times and K (K - 1) (K - 2) / 6 for the corrections: at 5 calls 35, which is 7 runs for 19 numbers. A number
+with which call k reuses guidance has K - k calls.
 
 The networks may be compiled, quantised or remote, and the memory is that of one call.
 """
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..._dtypes import squared_norms, wide
-from ...models.base import Model, for_rows
+from ...models.base import Model, check_prediction, for_rows
 from ...plans.plan import Plan
 from ...sampling import predict
 from .loss import FLOOR, Gradients, TeacherLoss, robust
-from .parameters import Parameters
+from .parameters import Parameters, reusing
 
 STEP = 0.05  # of a parameter, between the two runs of a difference
 NOTHING = 1e-10  # of the largest derivative of the numbers of a run, below which there is none
@@ -100,8 +101,9 @@ class _Run:
 
     def __init__(self, model: Model, plan: Plan, numbers: Tensor, noise: Tensor) -> None:
         self.model, self.plan, self.numbers = model, plan, numbers
-        self.terms = [plan.initial_state(noise)]
-        self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms)
+        self.places = list(map(tuple, reusing(plan).T.tolist()))
+        self.terms, self.added = [noise], dict[int, Tensor]()
+        self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms, self.added)
 
     def fits(self, move: Tensor) -> bool:
         """Whether the conditioning times are in the trained range after this move of the numbers."""
@@ -112,19 +114,36 @@ class _Run:
     def end_with(self, move: Tensor) -> Tensor:
         """The ends with other numbers, by the calls from the first that they have an effect on."""
         calls = len(self.plan)
-        weights, times = move[: -2 * calls].split(list(range(2, calls + 2))), move[-2 * calls :].view(2, calls)
-        changed = [bool(times[:, k].any()) or (k > 0 and bool(weights[k - 1].any())) for k in range(calls)]
+        (*weights, reused), times = self._split(move), move[-2 * calls :].view(2, calls)
+        other = {k for (k, _), number in zip(self.places, reused.tolist(), strict=True) if number}
+        changed = [bool(times[:, k].any()) or k in other or bool(weights[k].any()) for k in range(calls)]
         first = changed.index(True) if True in changed else calls
-        return self._continued(self.numbers + move, times, self.terms[: 1 + first])
+        added = {j: one for j, one in self.added.items() if j < first}
+        return self._continued(self.numbers + move, times, self.terms[: 1 + first], added)
 
-    def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor]) -> Tensor:
-        """The ends of runs whose first terms, the noise and predictions, are known; the others are added to them."""
-        calls, plan = len(self.plan), self.plan
-        weights, factors = numbers[: -2 * calls].split(list(range(2, calls + 2))), log_times.view(2, calls).exp()
+    def _split(self, numbers: Tensor) -> Sequence[Tensor]:
+        """The weights in the first state and after each call, and those with which guidance is reused."""
+        return list(numbers[: -2 * len(self.plan)].split([*range(1, len(self.plan) + 2), len(self.places)]))
+
+    def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor], added: dict[int, Tensor]) -> Tensor:
+        """The ends of runs whose first terms, the noise and predictions, are known, and what guidance has added to
+        these; the others are added to both."""
+        calls, plan, dtype = len(self.plan), self.plan, terms[0].dtype
+        (*weights, reused), factors = self._split(numbers), log_times.view(2, calls).exp()
+        reuse = dict(zip(self.places, reused.tolist(), strict=True))
         for k in range(len(terms) - 1, calls):
-            x = self._state(weights[k - 1], terms) if k else terms[0]
+            x = self._state(weights[k], terms)
             tau, t = plan.tau[k] * factors[0, k], plan.t[k] * factors[1, k]
-            terms.append(predict(self.model, plan, k, x, tau, t).to(terms[0].dtype))
+            if all(plan.guided):
+                terms.append(predict(self.model, plan, k, x, tau, t).to(dtype))
+                continue
+            prediction, more = self.model.parts(plan.rows[k].predicts, x, t, tau, plan.guided[k])
+            prediction = check_prediction(prediction, x, f" at call {k}").to(dtype)
+            if more is None:
+                terms.append(sum((reuse[k, j] * one for j, one in added.items()), prediction))
+            else:
+                added[k] = check_prediction(more, x, f" at call {k}").to(dtype)
+                terms.append(prediction + added[k])
         return self._state(weights[-1], terms)
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._dtypes import squared_norms, wide
-from ...models.base import HookedModel, Model, for_rows
+from ...models.base import HookedModel, Model, check_prediction, for_rows
 from ...models.batching import BatchedModel, accepts_times
 from ...models.checkpointing import CheckpointedModel, needs_checkpointing
 from ...models.counting import CostLog
@@ -18,7 +18,7 @@ from ...plans.plan import Plan
 from ...sampling import predict, sample, trajectory
 from ..calibration import losses_of
 from ..network_times import other_level
-from .parameters import Parameters
+from .parameters import Parameters, reusing
 from .teacher import Pairs
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -142,7 +142,7 @@ class TeacherLoss:
             # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
             plan, numbers, derivative = parameters.linear(v)
             model = HookedModel(CheckpointedModel(model) if checkpoint else model, _check_gradient)
-            end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, times)
+            end, own = run_each(model, plan, pairs.x, numbers, times)
             at = end.detach().requires_grad_()
             distances = self.distances(at, pairs.y)
             if not distances.requires_grad:
@@ -170,26 +170,46 @@ class TeacherLoss:
         return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(model: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
-    """The end of a run in which each sample has numbers of its own, those of `Parameters.linear`; and these, (B, M), by
-    which the end has a gradient."""
-    calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
-    wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
+def run_each(model: Model, plan: Plan, noise: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
+    """The end of a run from noise (B, ...) in which each sample has numbers of its own, those of `Parameters.linear`;
+    and these, (B, M), by which the end has a gradient."""
+    calls, own = len(plan), numbers.to(noise).expand(len(noise), -1).clone().requires_grad_()
+    wide = own.view(*own.shape, *(1,) * (noise.dim() - 1)).unbind(1)
     log_tau, log_t = wide[-2 * calls : -calls], wide[-calls:]
-    terms, state, first = [x], x, 0
+    reused = dict(zip(map(tuple, reusing(plan).T.tolist()), wide[1 + calls * (calls + 3) // 2 :], strict=False))
+    terms, added, state, first = [noise], dict[int, Tensor](), wide[0] * noise, 1
     for k in range(calls):
-        terms.append(_predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times))
-        state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(x))
+        found = _predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times)
+        if not plan.guided[k]:
+            found[0] = sum((reused[k, j] * one for j, one in added.items()), found[0])
+        elif len(found) > 1:
+            found[0], added[k] = found[0] + found[1], found[1]
+        terms.append(found[0])
+        state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(noise))
         first += len(terms)
     return state, own
 
 
-def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
-    """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
+def _predict(
+    model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients
+) -> list[Tensor]:
+    """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...); of a plan that
+    leaves guidance out of some calls without what is reused, and at guided calls with what guidance adds to it."""
+
+    def predicted(**own: Tensor) -> list[Tensor]:
+        if all(plan.guided):
+            return [predict(model, plan, k, x, **own).to(x.dtype)]
+        now = {"t": plan.point(k).t, "tau": plan.taus[k]} | own
+        return [
+            check_prediction(one, x, f" at call {k}").to(x.dtype)
+            for one in model.parts(plan.rows[k].predicts, x, now["t"], now["tau"], plan.guided[k])
+            if one is not None
+        ]
+
     if times.exact and plan.rows[k].predicts == "eps":
-        own = {name: log.flatten().cpu().double().exp() for name, log in logs.items()}
-        return predict(model, plan, k, x, **own).to(x.dtype)
-    here = prediction = predict(model, plan, k, x).to(x.dtype)
+        return predicted(**{name: log.flatten().cpu().double().exp() for name, log in logs.items()})
+    here = predicted()
+    found = list(here)
     for name in times.differences:
         with torch.no_grad():
             time = getattr(plan, name)[k]
@@ -198,9 +218,10 @@ def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor
             if name == "tau" and model.whole_levels:
                 other = other_level(plan.schedule, time, other)
                 step = float(other / time) - 1
-            slope = (predict(model, plan, k, x, **{name: other}).to(x.dtype) - here) / step
-        prediction = prediction + (logs[name] - logs[name].detach()) * slope
-    return prediction
+            slopes = [(there - one) / step for there, one in zip(predicted(**{name: other}), here, strict=True)]
+        moved = logs[name] - logs[name].detach()
+        found = [one + moved * slope for one, slope in zip(found, slopes, strict=True)]
+    return found
 
 
 def _check_gradient(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:

@@ -1,10 +1,13 @@
 """The parameters of joint tuning: one vector of numbers, which is zero at the plan itself."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ...plans.grid import MOST_DATA
 from ...plans.plan import Plan
 from ...sampling import coefficients
 from ...schedules.base import time_at_angle
@@ -24,14 +27,21 @@ def check_parts(parts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in parts)
 
 
+def reusing(plan: Plan) -> Tensor:
+    """The calls that may reuse guidance, and the guided calls before each of them, (2, n)."""
+    guided = torch.tensor(plan.guided)
+    return (~guided[:, None] & guided).tril(-1).nonzero().T
+
+
 class Parameters:
     r"""The parts of a plan that are tuned, as a vector v.
 
-    - "times": the step ends between the first and the last. In the angle phi = arctan(sigma / alpha), which is finite
-      where alpha or sigma is 0, increment i of the grid is multiplied by e^{v_i}, and all are scaled to the same sum:
-      a grid stays monotone and keeps its ends, whatever v is.
+    - "times": the step ends but the last. In the angle phi = arctan(sigma / alpha), which is finite where alpha or
+      sigma is 0, increment i of the grid is multiplied by e^{v_i}, so that a grid stays monotone whatever v is. With a
+      fixed start all are scaled to the same sum; else the grid begins where there is noise, at T at most.
     - "tau": the conditioning time is e^{v_k} times that of the plan, within the trained range.
     - "corrections": the strictly lower triangular C, added to that of the plan.
+    - "reuse": G at the calls without guidance, for every guided call before, added to that of the plan.
 
     For a network of whole levels `rounded` gives the times that it receives. Conditioning times are then no part of v:
     they are `ratios` times t, rounded, with the derivative of the times before they are rounded.
@@ -43,6 +53,7 @@ class Parameters:
         parts: str | Sequence[str] = PARTS,
         rounded: Callable[[Tensor], Tensor] | None = None,
         ratios: Tensor | None = None,
+        fixed_start: bool = False,
     ) -> None:
         if plan.t.is_inference():
             with torch.inference_mode(False):  # its tensors have no gradient, those of a copy do
@@ -54,9 +65,21 @@ class Parameters:
         self.ratios = plan.tau / plan.t[:-1] if ratios is None else ratios
         with torch.inference_mode(False):
             self.lower = torch.tril_indices(len(plan), len(plan), -1)
+            self.pairs = reusing(plan)
         self.angles = plan.schedule.at(plan.step_times).angle
-        times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
-        sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1]}
+        first, last = float(self.angles[0].detach()), float(self.angles[-1].detach())
+        least, most = math.acos(math.sqrt(0.99 * MOST_DATA)), float(plan.schedule.at(plan.schedule.T).angle)
+        # At alpha = 0 the arithmetic is another one, and a run from an image begins in its state.
+        self.fixed_start = fixed_start or not least <= first < math.pi / 2
+        self.reach = (first - last,) * 2 if self.fixed_start else (least - last, most - last)
+        # A single step between fixed ends has nothing to move.
+        times = len(plan.steps) if len(plan.steps) > 1 or not self.fixed_start else 0
+        sizes = {
+            "times": times,
+            "tau": len(plan),
+            "corrections": self.lower.shape[1],
+            "reuse": self.pairs.shape[1],
+        }
         self.sizes = [sizes[part] for part in self.parts]
 
     def __len__(self) -> int:
@@ -71,8 +94,11 @@ class Parameters:
             elif part == "tau":
                 plan = plan.with_ratios(self.start.tau / self.start.t[:-1] * torch.exp(values))
             elif len(values):
-                c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(self.lower), values)
-                plan = plan.with_corrections(c if plan.corrections is None else plan.corrections + c)
+                name, places = ("corrections", self.lower) if part == "corrections" else ("reuse", self.pairs)
+                c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(places), values)
+                known = getattr(plan, name)
+                c = c if known is None else known + c
+                plan = plan.with_corrections(c) if part == "corrections" else replace(plan, reuse=c)
         if self.rounded is None:
             return plan
         tau = plan.with_ratios(self.ratios).tau
@@ -85,21 +111,25 @@ class Parameters:
         here = torch.cat(list(rows))
         if self.start.corrections is not None:
             here = here - self.start.corrections[tuple(self.lower)]
-        v[sum(self.sizes[:at]) :] = here
+        first = sum(self.sizes[:at])
+        v[first : first + len(here)] = here
         return v
 
     def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
         """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).
 
-        The numbers are, call after call, the weights of the first state and of the predictions so far in the state
-        after the call, see `coefficients`; then log tau of each call, and log t.
+        The numbers are the weight of the noise in the first state, see `Plan.initial_state`; call after call those of
+        the noise and of the predictions so far in the state after the call, see `coefficients`; then those with which
+        calls reuse guidance, in the order of `reusing`; then log tau of each call, and log t.
         """
         # The network may be called in inference mode, of which the arithmetic around it is no part.
         with torch.inference_mode(False), torch.enable_grad():
             v = v.detach().clone().requires_grad_()
             plan = self.plan(v)
-            weights = [row[: k + 2] for k, row in enumerate(coefficients(plan))]
-            numbers = torch.cat([*weights, plan.tau.log(), plan.t[:-1].log()])
+            scale, table = plan.point(0).scale, coefficients(plan)
+            weights = [part for k, row in enumerate(table) for part in (scale[None] * row[:1], row[1 : k + 2])]
+            reused = plan.reuse_weights[tuple(self.pairs)]
+            numbers = torch.cat([scale[None], *weights, reused, plan.tau.log(), plan.t[:-1].log()])
             unit = torch.eye(len(numbers), dtype=v.dtype)
             (derivative,) = torch.autograd.grad(numbers, v, unit, is_grads_batched=True)
         return self.plan(v.detach()), numbers.detach(), derivative
@@ -107,13 +137,13 @@ class Parameters:
     @torch.no_grad()
     def directions(self, v: Tensor) -> Tensor:
         """A basis of directions in v, (P, P), each of which has an effect on few calls: column i of "times" moves the
-        end of step i alone, and the last one nothing; the others are the numbers of v themselves."""
+        end of step i alone, and the last one the first time, or nothing; the others are the numbers of v themselves."""
         basis = torch.eye(len(v), dtype=v.dtype)
         if count := self.sizes[0] if self.parts[0] == "times" else 0:
             increments = self.angles.diff().abs() * torch.exp(v[:count])
             for i in range(count - 1):
                 basis[i : i + 2, i] = torch.tensor([1.0, -1.0]) * increments[i : i + 2].min() / increments[i : i + 2]
-            basis[:count, count - 1] = 1
+            basis[:count, count - 1] = 1.0 if self.fixed_start else torch.eye(count)[0]
         return basis
 
     @torch.no_grad()
@@ -122,18 +152,28 @@ class Parameters:
         trained range."""
         split = dict(zip(self.parts, v.split(self.sizes), strict=True))
         if "times" in split:
-            split["times"].sub_(split["times"].mean()).clamp_(-WIDEST, WIDEST)
+            values = split["times"]
+            values.sub_(values.mean() if self.fixed_start else 0.0).clamp_(-WIDEST, WIDEST)
+            if not self.fixed_start:
+                total = self._increments(values).sum()
+                values.add_(torch.log(total.clamp(*self.reach) / total))
         if "tau" in split:
             plan = self.plan(v)
             split["tau"].copy_(torch.log(plan.tau / (self.start.tau / self.start.t[:-1] * plan.t[:-1])))
 
     def _step_times(self, values: Tensor) -> Tensor:
-        times = self.start.step_times
-        if len(times) == 2:
+        times, schedule = self.start.step_times, self.start.schedule
+        if len(times) == 2 and self.fixed_start:
             return times
-        increments, schedule = -self.angles.diff(), self.start.schedule
-        grown = increments * torch.exp(values)
-        angles = self.angles[0] - (grown * (increments.sum() / grown.sum())).cumsum(0)
+        grown = self._increments(values)
+        total = grown.sum()
+        kept = total.clamp(*self.reach)
+        first = self.angles[:1] + (kept - (self.angles[0] - self.angles[-1]))
+        angles = torch.cat([first, first - (grown * (kept / total)).cumsum(0)])[:-1]
         # A grid that ends at 0 may reach below the least trained time before its end.
         least = min(schedule.t_min, float(times[-2].detach()))
-        return torch.cat([times[:1], time_at_angle(schedule, angles[:-1]).clamp(least, schedule.T), times[-1:]])
+        moved = time_at_angle(schedule, angles).clamp(least, schedule.T)
+        return torch.cat([times[:1] if self.fixed_start else moved[:1], moved[1:], times[-1:]])
+
+    def _increments(self, values: Tensor) -> Tensor:
+        return -self.angles.diff() * torch.exp(values)
