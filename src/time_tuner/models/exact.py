@@ -143,18 +143,23 @@ class ConditionalMixture(Mixture):
             ValueError: a condition that is no class.
         """
 
+        # The noise does not determine the data at alpha = 0.
+        predicted = "noise" if float(schedule.at(schedule.T).alpha) else "x_start"
+
         def network(x: Tensor, time: Tensor, classes: Tensor) -> Tensor:
             p = for_samples(schedule.at(schedule.from_network_time(time)), x)
             labels = self.labels.to(x.device)
             possible = (classes[:, None] == labels) | (classes == self.num_classes)[:, None]  # of no class: all
             flat, m, v = self._mean(x, like(p.alpha, x), like(p.sigma, x), possible)
             alpha, sigma = (like(one.flatten(1) if one.dim() else one, x) for one in (p.alpha, p.sigma))
-            return (sigma * (flat - alpha * m) / v).view_as(x)
+            data = (alpha * self.std**2 * flat + sigma**2 * m) / v
+            return (data if predicted == "x_start" else sigma * (flat - alpha * m) / v).view_as(x)
 
         check_labels("condition", condition, self.num_classes)
         wrapped = model_wrapper(
             network,
             schedule,
+            predicted,
             guidance_type="classifier-free",
             guidance_scale=scale,
             shape=tuple(self.means.shape[1:]),
