@@ -85,6 +85,7 @@ def tune_pipeline(
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
+        calls = calls or 8
         plan = own_plan(model, calls, sampler or SAMPLER, spacing, end)
         check_start(plan, pipe)
         if spacing is None and end is None and isinstance(model.spacing, OwnGrid):

@@ -12,13 +12,18 @@ from .base import Model, ModelAround
 
 @dataclass(frozen=True)
 class Cost:
-    """Network calls, and the sample evaluations in them: batch x forward; a backward counts as two forwards."""
+    """Network calls, and the sample evaluations in them: batch x forward, twice that under classifier-free guidance; a
+    backward counts as two forwards."""
 
     calls: int = 0
     evaluations: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
+
+    def of_each(self, evaluations: int) -> "Cost":
+        """The same calls with so many evaluations for each sample."""
+        return Cost(self.calls, self.evaluations * evaluations)
 
     def __mul__(self, times: int) -> "Cost":
         return Cost(self.calls * times, self.evaluations * times)

@@ -107,8 +107,8 @@ def tune(
         evaluations: for a model under classifier-free guidance, instead of a plan or `calls`: the best plan of at most
             so many evaluations of the network, two for each call with guidance and one for each call without; see
             `Joint`.
-        end: with `calls` or `evaluations`, the time where the plan ends, see `make_plan`. The teacher, the untuned plans and the guard's
-            reference run end there, too.
+        end: with `calls` or `evaluations`, the time where the plan ends, see `make_plan`. The teacher, the untuned
+            plans and the guard's reference run end there, too.
         any_start: whether tuning starts from the best untuned plan that ends where the given one does.
         samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
@@ -182,7 +182,8 @@ def tune(
         tuner, plan, free, samples, network.batch, not data.drawn, guard, REFERENCE_CALLS, limit, None
     )
     with listener(progress) as listening:
-        run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
+        expected = {purpose: usual.of_each(model.evaluations) for purpose, (usual, _) in planned.items()}
+        run = TuningRun(data, limit, log, kept, listening, expected)
         if run.plan is None:
             tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
         else:
@@ -401,6 +402,8 @@ def tune_several(
     counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
+    if getattr(tuner, "evaluations", None) is not None:
+        raise ValueError(f"evaluations of {tuner!r} are for one plan: call tune for each number of evaluations")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
     tuner = tuner or _default_tuner(plans[0], data.own)
@@ -472,4 +475,6 @@ def estimate(
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     budget = _budget(tuner, budget)
     costs = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, speed)
-    return Estimate(costs, speed)
+    each = model.evaluations
+    counted = {name: (usual.of_each(each), most.of_each(each)) for name, (usual, most) in costs.items()}
+    return Estimate(counted, Speed(speed.call, speed.evaluation / each))

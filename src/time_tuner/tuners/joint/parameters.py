@@ -10,7 +10,7 @@ from torch import Tensor
 from ...plans.grid import MOST_DATA
 from ...plans.plan import Plan
 from ...sampling import coefficients
-from ...schedules.base import time_at_angle
+from ...schedules.base import time_at_angle, time_at_lam
 from ..base import PARTS
 
 WIDEST = 4.0  # e^4 times its even share an increment of the grid is at most
@@ -37,8 +37,9 @@ class Parameters:
     r"""The parts of a plan that are tuned, as a vector v.
 
     - "times": the step ends but the last. In the angle phi = arctan(sigma / alpha), which is finite where alpha or
-      sigma is 0, increment i of the grid is multiplied by e^{v_i}, so that a grid stays monotone whatever v is. With a
-      fixed start all are scaled to the same sum; else the grid begins where there is noise, at T at most.
+      sigma is 0, increment i of the grid is multiplied by e^{v_i}, and all are scaled to the same sum: a grid stays
+      monotone and keeps its ends, whatever v is. Without a fixed start another number is added to log(sigma / alpha) at
+      the first time, as far as there is noise, and not beyond T.
     - "tau": the conditioning time is e^{v_k} times that of the plan, within the trained range.
     - "corrections": the strictly lower triangular C, added to that of the plan.
     - "reuse": G at the calls without guidance, for every guided call before, added to that of the plan.
@@ -67,15 +68,14 @@ class Parameters:
             self.lower = torch.tril_indices(len(plan), len(plan), -1)
             self.pairs = reusing(plan)
         self.angles = plan.schedule.at(plan.step_times).angle
-        first, last = float(self.angles[0].detach()), float(self.angles[-1].detach())
-        least, most = math.acos(math.sqrt(0.99 * MOST_DATA)), float(plan.schedule.at(plan.schedule.T).angle)
-        # At alpha = 0 the arithmetic is another one, and a run from an image begins in its state.
-        self.fixed_start = fixed_start or not least <= first < math.pi / 2
-        self.reach = (first - last,) * 2 if self.fixed_start else (least - last, most - last)
-        # A single step between fixed ends has nothing to move.
-        times = len(plan.steps) if len(plan.steps) > 1 or not self.fixed_start else 0
+        # log(alpha / sigma) of the first time, and its range, where there is noise. At alpha = 0 the arithmetic is
+        # another one, and a run from an image begins in its state: the start of such runs stays.
+        self.first, share = plan.point(0).lam, 0.99 * MOST_DATA
+        self.range = float(plan.schedule.at(plan.schedule.T).lam), math.log(share / (1 - share)) / 2
+        self.fixed_start = fixed_start or not -math.inf < float(self.first) <= self.range[1]
+        self.increments = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the ends
         sizes = {
-            "times": times,
+            "times": self.increments + (not self.fixed_start),
             "tau": len(plan),
             "corrections": self.lower.shape[1],
             "reuse": self.pairs.shape[1],
@@ -136,14 +136,14 @@ class Parameters:
 
     @torch.no_grad()
     def directions(self, v: Tensor) -> Tensor:
-        """A basis of directions in v, (P, P), each of which has an effect on few calls: column i of "times" moves the
-        end of step i alone, and the last one the first time, or nothing; the others are the numbers of v themselves."""
+        """A basis of directions in v, (P, P), each of which has an effect on few calls: column i of the increments
+        moves the end of step i alone, and the last one nothing; the others are the numbers of v themselves."""
         basis = torch.eye(len(v), dtype=v.dtype)
-        if count := self.sizes[0] if self.parts[0] == "times" else 0:
+        if count := self.increments if self.parts[0] == "times" else 0:
             increments = self.angles.diff().abs() * torch.exp(v[:count])
             for i in range(count - 1):
                 basis[i : i + 2, i] = torch.tensor([1.0, -1.0]) * increments[i : i + 2].min() / increments[i : i + 2]
-            basis[:count, count - 1] = 1.0 if self.fixed_start else torch.eye(count)[0]
+            basis[:count, count - 1] = 1
         return basis
 
     @torch.no_grad()
@@ -152,28 +152,30 @@ class Parameters:
         trained range."""
         split = dict(zip(self.parts, v.split(self.sizes), strict=True))
         if "times" in split:
-            values = split["times"]
-            values.sub_(values.mean() if self.fixed_start else 0.0).clamp_(-WIDEST, WIDEST)
-            if not self.fixed_start:
-                total = self._increments(values).sum()
-                values.add_(torch.log(total.clamp(*self.reach) / total))
+            values, start = split["times"].tensor_split([self.increments])
+            if self.increments:
+                values.sub_(values.mean()).clamp_(-WIDEST, WIDEST)
+            start.copy_(self.first - (self.first - start).clamp(*self.range))
         if "tau" in split:
             plan = self.plan(v)
             split["tau"].copy_(torch.log(plan.tau / (self.start.tau / self.start.t[:-1] * plan.t[:-1])))
 
     def _step_times(self, values: Tensor) -> Tensor:
         times, schedule = self.start.step_times, self.start.schedule
-        if len(times) == 2 and self.fixed_start:
-            return times
-        grown = self._increments(values)
-        total = grown.sum()
-        kept = total.clamp(*self.reach)
-        first = self.angles[:1] + (kept - (self.angles[0] - self.angles[-1]))
-        angles = torch.cat([first, first - (grown * (kept / total)).cumsum(0)])[:-1]
+        values, start = values.tensor_split([self.increments])
+        first, angles = times[:1], self.angles
+        if len(start):
+            lam = (self.first - start).clamp(*self.range)
+            # Exactly the first time of the plan at v = 0, with the derivative of another one.
+            first = first + (time_at_lam(schedule, lam) - time_at_lam(schedule, self.first)).clamp(
+                max=schedule.T - float(first)
+            )
+            angles = torch.cat([schedule.at(first).angle, angles[1:]])
+        if len(times) == 2:
+            return torch.cat([first, times[-1:]])
+        increments = -self.angles.diff()
+        grown = increments * torch.exp(values)
+        angles = angles[0] - (grown * ((angles[0] - angles[-1]) / grown.sum())).cumsum(0)
         # A grid that ends at 0 may reach below the least trained time before its end.
         least = min(schedule.t_min, float(times[-2].detach()))
-        moved = time_at_angle(schedule, angles).clamp(least, schedule.T)
-        return torch.cat([times[:1] if self.fixed_start else moved[:1], moved[1:], times[-1:]])
-
-    def _increments(self, values: Tensor) -> Tensor:
-        return -self.angles.diff() * torch.exp(values)
+        return torch.cat([first, time_at_angle(schedule, angles[:-1]).clamp(least, schedule.T), times[-1:]])
