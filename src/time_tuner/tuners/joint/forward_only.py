@@ -21,7 +21,7 @@ from ...models.base import Model, check_prediction, for_rows
 from ...plans.plan import Plan
 from ...sampling import predict
 from .loss import FLOOR, Gradients, TeacherLoss, robust
-from .parameters import Parameters, reusing
+from .parameters import Parameters
 
 STEP = 0.05  # of a parameter, between the two runs of a difference
 NOTHING = 1e-10  # of the largest derivative of the numbers of a run, below which there is none
@@ -40,17 +40,19 @@ def gradients_by_differences(loss: TeacherLoss, parameters: Parameters, v: Tenso
     moves[moves.abs() <= NOTHING * moves.abs().max()] = 0
     # 2. The distances, their slopes J_i^T q_i, and J_i^T J_i |q_i|^2 / d_i, of as many pairs as there is memory for.
     at_once = max(1, MOST_BYTES // (4 * max(1, len(v)) * loss.pairs.x[0].numel()))
-    parts = [_sums(loss, plan, numbers, moves, some) for some in rows.split(at_once)]
+    parts = [_sums(loss, plan, numbers, parameters.pairs, moves, some) for some in rows.split(at_once)]
     distance, slope, curvature = (sum(part[i] for part in parts) / len(rows) for i in range(3))
     # 3. They are by the directions so far: J_v = J directions^-1.
     back = torch.linalg.inv(directions)
     return Gradients(float(distance), back.T @ slope, back.T @ curvature @ back)
 
 
-def _sums(loss: TeacherLoss, plan: Plan, numbers: Tensor, moves: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(
+    loss: TeacherLoss, plan: Plan, numbers: Tensor, places: Tensor, moves: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sums over these pairs of the distance (), of its slopes (P,) and of its curvatures (P, P)."""
     model, pairs = for_rows(loss.model, rows), loss.pairs[rows]
-    run = _Run(model, plan, numbers, pairs.x)
+    run = _Run(model, plan, numbers, places, pairs.x)
     ends, steps = list[Tensor](), list[float]()
     for move in moves.T:
         step = STEP if run.fits(STEP * move) else -STEP
@@ -99,10 +101,10 @@ class _Run:
         end: the ends, (B, ...).
     """
 
-    def __init__(self, model: Model, plan: Plan, numbers: Tensor, noise: Tensor) -> None:
+    def __init__(self, model: Model, plan: Plan, numbers: Tensor, places: Tensor, noise: Tensor) -> None:
         self.model, self.plan, self.numbers = model, plan, numbers
-        self.places = list(map(tuple, reusing(plan).T.tolist()))
-        self.terms, self.added = [noise], dict[int, Tensor]()
+        self.places: list[list[int]] = places.T.tolist()
+        self.terms, self.added = [plan.initial_state(noise)], dict[int, Tensor]()
         self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms, self.added)
 
     def fits(self, move: Tensor) -> bool:
@@ -116,23 +118,25 @@ class _Run:
         calls = len(self.plan)
         (*weights, reused), times = self._split(move), move[-2 * calls :].view(2, calls)
         other = {k for (k, _), number in zip(self.places, reused.tolist(), strict=True) if number}
-        changed = [bool(times[:, k].any()) or k in other or bool(weights[k].any()) for k in range(calls)]
+        changed = [
+            bool(times[:, k].any()) or k in other or (k > 0 and bool(weights[k - 1].any())) for k in range(calls)
+        ]
         first = changed.index(True) if True in changed else calls
         added = {j: one for j, one in self.added.items() if j < first}
         return self._continued(self.numbers + move, times, self.terms[: 1 + first], added)
 
     def _split(self, numbers: Tensor) -> Sequence[Tensor]:
-        """The weights in the first state and after each call, and those with which guidance is reused."""
-        return list(numbers[: -2 * len(self.plan)].split([*range(1, len(self.plan) + 2), len(self.places)]))
+        """The weights in the state after each call, and those with which guidance is reused."""
+        return list(numbers[: -2 * len(self.plan)].split([*range(2, len(self.plan) + 2), len(self.places)]))
 
     def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor], added: dict[int, Tensor]) -> Tensor:
         """The ends of runs whose first terms, the noise and predictions, are known, and what guidance has added to
         these; the others are added to both."""
         calls, plan, dtype = len(self.plan), self.plan, terms[0].dtype
         (*weights, reused), factors = self._split(numbers), log_times.view(2, calls).exp()
-        reuse = dict(zip(self.places, reused.tolist(), strict=True))
+        reuse = list(zip(self.places, reused.tolist(), strict=True))
         for k in range(len(terms) - 1, calls):
-            x = self._state(weights[k], terms)
+            x = self._state(weights[k - 1], terms) if k else terms[0]
             tau, t = plan.tau[k] * factors[0, k], plan.t[k] * factors[1, k]
             if all(plan.guided):
                 terms.append(predict(self.model, plan, k, x, tau, t).to(dtype))
@@ -140,7 +144,7 @@ class _Run:
             prediction, more = self.model.parts(plan.rows[k].predicts, x, t, tau, plan.guided[k])
             prediction = check_prediction(prediction, x, f" at call {k}").to(dtype)
             if more is None:
-                terms.append(sum((reuse[k, j] * one for j, one in added.items()), prediction))
+                terms.append(sum((weight * added[j] for (at, j), weight in reuse if at == k), prediction))
             else:
                 added[k] = check_prediction(more, x, f" at call {k}").to(dtype)
                 terms.append(prediction + added[k])

@@ -18,7 +18,7 @@ from ...plans.plan import Plan
 from ...sampling import predict, sample, trajectory
 from ..calibration import losses_of
 from ..network_times import other_level
-from .parameters import Parameters, reusing
+from .parameters import Parameters
 from .teacher import Pairs
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -142,7 +142,7 @@ class TeacherLoss:
             # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
             plan, numbers, derivative = parameters.linear(v)
             model = HookedModel(CheckpointedModel(model) if checkpoint else model, _check_gradient)
-            end, own = run_each(model, plan, pairs.x, numbers, times)
+            end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, parameters.pairs, times)
             at = end.detach().requires_grad_()
             distances = self.distances(at, pairs.y)
             if not distances.requires_grad:
@@ -170,22 +170,24 @@ class TeacherLoss:
         return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(model: Model, plan: Plan, noise: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
-    """The end of a run from noise (B, ...) in which each sample has numbers of its own, those of `Parameters.linear`;
-    and these, (B, M), by which the end has a gradient."""
-    calls, own = len(plan), numbers.to(noise).expand(len(noise), -1).clone().requires_grad_()
-    wide = own.view(*own.shape, *(1,) * (noise.dim() - 1)).unbind(1)
+def run_each(
+    model: Model, plan: Plan, x: Tensor, numbers: Tensor, pairs: Tensor, times: TimeGradients
+) -> tuple[Tensor, Tensor]:
+    """The end of a run from x (B, ...) in which each sample has numbers of its own, those of `Parameters.linear` with
+    its `pairs`; and these, (B, M), by which the end has a gradient."""
+    calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
+    wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
     log_tau, log_t = wide[-2 * calls : -calls], wide[-calls:]
-    reused = dict(zip(map(tuple, reusing(plan).T.tolist()), wide[1 + calls * (calls + 3) // 2 :], strict=False))
-    terms, added, state, first = [noise], dict[int, Tensor](), wide[0] * noise, 1
+    reused = list(zip(pairs.T.tolist(), wide[calls * (calls + 3) // 2 :], strict=False))
+    terms, added, state, first = [x], dict[int, Tensor](), x, 0
     for k in range(calls):
         found = _predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times)
         if not plan.guided[k]:
-            found[0] = sum((reused[k, j] * one for j, one in added.items()), found[0])
+            found[0] = sum((weight * added[j] for (at, j), weight in reused if at == k), found[0])
         elif len(found) > 1:
             found[0], added[k] = found[0] + found[1], found[1]
         terms.append(found[0])
-        state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(noise))
+        state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(x))
         first += len(terms)
     return state, own
 

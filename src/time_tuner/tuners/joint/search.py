@@ -223,7 +223,7 @@ class JointSearch:
         return self._parameters(solver.parameters.start, ratios)
 
     def _parameters(self, plan: Plan, ratios: Tensor | None = None) -> Parameters:
-        return Parameters(plan, self.parts, self.rounded, ratios, self.loss.model.fixed_start)
+        return Parameters(plan, self.parts, self.rounded, ratios)
 
     def _settled(self) -> bool:
         """Whether levels alone are tuned, and no neighbour of any level of the solver on trial is better."""

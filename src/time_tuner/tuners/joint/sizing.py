@@ -30,7 +30,7 @@ def difference_calls(plan: Plan, parts: Sequence[str]) -> int:
     """The calls that the differences of one pair take beside its run; where a step makes several calls the most."""
     calls = len(plan)
     by_part = {
-        "times": math.comb(calls, 2) + calls,
+        "times": math.comb(calls, 2),
         "tau": math.comb(calls + 1, 2),
         "corrections": math.comb(calls, 3),
         "reuse": int((calls - reusing(plan)[0]).sum()),

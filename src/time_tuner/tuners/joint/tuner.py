@@ -178,7 +178,7 @@ class Joint(Tuner):
         try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache)
         parts, rows = self._parts(model, plan, run), torch.arange(2)
         rounded = model.rounded_times if model.whole_levels else None
-        parameters = Parameters(plan, parts, rounded, fixed_start=model.fixed_start)
+        parameters = Parameters(plan, parts, rounded)
         x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
         loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
         if self.gradients is False or not len(parameters):  # by forward calls, also of levels alone
@@ -261,7 +261,7 @@ class Joint(Tuner):
             if "tau" not in parts or not ignores_time(model, plan, run.calibration):
                 return parts
         left = tuple(part for part in parts if part != "tau")
-        if not left or not len(Parameters(plan, left, fixed_start=model.fixed_start)):
+        if not left or not len(Parameters(plan, left)):
             raise ValueError(
                 f"parts={list(parts)} of a plan for {len(plan)} calls need a network that uses its time, this one "
                 "predicts the same at every conditioning time: take 'times' and 'corrections', or more calls"
