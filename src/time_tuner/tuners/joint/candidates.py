@@ -20,17 +20,17 @@ from .teacher import CALLS, TeacherPath
 
 FITTED, FEW = 64, 32  # pairs that rows are found on, and those by which all grids are compared
 AGAIN = 3  # grids more than are wanted that are compared on all pairs
-MOST_SHARE = 3  # calls for a guided one, in the search for a pattern
+MOST_SHARE = 5  # calls for a guided one, in the search for a pattern
 MOST_GRIDS = 36  # in the table, about
 PATH_BYTES = 2**31  # of the teacher's runs that are in memory
 
 
 def patterns(plan: Plan, evaluations: int) -> list[Plan]:
     """Untuned plans that make so many evaluations under classifier-free guidance: guidance at the first m of K calls,
-    2 m + (K - m) in all, from guidance at all calls to guidance at a third of them.
+    2 m + (K - m) in all, from guidance at all calls to guidance at a fifth of them.
 
-    Guidance belongs to the first half or two thirds of a run: left out of its last third it changes the end by less
-    than 0.1 % (docs/results.md).
+    Left out of the last third of a run guidance changes the end by less than 0.1 %, and tuned plans need it at fewer
+    calls still (docs/results.md).
     """
     found = list[Plan]()
     for guided in range(evaluations // 2, 0, -1):

@@ -216,10 +216,12 @@ class Joint(Tuner):
         if run.state:  # it has the candidates that it began with
             plans = [Plan.from_dict(values) for values in run.state["plans"]]
         else:
-            starts = self.starts(plan)
-            at_most = max(self.candidates, len(starts))
-            count = min(at_most, max_candidates(expected)) - len(plans)
-            plans += self._others(loss, teacher, starts, parts, run, count, RANKING * expected * runs)
+            starts, most, share = self.starts(plan), max_candidates(expected), RANKING * expected * runs
+            if self.evaluations is None:
+                plans += self._others(loss, teacher, starts, parts, run, min(self.candidates, most) - len(plans), share)
+            else:  # among the patterns even where the budget is enough for one candidate
+                others = self._others(loss, teacher, starts, parts, run, len(starts), share)
+                plans = [*plans, *others][:most] if most > len(plans) else others[:1] or plans
         # 3. The search.
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
         path_of = teacher if self.gradients is False else None
