@@ -155,6 +155,11 @@ class DenoiserHook:
                     "guidance_scale= of more than 1 (true_cfg_scale= and a negative prompt in some pipelines) if it "
                     f"takes that, or {WAY_OUT}"
                 )
+            elif left_out and not self._known[self._shape].twice:
+                raise ValueError(
+                    f"{name} guided with as many states in its network before, and does not with {batch}, of which half "
+                    "were left out: attach the hook again where guidance is switched off"
+                )
             else:
                 return output  # as where the pipeline stops guiding by itself
         if sizes not in ([2 * batch], [batch, batch]):

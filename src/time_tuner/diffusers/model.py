@@ -136,11 +136,11 @@ class PipelineModel(Model):
             copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
             output = paused.predict(torch.cat([part] * copies), network_time, p, guided)[: len(part)]
             prediction = self._scheduler.passed_kind.read(quantity, output, part, p)
-            if guided:
+            if guided is not None:
                 assert paused.conditional is not None
                 alone = self._scheduler.passed_kind.read(quantity, paused.conditional[: len(part)], part, p)
-                prediction, whole = alone, prediction
-                added.append(whole - alone)
+                added += [prediction - alone] if guided else []
+                prediction = alone
             predictions.append(prediction)
         return torch.cat(predictions).to(x), torch.cat(added).to(x) if added else None
 
