@@ -133,7 +133,13 @@ def test_a_model_of_a_pipeline_tells_its_guidance_apart(name: str) -> None:
         torch.testing.assert_close(model(x, t), whole, rtol=1e-5, atol=1e-5)
 
 
-RUNS = ("sd, two prompts", "sd-zero-snr, two prompts", "sdxl, two prompts", "sd3, two prompts", "controlnet, two prompts")
+RUNS = (
+    "sd, two prompts",
+    "sd-zero-snr, two prompts",
+    "sdxl, two prompts",
+    "sd3, two prompts",
+    "controlnet, two prompts",
+)
 
 
 @pytest.mark.parametrize("name", [*RUNS, "wan", "qwen", "z-image", "lumina2", "animatediff", "pixart, two prompts"])
@@ -276,6 +282,28 @@ def test_a_run_from_an_image_makes_the_last_calls_of_the_plan(strength: float) -
         torch.testing.assert_close(drawn, sample(model, rest, starts[0]), rtol=1e-4, atol=1e-4)
 
 
+def test_a_modular_pipeline_draws_what_the_loop_draws() -> None:
+    from diffusers.guiders import ClassifierFreeGuidance
+    from diffusers.modular_pipelines.stable_diffusion_3 import modular_blocks_stable_diffusion_3 as blocks
+
+    family, x = made("sd3, two prompts"), random(BATCH, 4, 8, 8, seed=1)
+    own, scale = family.pipe.scheduler, family.inputs["guidance_scale"]
+    with PipelineModel(family.pipe, **family.inputs) as model:
+        plan = with_some_guidance(make_plan("dpmpp", model.schedule, CALLS))
+        expected = sample(model, plan, plan.initial_state(x))
+    pipe = blocks.StableDiffusion3T2ICoreDenoiseStep().init_pipeline()
+    pipe.update_components(
+        transformer=family.pipe.transformer,
+        scheduler=TimeTunerScheduler.from_plan(plan, own),
+        guider=ClassifierFreeGuidance(guidance_scale=scale),
+    )
+    given = {name: value for name, value in family.inputs.items() if name not in ("guidance_scale", "output_type")}
+    with pipe.scheduler.attach(pipe), counted(pipe) as rows:
+        drawn = pipe(**given, latents=x, num_inference_steps=CALLS, output="latents")
+    assert sum(rows) == BATCH * plan.evaluations
+    torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_second_transformer_leaves_guidance_out_too() -> None:
     family = wan()
     family.pipe.set_progress_bar_config(disable=True)
@@ -330,7 +358,7 @@ def test_a_batch_as_large_as_the_doubled_one_of_before_is_not_halved() -> None:
     two = Family(family.pipe, FAMILIES["sd3"]().inputs | {"guidance_scale": 1.0}, family.shape)
     with family.pipe.scheduler.attach(family.pipe):
         run(family)  # one state, which the network receives twice
-        with pytest.raises(ValueError, match="of which half were left out: attach the hook again"):
+        with pytest.raises(ValueError, match="half of them were left out: attach the hook again"):
             run(two)
 
 
@@ -366,7 +394,9 @@ def test_evaluations_are_refused_where_there_is_no_guidance() -> None:
     pipe = digits_pipeline()
     own = pipe.scheduler
     options: dict[str, Any] = {"class_labels": [3], "samples": 2}
-    with pytest.raises(ValueError, match=r"evaluations=6 needs guidance that can be left out: ClassConditionalPipeline"):
+    with pytest.raises(
+        ValueError, match=r"evaluations=6 needs guidance that can be left out: ClassConditionalPipeline"
+    ):
         tune_pipeline(pipe, evaluations=6, guidance_scale=1.0, **options)
     with pytest.raises(ValueError, match="takes the place of calls="):
         tune_pipeline(pipe, 4, evaluations=6, guidance_scale=2.0, **options)

@@ -157,7 +157,7 @@ class DenoiserHook:
                 )
             elif left_out and not self._known[self._shape].twice:
                 raise ValueError(
-                    f"{name} guided with as many states in its network before, and does not with {batch}, of which half "
+                    f"{name} guided with {batch} states in its network before, and does not now, when half of them "
                     "were left out: attach the hook again where guidance is switched off"
                 )
             else:
