@@ -17,8 +17,8 @@ from edm_pipelines import EDM_FAMILIES
 from flow_pipelines import FLOWS, WAN, network, one, wan
 from pipelines import FAMILIES, Family, random
 
-from time_tuner import Plan, make_plan, sample
-from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, digits_pipeline, tune_pipeline
+from time_tuner import Joint, Plan, make_plan, sample
+from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
 from time_tuner.diffusers.hook import DenoiserHook
 
 pytestmark = pytest.mark.filterwarnings(
@@ -379,27 +379,31 @@ def test_a_network_with_a_cache_and_perturbed_attention_are_refused() -> None:
 
 
 def test_a_pipeline_is_tuned_by_evaluations() -> None:
-    pipe = digits_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"class_labels": [3, 8], "guidance_scale": 2.0, "samples": 4, "batch": 4, "guard": False}
-    plan = tune_pipeline(pipe, evaluations=6, tuner="joint(pairs=16, iterations=1)", budget="400calls", **options)
-    assert plan.evaluations <= 6
+    family = made("sd3, two prompts")
+    pipe, own = family.pipe, family.pipe.scheduler
+    tuner = Joint(
+        teacher=make_plan("ddim", TimeTunerScheduler.from_config(own, calls=1).schedule, 8, end=0.0), pairs=16
+    )
+    options: dict[str, Any] = {"samples": 4, "batch": 4, "guard": False, "budget": "60calls"}
+    plan = tune_pipeline(pipe, tuner=tuner, evaluations=4, **options, **family.inputs)
+    assert plan.evaluations <= 4 and pipe.scheduler is own
+    assert not pipe.transformer._forward_hooks and not pipe.transformer._forward_pre_hooks
     pipe.scheduler = TimeTunerScheduler.from_plan(plan, pipe)
     with pipe.scheduler.attach(pipe), counted(pipe) as rows:
-        images = pipe([3, 8], guidance_scale=2.0, num_inference_steps=len(plan), output_type="latent").images
-    assert images.isfinite().all() and sum(rows) == 2 * plan.evaluations
+        assert run(family, calls=len(plan)).isfinite().all()
+    assert sum(rows) == BATCH * plan.evaluations
 
 
 def test_evaluations_are_refused_where_there_is_no_guidance() -> None:
-    pipe = digits_pipeline()
-    own = pipe.scheduler
-    options: dict[str, Any] = {"class_labels": [3], "samples": 2}
+    family = made("sd3, two prompts")
+    own = family.pipe.scheduler
+    off = family.inputs | {"guidance_scale": 1.0}
     with pytest.raises(
-        ValueError, match=r"evaluations=6 needs guidance that can be left out: ClassConditionalPipeline"
+        ValueError, match=r"evaluations=6 needs guidance that can be left out: StableDiffusion3Pipeline"
     ):
-        tune_pipeline(pipe, evaluations=6, guidance_scale=1.0, **options)
+        tune_pipeline(family.pipe, evaluations=6, **off)
     with pytest.raises(ValueError, match="takes the place of calls="):
-        tune_pipeline(pipe, 4, evaluations=6, guidance_scale=2.0, **options)
+        tune_pipeline(family.pipe, 4, evaluations=6, **family.inputs)
     with pytest.raises(ValueError, match="needs joint tuning"):
-        tune_pipeline(pipe, tuner="sequential", evaluations=6, guidance_scale=2.0, **options)
-    assert pipe.scheduler is own
+        tune_pipeline(family.pipe, tuner="sequential", evaluations=6, **family.inputs)
+    assert family.pipe.scheduler is own
