@@ -75,6 +75,8 @@ def _warn(plan: Plan, what: str) -> None:
         _notify(f"{what} hold the grid alone: the tuned conditioning times (tau) are lost; use TimeTunerScheduler")
     if plan.corrections is not None:
         _notify(f"{what} hold the grid alone: the plan's corrections are lost; use TimeTunerScheduler")
+    if not all(plan.guided):
+        _notify(f"{what} hold the grid alone: guidance is at every call there; use TimeTunerScheduler")
     _notify(f"{what} hold the grid alone: the sampler is lost; choose {plan.sampler!r} there")
 
 

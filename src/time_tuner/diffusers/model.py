@@ -16,6 +16,7 @@ from ..models.base import Model
 from ..models.network import check_labels, num_classes
 from ..schedules import as_float64
 from .config import prediction_of
+from .hook import DenoiserHook, state_shape
 from .native_grid import GridArguments, own_spacing
 from .paused import PausedPipeline, PausingScheduler, grid_arguments, run_to_end
 from .refusals import check_pipeline, has_fixed_start
@@ -49,6 +50,7 @@ class PipelineModel(Model):
     Attributes:
         dtype: of the states in the pipeline.
         prediction: what the pipeline's network predicts.
+        undivided: why guidance cannot be left out of the pipeline; None where it can.
 
     Raises:
         ValueError: a pipeline that cannot be driven, an input that it does not have, or no prompts where it needs them.
@@ -57,6 +59,7 @@ class PipelineModel(Model):
     shape: tuple[int, ...]
     max_batch: int
     has_decoder = True
+    undivided: str | None
 
     def __init__(
         self,
@@ -99,6 +102,8 @@ class PipelineModel(Model):
         """Return the pipeline to its own scheduler."""
         for paused in self._paused.values():
             paused.close()
+        if self._scheduler.hook is not None:
+            self._scheduler.hook.remove()
         self._paused.clear()
         self.pipe.scheduler = self._own
         self.pipe._progress_bar_config = self._bar
@@ -110,17 +115,34 @@ class PipelineModel(Model):
         return self.predict("x0", x, t, tau)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self._predict(quantity, x, t, tau, None)[0]
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.undivided is not None:
+            raise ValueError(self.undivided)
+        return self._predict(quantity, x, t, tau, guided)
+
+    def _predict(self, quantity: str, x: Tensor, t: Any, tau: Any, guided: bool | None) -> tuple[Tensor, Tensor | None]:
+        """The prediction after guidance and None, or as of `parts` where `guided` is not None."""
         p = self.schedule.at(t)
         if p.t.dim():
             raise ValueError(f"t must be one time for all samples of a pipeline, got shape {tuple(p.t.shape)}")
         network_time = self.schedule.network_time(t if tau is None else tau)
-        parts = []
+        predictions, added = list[Tensor](), list[Tensor]()
         for rows, part in self._batches(x):
             paused = self._pause(rows)
             copies = len(paused.first) // len(part)  # some pipelines (DiT) have two of each state under guidance
-            output = paused.predict(torch.cat([part] * copies), network_time, p)[: len(part)]
-            parts.append(self._scheduler.passed_kind.read(quantity, output, part, p))
-        return torch.cat(parts).to(x)
+            output = paused.predict(torch.cat([part] * copies), network_time, p, guided)[: len(part)]
+            prediction = self._scheduler.passed_kind.read(quantity, output, part, p)
+            if guided is not None:
+                assert paused.conditional is not None
+                alone = self._scheduler.passed_kind.read(quantity, paused.conditional[: len(part)], part, p)
+                added += [prediction - alone] if guided else []
+                prediction = alone
+            predictions.append(prediction)
+        return torch.cat(predictions).to(x), torch.cat(added).to(x) if added else None
 
     def select(self, rows: Tensor) -> "PipelineModel":
         part = copy(self)
@@ -189,18 +211,23 @@ class PipelineModel(Model):
     def _probe(self) -> None:
         """Find out shape, dtype and device of the states, from predictions for one state at one network time, in all
         calls of a run of the pipeline's loop."""
-        dtypes: list[torch.dtype | None] = []
-        hook = network_of(self.pipe).register_forward_pre_hook(
-            lambda _, args, kwargs: dtypes.append(_time_dtype(args, kwargs)), with_kwargs=True
-        )
+        dtypes, rows = list[torch.dtype | None](), list[int]()
+
+        def watch(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            dtypes.append(_time_dtype(args, kwargs))
+            rows.append(state_shape(args, kwargs)[0])
+
+        hook = network_of(self.pipe).register_forward_pre_hook(watch, with_kwargs=True)
         paused = PausedPipeline(self._scheduler, self._inputs_of((0,)))
         try:
             hook.remove()
             self.schedule = self._scheduler.schedule
             self.shape, self.dtype, self.device = tuple(paused.first.shape[1:]), paused.first.dtype, paused.first.device
+            self.evaluations = sum(rows)
             self._time_dtype = next((dtype for dtype in dtypes if dtype in (torch.bfloat16, torch.float16)), None)
             with torch.no_grad():
                 others = [paused.predict(paused.first, paused.network_time, paused.point) for _ in range(paused.left)]
+                self.undivided = self._why_undivided(paused)
         finally:
             hook.remove()
             paused.close()
@@ -213,6 +240,28 @@ class PipelineModel(Model):
         if self.max_batch > 1 and (reason := self._refuses_batches()):
             getLogger("time_tuner").warning("%s takes one state at a time: %s", type(self.pipe).__name__, reason)
             self.max_batch = 1
+
+    def _why_undivided(self, paused: PausedPipeline) -> str | None:
+        """Why guidance cannot be left out; None where it can, and the conditional prediction is then the same."""
+        if self.evaluations == 1:
+            return (
+                f"{type(self.pipe).__name__} makes one prediction for each state here, without guidance that could be "
+                "left out: give guidance_scale= of more than 1 if it takes that, or a number of calls"
+            )
+        try:
+            self._scheduler.hook = DenoiserHook(self.pipe, lambda: self._scheduler.loop.guided)
+            found: list[Any] = []
+            for guided in (True, False):
+                paused.predict(paused.first, paused.network_time, paused.point, guided)
+                found.append(paused.conditional)
+        except ValueError as error:
+            return str(error)
+        if torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3):
+            return None
+        return (
+            f"the network of a {type(self.pipe).__name__} predicts otherwise for a part of its batch: guidance cannot "
+            "be left out, give a number of calls"
+        )
 
     def _refuses_batches(self) -> str | None:
         """Why the pipeline takes no two states at a time, as some do that begin at a picture; None if it does."""

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..schedules import NoiseSchedule, Point
 from .config import GIVEN_DATA, Prediction, prediction_of
+from .hook import DenoiserHook
 from .interface import MOST_SIGMA, PipelineScheduler
 from .native_grid import GridArguments, schedule_in_run
 from .step_output import StepOutput
@@ -45,11 +46,15 @@ class Loop(Protocol):
         network_time: what the network receives at the next call, 0-dim.
         point: the solver's point of the state at the next call.
         left: the calls that are left in this run of the loop.
+        guided: whether guidance is to be told apart at the next call, True, or left out, False; None for neither.
+        conditional: what the pipeline would give its scheduler without guidance; None where that is not known.
     """
 
     network_time: Tensor
     point: Point
     left: int
+    guided: bool | None = None
+    conditional: Tensor | None = None
 
     def begin_call(self) -> None:
         """Called before each call of the pipeline's network."""
@@ -78,9 +83,9 @@ class PausedPipeline(Loop):
         self.network_time, self.point = torch.zeros(()), START
         self.first, self.first_output = self._start()
 
-    def predict(self, x: Tensor, network_time: Tensor, point: Point) -> Tensor:
+    def predict(self, x: Tensor, network_time: Tensor, point: Point, guided: bool | None = None) -> Tensor:
         """What the pipeline gives its scheduler for the state x (b, ...) at the solver's point, when its network
-        receives this time (0-dim).
+        receives this time (0-dim); `guided` as of `Loop`.
 
         Raises:
             ValueError: the pipeline changes states between calls.
@@ -89,6 +94,7 @@ class PausedPipeline(Loop):
             self._start()
         x = x.to(self.first)
         network_time = network_time.to(dtype=torch.float32, device=self._scheduler.device)
+        self.guided = guided
         state, output = self._resume((x, network_time, point, torch.is_grad_enabled(), _default_hooks()))
         if state is not x and not torch.equal(state, x):
             raise ValueError(
@@ -109,7 +115,7 @@ class PausedPipeline(Loop):
         self.close()
         self._requests: SimpleQueue[Any] = SimpleQueue()
         self._outputs: SimpleQueue[Any] = SimpleQueue()
-        self.left = 0
+        self.left, self.guided = 0, None
         self._thread = Thread(target=self._run, daemon=True)
         output = self._resume(None)
         if not self.left:
@@ -220,6 +226,7 @@ class PausingScheduler(PipelineScheduler):
         loop: what the pipeline runs for: one at a time, while all others wait.
         passed: what the pipeline passed to `set_timesteps` the last time.
         passed_kind: how its output of the last call is read.
+        hook: on the pipeline's network, which leaves guidance out; None without one.
     """
 
     init_noise_sigma = 1.0
@@ -229,6 +236,7 @@ class PausingScheduler(PipelineScheduler):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe, self.own = pipe, pipe.scheduler
+        self.hook: DenoiserHook | None = None
         self.loop: Loop
         self.passed = GridArguments()
         self.device = torch.device("cpu")
@@ -298,8 +306,12 @@ class PausingScheduler(PipelineScheduler):
         return StepOutput(partial(self._pause, passed, kind, sample), data)
 
     def _pause(self, output: Tensor, kind: Prediction, state: Tensor) -> Tensor:
-        self.passed_kind = kind
-        return self.loop.pause(output, state)
+        self.passed_kind, loop = kind, self.loop
+        loop.conditional = None
+        if self.hook is not None and loop.guided is not None:
+            loop.conditional = self.hook.conditional(output, state, loop.guided)
+            self.hook.begin()
+        return loop.pause(output, state)
 
 
 def _network_times(loop: Loop, schedule: NoiseSchedule, count: int, device: torch.device) -> Tensor:

@@ -62,3 +62,25 @@ def check_start(plan: Plan, pipe: Any) -> None:
             f"plan must start at sigma = {plan.schedule.T:g} in a {name}, which begins with noise of sigma_max, got "
             f"sigma = {start:.4g}: make or tune one that starts there"
         )
+
+
+_HALVES = "its network tells the halves of a batch apart"
+
+KEEPS_GUIDANCE = {
+    "TextToVideoZeroPipeline": _HALVES,
+    "TextToVideoZeroSDXLPipeline": _HALVES,
+}
+"""Pipelines of which no guidance can be left out, and why."""
+
+
+def check_guidance(pipe: Any) -> None:
+    """Raise a ValueError if guidance cannot be left out of any call of this pipeline."""
+    kind = type(pipe)
+    reason = KEEPS_GUIDANCE.get(kind.__name__)
+    if any(base.__name__ == "PAGMixin" for base in kind.__mro__):
+        reason = f"under perturbed attention guidance {_HALVES}"
+    networks = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    if any(getattr(network, "is_cache_enabled", False) for network in networks):
+        reason = "a cache of its network's activations expects every call: pipe.transformer.disable_cache()"
+    if reason is not None:
+        raise ValueError(f"guidance cannot be left out of a {kind.__name__}: {reason}")

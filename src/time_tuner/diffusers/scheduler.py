@@ -37,6 +37,7 @@ from .config import (
     schedule_of,
     warn_of_other_pipeline,
 )
+from .hook import DenoiserHook
 from .interface import MOST_SIGMA, PipelineScheduler
 from .native_grid import GridArguments, OwnGrid, keeps_timesteps, own_spacing, schedule_in_run, usual_sigmas
 from .refusals import check_pipeline, check_start
@@ -109,6 +110,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             plan.schedule.scheduler_config()  # raises where pipelines are not driven
             self.prediction.check(plan)
         self._own_plans: dict[tuple[int, GridArguments], Plan] = {}
+        self._hook: DenoiserHook | None = None
         self._select(read[0])
 
     @classmethod
@@ -239,6 +241,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     def _select(self, plan: Plan, begin: int | None = None, device: torch.device | str | None = None) -> None:
         """Start a run of a plan, at call `begin` if that is given."""
         self._plan, self._begin = plan, begin
+        if self._hook is not None:
+            self._hook.begin()
         self._step_index: int | None = None
         self._single_step = not any(ago for row in plan.rows for ago in _reads(row))
         self._start_at(begin or 0)
@@ -254,7 +258,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         """Start at this call, with no calls before it."""
         self._first, self._run = first, rest(self._plan, first) if first else self._plan
         # Made here, for `step` costs as much as the arithmetic of a small state.
-        self._calls = [(self._run.point(k), row.predicts) for k, row in enumerate(self._run.rows)]
+        self._calls = [(self._run.point(k), row) for k, row in enumerate(self._run.rows)]
+        self._guides_all = all(self._run.guided)
         self._past: tuple[Call, ...] = ()
         self._num_made = 0  # calls of the run whose states were computed
         self._pending: tuple[int, StepOutput] | None = None  # the last call, until its state is computed
@@ -295,6 +300,43 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             raise AttributeError(f"{self.schedule!r} has no alphas_cumprod")
         return (self._plan.alpha[-1] ** 2).float()
 
+    def attach(self, pipe: Any) -> DenoiserHook:
+        """A hook on the network of the pipeline, which runs plans that leave guidance out of some calls: there the
+        network is evaluated under the condition alone. `remove()` removes it, and so does the end of a `with` block.
+
+        Args:
+            pipe: the pipeline that this scheduler belongs to, under classifier-free guidance.
+
+        Raises:
+            ValueError: a pipeline with another scheduler, or one in which guidance cannot be left out.
+        """
+        if getattr(pipe, "scheduler", None) is not self:
+            raise ValueError("attach takes the pipeline of this scheduler: set pipe.scheduler to it first")
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = DenoiserHook(pipe, self._next_is_guided)
+        return self._hook
+
+    def _next_is_guided(self) -> bool | None:
+        """Whether the next call is guided; None where the hook is to do nothing."""
+        k = self._step_index if self._step_index is not None else self._begin or 0
+        running = self._hook is not None and self._hook.pipe.scheduler is self
+        return self._plan.guided[k] if running and not all(self._plan.guided) and k < len(self._plan) else None
+
+    def _needed_hook(self) -> DenoiserHook:
+        """The hook, for a plan that leaves guidance out of some calls.
+
+        Raises:
+            ValueError: it is not attached.
+        """
+        if self._hook is None or not self._hook.attached:
+            left = [k for k, guided in enumerate(self._plan.guided) if not guided]
+            raise ValueError(
+                f"the plan leaves guidance out of call {', '.join(map(str, left))}, which needs a hook on the network: "
+                "call pipe.scheduler.attach(pipe) first"
+            )
+        return self._hook
+
     @property
     def begin_index(self) -> int | None:
         """The call that the run starts with, if `set_begin_index` has set it."""
@@ -320,7 +362,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         or the defaults of the pipeline.
 
         Raises:
-            ValueError: no plan for this number of calls, or other sigmas or timesteps.
+            ValueError: no plan for this number of calls, other sigmas or timesteps, or a plan that leaves guidance out
+                of some calls without `attach`.
         """
         given = GridArguments.of(sigmas, timesteps, mu)
         num_inference_steps = given.steps or num_inference_steps
@@ -341,6 +384,8 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                 self._own_plans[key] = self._on_own_grid(plan, given)
             plan = self._own_plans[key]
         self._select(plan, device=device)
+        if not self._guides_all:
+            self._needed_hook()
         if not self.config.own_grid:
             self._check_passed(given)
 
@@ -437,23 +482,46 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         k = call - self._first
         if not sample.is_floating_point():
             check_state("sample", sample)
-        p, quantity = self._calls[k]
-        if pred_original_sample is None:
-            prediction = self.prediction.read(quantity, model_output, sample, p)
-        else:
-            prediction = GIVEN_DATA.read(quantity, pred_original_sample, sample, p)
+        p, row = self._calls[k]
+        passed, kind, added = model_output, self.prediction, None
+        if pred_original_sample is not None:
+            passed, kind = pred_original_sample, GIVEN_DATA
+        if not self._guides_all:
+            passed, added = self._parts(k, passed, sample, kind)
+        prediction = kind.read(row.predicts, passed, sample, p)
+        if row.guidance is not None and row.guidance.terms:
+            prediction = prediction + row.guidance((*self._past, ()), prediction.dtype)
         output = StepOutput(
-            partial(self._advance, self._run, k, self._past, sample, prediction, generator),
-            partial(_data, prediction, quantity, sample, p),
+            partial(self._advance, self._run, k, self._past, sample, prediction, generator, added),
+            partial(_data, prediction, row.predicts, sample, p),
         )
         self._step_index, self._pending = call + 1, (call, output)
         return output
 
+    def _parts(self, k: int, passed: Tensor, sample: Tensor, kind: Prediction) -> tuple[Tensor, Tensor | None]:
+        """What the pipeline passes at call k of a run that leaves guidance out of some calls: after guidance where that
+        is not left out; and what guidance adds to the prediction, where later calls reuse it."""
+        p, row = self._calls[k]
+        conditional = self._needed_hook().conditional(passed, sample, row.guidance is None)
+        if row.guidance is not None:
+            return conditional, None
+        if not row.reused:
+            return passed, None
+        alone = kind.read(row.predicts, conditional, sample, p)
+        return passed, kind.read(row.predicts, passed, sample, p) - alone
+
     def _advance(
-        self, run: Plan, k: int, past: tuple[Call, ...], x: Tensor, prediction: Tensor, generator: Generators
+        self,
+        run: Plan,
+        k: int,
+        past: tuple[Call, ...],
+        x: Tensor,
+        prediction: Tensor,
+        generator: Generators,
+        added: Tensor | None,
     ) -> Tensor:
         """The state after call k of a run."""
-        previous, calls = advance(run, k, past, x, prediction, partial(_randn, generator))
+        previous, calls = advance(run, k, past, x, prediction, partial(_randn, generator), added)
         if run is self._run:
             self._past, self._num_made, self._pending = calls, k + 1, None
         if k + 1 == len(run) and not finite(previous):
@@ -545,13 +613,15 @@ def rest(plan: Plan, begin: int) -> Plan:
         plan,
         **{name: getattr(plan, name)[begin:] for name in ("t", "alpha", "sigma", "tau")},
         corrections=None if c is None else c[begin:, begin:],
+        guided=plan.guided[begin:],
+        reuse=None if plan.reuse is None else plan.reuse[begin:, begin:],
     )
 
 
 def _reads(row: Row) -> set[int]:
     """How many calls ago the tensors are from that a row reads."""
-    parts = (row.next_state,) if row.corrected is None else (row.next_state, row.corrected)
-    return {ago for part in parts for _, ago in part.terms}
+    parts = (row.next_state, row.corrected, row.guidance)
+    return {ago for part in parts if part is not None for _, ago in part.terms}
 
 
 def _firsts(plan: Plan) -> list[int]:

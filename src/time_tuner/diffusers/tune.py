@@ -1,10 +1,11 @@
 """Tuning on a pipeline itself."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from .._checks import check_int
 from ..noise import Constraint
 from ..plans.plan import Plan
 from ..samplers import Sampler
@@ -49,7 +50,7 @@ def tune_pipeline(
 
     Args:
         pipe: a diffusers pipeline.
-        calls: the number of network calls, `num_inference_steps` of a run; 8 by default.
+        calls: the number of network calls, `num_inference_steps` of a run; 8 by default, without `evaluations`.
         tuner: a tuner, or the text of one such as "joint(pairs=128)"; see `tune`. "joint", the default, uses
             gradients through the network where there are any, the others forward calls only.
         prompts: texts of the kind that the pipeline will be used with. Sample i has prompt i modulo their number.
@@ -61,7 +62,9 @@ def tune_pipeline(
             scheduler; where one of them is given, from DPM-Solver++(2M), or on that grid.
         end: the time where the plan ends, see `make_plan`; by default that of the spacing. With it the grid of
             the pipeline's own scheduler, which ends elsewhere, is no start.
-        evaluations: of a pipeline under classifier-free guidance, instead of `calls`: see `tune`.
+        evaluations: instead of `calls`, of a pipeline under classifier-free guidance: the best plan of at most so many
+            evaluations of the network, two for each call with guidance and one for each call without. It is run with
+            `pipe.scheduler.attach(pipe)`.
         samples: the number of samples to tune on, and of others to measure on.
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
@@ -84,8 +87,18 @@ def tune_pipeline(
         if name in {field.name for field in fields(tuner or Joint)}:
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
+    if evaluations is not None:
+        check_int("evaluations", evaluations, 2)
+        if calls is not None or not isinstance(tuner, Joint | None):
+            raise ValueError(
+                f"evaluations={evaluations} takes the place of calls=, and needs joint tuning, got calls={calls} and "
+                f"tuner={tuner!r}: leave these out"
+            )
+        calls, tuner = evaluations // 2, replace(tuner or Joint(), evaluations=evaluations)
+    calls = 8 if calls is None else calls
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
-        calls = calls or 8
+        if evaluations is not None and model.undivided is not None:
+            raise ValueError(f"evaluations={evaluations} needs guidance that can be left out: {model.undivided}")
         plan = own_plan(model, calls, sampler or SAMPLER, spacing, end)
         check_start(plan, pipe)
         if spacing is None and end is None and isinstance(model.spacing, OwnGrid):
