@@ -5,7 +5,6 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from comfy_stand_in import (
     modules,
 )
 from helpers import seeded
+from peers import k_diffusion_sampling
 from torch import Tensor
 
 from time_tuner import (
@@ -36,7 +36,7 @@ from time_tuner import (
     rescale_zero_terminal_snr,
     sample,
 )
-from time_tuner.diffusers.scheduler import rest
+from time_tuner.plans.build import rest
 from time_tuner.schedules import NoiseSchedule
 
 NODE = Path(__file__).parents[2] / "integrations" / "comfyui"
@@ -413,37 +413,14 @@ def test_node_imports_neither_the_library_nor_more_than_torch() -> None:
 # --- k-diffusion ---
 
 
-@pytest.fixture
-def k_diffusion(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """k-diffusion's samplers, without the rest of that package and its many dependencies."""
-    from importlib.util import find_spec, module_from_spec, spec_from_file_location
-
-    found = find_spec("k_diffusion")
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip("k-diffusion is not installed: pip install --no-deps k-diffusion")
-    (folder,) = found.submodule_search_locations
-    parent, utils = ModuleType("k_diffusion"), ModuleType("k_diffusion.utils")
-    vars(utils).update(append_dims=lambda x, dims: x.reshape(*x.shape, *[1] * (dims - x.dim())))
-    vars(parent).update(__path__=[folder], utils=utils)
-    others = {name: ModuleType(name) for name in ("torchdiffeq", "torchsde")}
-    vars(others["torchdiffeq"]).update(odeint=None)
-    for name, module in {"k_diffusion": parent, "k_diffusion.utils": utils, **others}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = spec_from_file_location("k_diffusion.sampling", Path(folder) / "sampling.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "k_diffusion.sampling", module)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("kind", ["eps", "v", "edm"])
 @pytest.mark.parametrize(
     ("sampler", "theirs"), [("ddim", "sample_euler"), ("dpmpp", "sample_dpmpp_2m"), ("ipndm(order=1)", "sample_euler")]
 )
 def test_sampler_function_runs_plans_as_k_diffusion_does(
-    node: Any, k_diffusion: Any, sampler: str, theirs: str, kind: str
+    node: Any, monkeypatch: pytest.MonkeyPatch, sampler: str, theirs: str, kind: str
 ) -> None:
+    k_diffusion = k_diffusion_sampling(monkeypatch)
     plan = make_plan(sampler, KINDS[kind][0], 6, "logsnr", end=0.0)
     base = patcher(kind)
     patched, function, _ = node.nodes.run(base, save(node, plan), 0)
