@@ -228,7 +228,11 @@ def test_k_diffusion_function_runs_the_rows(sampler: str, schedule: Any) -> None
 
 def test_k_diffusion_function_has_the_signature_and_the_results_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = k_diffusion_sampling(monkeypatch)
-    for name, sampler in (("sample_euler", "ddim"), ("sample_dpmpp_2m", "dpmpp"), ("sample_euler_ancestral", "ddim(eta=1.0)")):
+    for name, sampler in (
+        ("sample_euler", "ddim"),
+        ("sample_dpmpp_2m", "dpmpp"),
+        ("sample_euler_ancestral", "ddim(eta=1.0)"),
+    ):
         plan = make_plan(sampler, VP, 6, "logsnr", end=0.0)
         own, other = k_diffusion_sampler(plan), getattr(theirs, name)
         shared = list(inspect.signature(theirs.sample_euler_ancestral).parameters)[:6]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..models.base import check_state
+from ..models.fingerprint import differences
 from ..plans.build import firsts_of, make_plan, rest
 from ..plans.grid import check_noise
 from ..plans.plan import Plan
@@ -37,6 +38,7 @@ from .config import (
     warn_of_other_pipeline,
 )
 from .interface import MOST_SIGMA, PipelineScheduler
+from .model import pipeline_fingerprint
 from .native_grid import GridArguments, OwnGrid, keeps_timesteps, own_spacing, schedule_in_run, usual_sigmas
 from .refusals import check_pipeline, check_start
 from .step_output import StepOutput
@@ -150,6 +152,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             check_plan(plan, source)
             check_start(plan, config)
             warn_of_other_pipeline(plan, config)
+            _warn_of_other_network(plan, config)
         return cls._made(plans, prediction_of(source), config_of(source), changes)
 
     @classmethod
@@ -521,6 +524,17 @@ def _randn(generator: Generators, x: Tensor) -> Tensor:
 def _data(prediction: Tensor, quantity: str, x: Tensor, p: Point) -> Tensor:
     """The predicted data of a call, in the dtype of its state."""
     return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
+
+
+def _warn_of_other_network(plan: Plan, pipe: Any) -> None:
+    """Warn if the plan was tuned for another network than the pipeline's, or another treatment of its predictions."""
+    made_for = plan.provenance.get("made_for")
+    if not hasattr(pipe, "scheduler") or not isinstance(made_for, Mapping) or not made_for.get("network"):
+        return
+    given = {name: value for name, value in made_for.items() if name not in ("shape", "conditions", "guidance_scale")}
+    if differ := differences(given, pipeline_fingerprint(pipe)):
+        text = "; ".join(map(str, differ))
+        warnings.warn(f"the plan was tuned for another model: {text}", UserWarning, stacklevel=3)
 
 
 def _reads(row: Row) -> set[int]:

@@ -43,6 +43,9 @@ class ClassifierFreeGuidance(ModelAround):
         for_samples(self.schedule.at(time), x)  # they must be as many as there are samples
         return torch.cat([time, time])
 
+    def fingerprint(self) -> dict[str, Any]:
+        return self.inner.fingerprint() | {"guidance_scale": self.scale}
+
     def select(self, rows: Tensor) -> "ClassifierFreeGuidance":
         uncond = self.unconditional
         if len(uncond) > 1:
@@ -73,6 +76,9 @@ class ClassifierGuidance(ModelAround):
         factor = -p.sigma if quantity == "eps" else p.sigma**2 / p.alpha
         prediction = self.inner.predict(quantity, x, t, tau)
         return prediction + self.scale * factor * self._gradient(x, t if tau is None else tau)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.inner.fingerprint() | {"guidance_scale": self.scale}
 
     def _gradient(self, x: Tensor, tau: Any) -> Tensor:
         time = self.inner.input_time(tau, x)
