@@ -29,6 +29,7 @@ class Plan:
         alpha, sigma: K + 1 numbers each, of the states before each call and of the last.
         tau: K conditioning times.
         rows: K objects, the arithmetic of each call.
+        shape: of one sample in the tuning; empty where it is not known.
     """
 
     schedule: dict[str, Any]
@@ -37,6 +38,7 @@ class Plan:
     tau: tuple[float, ...]
     t: tuple[float, ...]
     rows: tuple[dict[str, Any], ...]
+    shape: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tau)
@@ -145,7 +147,15 @@ def _plan(values: Any) -> Plan:
         raise ValueError(f"rows must hold {calls} rows: save the plan with time_tuner, which writes them")
     for k in range(calls):
         _check_row(rows, k)
-    return Plan(schedule, tau=_numbers("tau", values.get("tau"), calls), rows=tuple(rows), **columns)
+    tau = _numbers("tau", values.get("tau"), calls)
+    return Plan(schedule, tau=tau, rows=tuple(rows), shape=_shape(values.get("provenance")), **columns)
+
+
+def _shape(provenance: Any) -> tuple[int, ...]:
+    """The shape of one sample that a plan was tuned on, by its provenance."""
+    made_for = provenance.get("made_for") if isinstance(provenance, dict) else None
+    shape = made_for.get("shape") if isinstance(made_for, dict) else None
+    return tuple(shape) if isinstance(shape, list) and all(isinstance(n, int) for n in shape) else ()
 
 
 def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """A plan as ComfyUI's SIGMAS, as a sampler function, and as a patch of MODEL."""
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -135,6 +136,12 @@ class PlanSampler:
         """
         plan, first, last = self._run_of([float(s) for s in sigmas])
         self._check_patch(model)
+        if plan.shape and plan.shape != tuple(x.shape[1:]):
+            logging.warning(
+                "the plan was tuned for samples of shape %s, got %s: compare the result with an untuned sampler",
+                list(plan.shape),
+                list(x.shape[1:]),
+            )
         extra_args = extra_args or {}
         noise_scale = float(getattr(_sampling_of(model), "noise_scale", 1.0))
         noise = noise_sampler or _seeded(x, extra_args.get("seed"))

@@ -315,6 +315,17 @@ def test_plans_of_continuous_time_and_other_data_deviations_are_refused(node: An
         node.nodes.run(patcher("edm"), save(node, make_plan("ddim", NoiseScheduleVE(sigma_data=1.0), 4)), 0)
 
 
+def test_a_plan_for_another_size_is_noticed(node: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for shape, count in (([2, 4, 4], 0), ([2, 8, 8], 1)):
+        caplog.clear()
+        plan = make_plan("ddim", VP, 3).with_provenance(made_for={"shape": shape})
+        comfy_run(node, patcher("eps"), save(node, plan), seeded(*SHAPE))
+        assert (
+            len([one for one in caplog.messages if "tuned for samples of shape [2, 8, 8], got [2, 4, 4]" in one])
+            == count
+        )
+
+
 def test_a_file_of_several_plans_needs_calls(node: Any) -> None:
     plans = [make_plan("dpmpp", VP, calls) for calls in (4, 6)]
     name = save(node, plans)

@@ -138,6 +138,12 @@ def test_weights_that_are_not_there_are_left_out() -> None:
     assert found(model(Network()), model(offloaded)) == {}
 
 
+def test_another_memory_format_is_no_difference() -> None:
+    other = Network().to(memory_format=torch.channels_last)
+    other.scale = nn.Parameter(torch.tensor(2.0))
+    assert found(model(Network()), model(other)) == {}
+
+
 def test_functions_and_exact_models_are_never_refused() -> None:
     assert network_fingerprint(lambda x, t: x) == {}
     assert fingerprint_of(Gaussian().eps(SCHEDULE)) == {}

@@ -149,7 +149,7 @@ def _chosen(tensors: Mapping[str, Tensor]) -> list[str]:
         (name for name, value in stored.items() if value.numel() and value.device.type != "meta"),
         key=lambda name: sha256(name.encode()).digest(),
     )
-    vectors = [name for name in names if stored[name].dim() <= 1]
+    vectors = [name for name in names if stored[name].dim() == 1]
     others = [name for name in names if stored[name].dim() > 1]
     return sorted([*vectors[:WEIGHTS], *others[:WEIGHTS]])
 
@@ -157,9 +157,9 @@ def _chosen(tensors: Mapping[str, Tensor]) -> list[str]:
 @torch.no_grad()
 def _numbers(value: Tensor) -> list[float]:
     """A few numbers of a tensor, at even places, with 4 digits."""
-    flat = value.detach().reshape(-1)
-    places = torch.linspace(0, len(flat) - 1, min(NUMBERS, len(flat))).long()
-    numbers = flat[places.to(flat.device)].double().cpu().tolist()
+    places = torch.linspace(0, value.numel() - 1, min(NUMBERS, value.numel()), dtype=torch.float64).long()
+    # Not by `reshape`, which copies tensors of another memory format.
+    numbers = value.detach()[torch.unravel_index(places.to(value.device), value.shape)].double().cpu().tolist()
     return [float(f"{number:.4g}") if math.isfinite(number) else 0.0 for number in numbers]
 
 
