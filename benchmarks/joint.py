@@ -194,7 +194,7 @@ def memory(table: Table, seeds: int) -> list[dict[str, Any]]:
 def kept(eps: Model, parameters: Parameters, x: Tensor) -> int:
     """The bytes that a run keeps for its backward pass."""
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
-    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients(exact=True))[0])
+    return kept_bytes(lambda: run_each(eps, plan, x, numbers, parameters.pairs, TimeGradients(exact=True))[0])
 
 
 SECTIONS: dict[str, Callable[[Table, int], list[dict[str, Any]]]] = {

@@ -5,7 +5,8 @@
 `eps(x, t, tau)` is the noise that your network predicts in the state x at the solver's time t, given the conditioning
 time tau; a network with N discrete levels receives level tau N - 1. `x_T` is standard normal noise times
 sqrt(alpha^2 + sigma^2) of the first point. A plan with rows that have `"predicts": "x0"` also needs `x0(x, t, tau)`,
-the predicted data.
+the predicted data. A plan that leaves guidance out of some calls needs `parts(x, t, tau, guided, predicts)` in place of
+both: the prediction under the condition alone, and what guidance adds to it, or None where it is not `guided`.
 
 As a program it runs a plan on the Gaussian N(5, 2^2), whose noise prediction is known:
 
@@ -32,18 +33,25 @@ def load(path, calls=None):
     return found[0]
 
 
-def run(plan, eps, x, noise=np.random.standard_normal, x0=None):
+def run(plan, eps, x, noise=np.random.standard_normal, x0=None, parts=None):
     """The state at the end of the plan; each row is the weighted sum of past tensors that comes next."""
-    calls = []  # of each call so far: the state, the prediction, the corrected state, the noise
+    calls = []  # of each call so far: the state, the prediction, what guidance added, the corrected state, the noise
 
     def combine(terms):
         return sum(weight * calls[-1 - ago][kind] for kind, ago, weight in terms)
 
     for t, tau, row in zip(plan["t"], plan["tau"], plan["rows"], strict=False):  # t also has the end
-        predicts = row.get("predicts", "eps")
-        if predicts == "x0" and x0 is None:
+        predicts, guided = row.get("predicts", "eps"), "guidance" not in row
+        if predicts == "x0" and x0 is None and parts is None:
             raise ValueError(f"x0= is needed: at t = {t} this plan uses the predicted data")
-        calls.append({"x": x, predicts: (x0 if predicts == "x0" else eps)(x, t, tau)})
+        if parts is None and not guided:
+            raise ValueError(f"parts= is needed: at t = {t} this plan leaves guidance out")
+        if parts is None:
+            calls.append({"x": x, predicts: (x0 if predicts == "x0" else eps)(x, t, tau)})
+        else:
+            conditional, added = parts(x, t, tau, guided, predicts)
+            calls.append({"x": x, "g": added})
+            calls[-1][predicts] = conditional + (added if guided else combine(row["guidance"]))
         if "corrected" in row:
             calls[-1]["c"] = combine(row["corrected"])
         if any(kind == "z" for kind, _, _ in row["next_state"]):

@@ -8,8 +8,8 @@
 // The points on the noise schedule and the numbers of the rows are checked by the Python library alone.
 
 const NEEDED = ["format", "version", "calls", "sampler", "schedule", "t", "alpha", "sigma", "tau"];
-const ENTRIES = new Set([...NEEDED, "corrections", "provenance", "rows"]);
-const KINDS = new Set(["x", "eps", "x0", "c", "z"]);
+const ENTRIES = new Set([...NEEDED, "corrections", "guided", "reuse", "provenance", "rows"]);
+const KINDS = new Set(["x", "eps", "x0", "c", "g", "z"]);
 const SCHEDULES = new Set(["vp", "ve", "flow"]);
 export const MOST_BYTES = 64 * 2 ** 20;
 
@@ -57,16 +57,22 @@ export function validatePlan(plan) {
     check(plan.t.every((value, k) => k === 0 || value <= plan.t[k - 1]), '"t" must not rise');
   }
   if (areNumbers(plan.sigma, K + 1)) check(plan.sigma.slice(0, K).every((s) => s > 0), '"sigma" is 0 before the end');
-  const c = plan.corrections;
-  if (c !== undefined && c !== null) {
+  for (const name of ["corrections", "reuse"]) {
+    const c = plan[name];
+    if (c === undefined || c === null) continue;
     const square = Array.isArray(c) && c.length === K && c.every((line) => areNumbers(line, K));
     const lower = square && c.every((line, k) => line.slice(k).every((value) => value === 0));
-    check(lower, `"corrections" must be strictly lower triangular, ${K} x ${K}`);
+    check(lower, `"${name}" must be strictly lower triangular, ${K} x ${K}`);
   }
+  const flags = plan.guided ?? Array(K).fill(true);
+  const areFlags = Array.isArray(flags) && flags.length === K && flags.every((flag) => typeof flag === "boolean");
+  check(areFlags, `"guided" must hold ${K} booleans`);
   if (plan.rows !== undefined) {
     const fits = Array.isArray(plan.rows) && plan.rows.length === K;
     check(fits, `"rows" must hold ${K} rows`);
     if (fits) plan.rows.forEach((row, k) => errors.push(...rowErrors(plan.rows, row, k)));
+    const left = fits && areFlags && plan.rows.every((row, k) => (row?.guidance === undefined) === flags[k]);
+    check(left || !fits || !areFlags, '"guidance" belongs to the rows of calls that "guided" leaves out');
   }
   return errors;
 }
@@ -76,7 +82,7 @@ function rowErrors(rows, row, k) {
   if (!isObject(row) || !Array.isArray(row.next_state)) return [`row ${k} must have "next_state", a list of terms`];
   const errors = [];
   if (![undefined, "x0"].includes(row.predicts)) errors.push(`row ${k}: "predicts" must be "x0" or left out`);
-  for (const name of ["corrected", "next_state"]) {
+  for (const name of ["guidance", "corrected", "next_state"]) {
     if (row[name] === undefined) continue;
     if (!Array.isArray(row[name])) return [...errors, `row ${k}: "${name}" must be a list of terms`];
     for (const term of row[name]) {
@@ -87,6 +93,8 @@ function rowErrors(rows, row, k) {
       }
       const source = rows[k - term[1]];
       const absent =
+        (term[0] === "g") !== (name === "guidance") ||
+        (term[0] === "g" && (term[1] === 0 || source?.guidance !== undefined)) ||
         (term[0] === "c" && (!source?.corrected || (name === "corrected" && term[1] === 0))) ||
         (term[0] === "eps" && source?.predicts === "x0") ||
         (term[0] === "x0" && source?.predicts !== "x0");

@@ -20,16 +20,43 @@ ModelLike: TypeAlias = Model | Callable[..., Tensor]
 """A model, or a function `eps(x, t, tau)`."""
 
 
-def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-    """The prediction of a model in the state x (B, ...) at call k: the noise, or the data if the row predicts x0.
+def evaluate(
+    model: Model,
+    plan: Plan,
+    k: int,
+    x: Tensor,
+    past: tuple[Call, ...] = (),
+    tau: Tensor | None = None,
+    t: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The prediction of a model in the state x (B, ...) at call k: the noise, or the data if the row predicts x0; and
+    what guidance has added to it, where later calls of the plan need that.
 
-    The conditioning time tau and the solver's time t are the plan's by default.
+    A call without guidance evaluates the network under the condition alone, and reuses what guidance has added at the
+    calls of `past`, see `advance`. The conditioning time tau and the solver's time t are the plan's by default.
 
     Raises:
-        ValueError: the prediction has another shape than x, or the row predicts x0 and the model cannot.
+        ValueError: the prediction has another shape than x, the row predicts x0 and the model cannot, or the plan
+            leaves guidance out and the model cannot.
     """
     t, tau = plan.point(k).t if t is None else t, plan.taus[k] if tau is None else tau
-    return check_prediction(model.predict(plan.rows[k].predicts, x, t, tau), x, f" at call {k}")
+    row, where = plan.rows[k], f" at call {k}"
+    if row.guidance is None and not row.reused:
+        return check_prediction(model.predict(row.predicts, x, t, tau), x, where), None
+    prediction, added = model.parts(row.predicts, x, t, tau, row.guidance is None)
+    check_prediction(prediction, x, where)
+    if row.guidance is not None:
+        if row.guidance.terms:
+            prediction = prediction + row.guidance((*past, ()), prediction.dtype)
+        return prediction, None
+    if added is None:
+        raise ValueError(f"parts of {type(model).__name__} must return what guidance adds{where}, got None")
+    return prediction + check_prediction(added, x, where), added
+
+
+def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    """The prediction of a model in the state x (B, ...) at call k, of a call that reuses nothing, see `evaluate`."""
+    return evaluate(model, plan, k, x, (), tau, t)[0]
 
 
 def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
@@ -55,7 +82,8 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
     past: tuple[Call, ...] = ()
     noise = noise or torch.randn_like
     for k in range(len(plan)):
-        x, past = advance(plan, k, past, x, predict(model, plan, k, x), noise)
+        prediction, added = evaluate(model, plan, k, x, past)
+        x, past = advance(plan, k, past, x, prediction, noise, added)
         yield x
 
 
@@ -144,25 +172,34 @@ def check_schedule(schedule: NoiseSchedule, plan: Plan) -> None:
 
 
 def advance(
-    plan: Plan, k: int, past: tuple[Call, ...], x: Tensor, prediction: Tensor, noise: Noise
+    plan: Plan,
+    k: int,
+    past: tuple[Call, ...],
+    x: Tensor,
+    prediction: Tensor,
+    noise: Noise,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Call, ...]]:
     """The body of every loop: the state after call k, (B, ...), and the calls that the next call may look back on.
 
     `past` is what `advance` returned for the call before, `()` for the first call. `prediction` is the prediction in
-    the state x at call k, see `predict`. `noise` draws standard normal noise of the shape of x.
+    the state x at call k, and `added` what guidance has added to it, see `evaluate`. `noise` draws standard normal
+    noise of the shape of x.
     """
     row, dtype = plan.rows[k], x.dtype
     if prediction.dtype is not dtype and dtype not in HALF:
         prediction = prediction.to(dtype)  # once, and not at each use
     kept = past[1 - row.history :] if row.history > 1 else ()
-    call = Call(x, prediction, None if row.corrected is None else row.corrected((*kept, (x, prediction)), dtype))
+    corrected = None if row.corrected is None else row.corrected((*kept, (x, prediction)), dtype)
+    call = Call(x, prediction, corrected, added)
     calls = (*kept, call)
     return row.next_state((*kept, (*call, noise(x))) if row.uses_noise else calls, dtype), calls
 
 
 def coefficients(plan: Plan) -> Tensor:
     """The whole run as a table, float64 (K, 1 + 2 K): row k is the state after call k as a combination of x_T,
-    eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `plan.rows[k].predicts` is "x0".
+    eps_0 .. eps_{K-1}, z_0 .. z_{K-1}; of x0_k in place of eps_k where `plan.rows[k].predicts` is "x0". These are the
+    predictions after guidance, or with what is reused of it.
 
     It is the loop itself, run on unit vectors.
     """

@@ -231,7 +231,7 @@ def test_checkpoints_keep_one_call_of_a_pipeline_at_a_time() -> None:
         parameters, x = Parameters(plan), SeededNoise(3)(torch.empty(2, *model.shape))
         _, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
         times = TimeGradients(differences=("tau",))
-        return kept_bytes(lambda: run_each(through(model), plan, plan.initial_state(x), numbers, times)[0])
+        return kept_bytes(lambda: run_each(through(model), plan, x, numbers, parameters.pairs, times)[0])
 
     with PipelineModel(tiny()) as model:
         few, many = (kept(calls, lambda eps: eps) for calls in (2, 6))

@@ -1,6 +1,5 @@
 """The JSON schema of plan files and the validator for front ends accept what the library writes, and nothing else."""
 
-import copy
 import json
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from time_tuner import (
     SAMPLERS,
@@ -41,7 +41,16 @@ def plans() -> list[Any]:
     """A plan of every sampler, and one on every kind of schedule, as a file holds them."""
     made = [make_plan(name, NoiseScheduleVP("linear"), 6).to_dict() for name in SAMPLERS]
     made += [make_plan("dpmpp", schedule, 4).to_dict() for schedule in SCHEDULE_KINDS]
+    guided = make_plan("dpmpp", NoiseScheduleFlow(), 4, guided=2)
+    made += [guided.to_dict(), guided.with_guidance(2, reuse_of(4)).to_dict()]
     return json.loads(json.dumps(made))
+
+
+def reuse_of(calls: int) -> Any:
+    """Weights with which the calls after the second reuse the guidance of the first two."""
+    reuse = torch.zeros(calls, calls, dtype=torch.float64)
+    reuse[2:, :2] = 0.3
+    return reuse
 
 
 def changed(path: list[Any], value: Any) -> Callable[[Any], None]:
@@ -72,6 +81,8 @@ WRONG: dict[str, Callable[[Any], None]] = {
     "a term of a call to come": changed(["rows", 0, "next_state", 0, 1], -1),
     "a term without a weight": lambda plan: plan["rows"][0]["next_state"][0].pop(),
     "an unknown prediction": changed(["rows", 0, "predicts"], "v"),
+    "guidance at a number": changed(["guided"], [1, 1, 1, 0, 0]),
+    "reuse that is no matrix": changed(["reuse"], [0.0]),
 }
 BEYOND_A_SCHEMA: dict[str, Callable[[Any], None]] = {
     "a time too many": lambda plan: plan["t"].append(0.0),
@@ -80,11 +91,21 @@ BEYOND_A_SCHEMA: dict[str, Callable[[Any], None]] = {
     "a row too few": lambda plan: plan["rows"].pop(),
     "a term from before the run": changed(["rows", 0, "next_state", 0, 1], 1),
     "a corrected state that no row makes": changed(["rows", 0, "next_state", 0, 0], "c"),
+    "too few flags": lambda plan: plan["guided"].pop(),
+    "reuse on the diagonal": changed(["reuse", 3, 3], 1.0),
+    "a row with guidance that is left out": lambda plan: plan["rows"][4].pop("guidance"),
+    "a row without guidance that has it": changed(["rows", 0, "guidance"], []),
+    "reuse of a call without guidance": changed(["rows", 4, "guidance", 0, 1], 1),
+    "reuse of another kind": changed(["rows", 4, "guidance", 0, 0], "eps"),
 }
 
 
 def tuned() -> Any:
-    return copy.deepcopy(json.loads(BUNDLED[0].with_name("joint-5.json").read_text()))
+    """A plan with corrections and with guidance at its first calls, which later calls reuse."""
+    plan = Plan.load("digits/joint-5")
+    reuse = torch.zeros(5, 5, dtype=torch.float64)
+    reuse[3:, :3] = 0.3
+    return json.loads(json.dumps(plan.with_guidance(3, reuse).to_dict()))
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_a_tuned_plan_is_tuned_further() -> None:
 def test_unknown_parts_are_refused() -> None:
     plan = make_plan("ddim", SMOOTH, 4, "quadratic")
     for parts, got in ((("time",), "time"), ((), "none")):
-        with pytest.raises(ValueError, match=f"parts must be some of times, tau, corrections, got '{got}'"):
+        with pytest.raises(ValueError, match=f"parts must be some of times, tau, corrections, reuse, got '{got}'"):
             Parameters(plan, parts)
 
 
@@ -252,7 +252,7 @@ def saved_bytes(network: Wide, calls: int, checkpointed: bool) -> int:
     parameters, x = Parameters(make_plan("ddim", SMOOTH, calls, "quadratic")), seeded(32, 4).float()
     plan, numbers, _ = parameters.linear(torch.zeros(len(parameters), dtype=torch.float64))
     eps = CheckpointedModel(as_model(network, SMOOTH)) if checkpointed else as_model(network, SMOOTH)
-    return kept_bytes(lambda: run_each(eps, plan, plan.initial_state(x), numbers, TimeGradients())[0])
+    return kept_bytes(lambda: run_each(eps, plan, x, numbers, parameters.pairs, TimeGradients())[0])
 
 
 def test_checkpoints_keep_one_call_at_a_time() -> None:

@@ -22,7 +22,7 @@ OTHER_NAMES = {"prompt": "prompts", "num_inference_steps": "calls", "class_label
 
 def tune_pipeline(
     pipe: Any,
-    calls: int = 8,
+    calls: int | None = None,
     tuner: Tuner | str | None = None,
     *,
     prompts: Sequence[str] | None = None,
@@ -30,6 +30,7 @@ def tune_pipeline(
     sampler: Sampler | str | None = None,
     spacing: str | None = None,
     end: float | None = None,
+    evaluations: int | None = None,
     samples: int = SAMPLES,
     batch: int = BATCH,
     data: Any = None,
@@ -48,7 +49,7 @@ def tune_pipeline(
 
     Args:
         pipe: a diffusers pipeline.
-        calls: the number of network calls, `num_inference_steps` of a run.
+        calls: the number of network calls, `num_inference_steps` of a run; 8 by default.
         tuner: a tuner, or the text of one such as "joint(pairs=128)"; see `tune`. "joint", the default, uses
             gradients through the network where there are any, the others forward calls only.
         prompts: texts of the kind that the pipeline will be used with. Sample i has prompt i modulo their number.
@@ -60,6 +61,7 @@ def tune_pipeline(
             scheduler; where one of them is given, from DPM-Solver++(2M), or on that grid.
         end: the time where the plan ends, see `make_plan`; by default that of the spacing. With it the grid of
             the pipeline's own scheduler, which ends elsewhere, is no start.
+        evaluations: of a pipeline under classifier-free guidance, instead of `calls`: see `tune`.
         samples: the number of samples to tune on, and of others to measure on.
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
@@ -83,6 +85,7 @@ def tune_pipeline(
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
+        calls = calls or 8
         plan = own_plan(model, calls, sampler or SAMPLER, spacing, end)
         check_start(plan, pipe)
         if spacing is None and end is None and isinstance(model.spacing, OwnGrid):

@@ -36,6 +36,7 @@ class Model(ABC):
         fixed_start: whether every run begins at the same time, such as in pipelines that draw their first state at a
             fixed noise level.
         has_decoder: whether samples are latents, which `decode` turns into pictures.
+        evaluations: of the network for each sample of a prediction, 2 under classifier-free guidance.
         whole_levels: whether its network time means something at whole numbers only, as that of an embedding table.
             Conditioning times are then tuned on whole levels.
     """
@@ -49,6 +50,7 @@ class Model(ABC):
     fixed_start: bool = False
     has_decoder: bool = False
     whole_levels: bool = False
+    evaluations: int = 1
 
     @abstractmethod
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
@@ -61,6 +63,28 @@ class Model(ABC):
     def x0(self, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         """The data in x, (B, ...)."""
         return self.predict("x0", x, t, tau)
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The prediction under the condition alone, (B, ...), and what guidance adds to it; None in its place where the
+        call is not `guided`, which then costs no evaluation for guidance.
+
+        Raises:
+            ValueError: the model has no guidance that can be left out.
+        """
+        raise ValueError(
+            "the plan leaves guidance out of some calls, and the model has none that can be left out: give a model "
+            "from model_wrapper with guidance_type='classifier-free' and a guidance_scale other than 1, or a plan with "
+            "guidance at every call, plan.with_guidance(len(plan))"
+        )
+
+    def both(self, x: Tensor, t: Any, tau: Any = None) -> tuple[Tensor, Tensor]:
+        """The noise in x that is predicted under the condition alone, and what guidance adds to it, (B, ...) each, in
+        one network call: with the scale w that is (w - 1) (eps_cond - eps_uncond)."""
+        conditional, added = self.parts("eps", x, t, tau)
+        assert added is not None
+        return conditional, added
 
     def select(self, rows: Tensor) -> "Model":
         """The model for some samples of the batch, with their conditions; `rows` (n,) are their numbers."""
@@ -92,10 +116,20 @@ class ModelAround(Model):
         self.schedule, self.shape, self.num_conditions = inner.schedule, inner.shape, inner.num_conditions
         self.spacing, self.device = inner.spacing, inner.device
         self.max_batch, self.fixed_start, self.has_decoder = inner.max_batch, inner.fixed_start, inner.has_decoder
-        self.whole_levels = inner.whole_levels
+        self.whole_levels, self.evaluations = inner.whole_levels, inner.evaluations
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         return self.inner.predict(quantity, x, t, tau)
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(self).predict is not ModelAround.predict:  # what it does around a prediction would be left out
+            raise ValueError(
+                f"the plan leaves guidance out of some calls, and {type(self).__name__} acts on whole predictions: "
+                "give the model inside of it, or implement parts"
+            )
+        return self.inner.parts(quantity, x, t, tau, guided)
 
     def select(self, rows: Tensor) -> "ModelAround":
         other = copy(self)
@@ -128,6 +162,13 @@ class HookedModel(ModelAround):
         self.hook(quantity, x, t, prediction)
         return prediction
 
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        prediction, added = self.inner.parts(quantity, x, t, tau, guided)
+        self.hook(quantity, x, t, prediction if added is None else prediction + added)
+        return prediction, added
+
 
 class FunctionModel(Model):
     """The model of a function `eps(x, t, tau)`, see `as_model`."""
@@ -142,6 +183,8 @@ class FunctionModel(Model):
         self.num_conditions = getattr(eps, "num_conditions", None)
         self.device = getattr(eps, "device", "cpu")
         self._x0: Callable[..., Tensor] | None = getattr(eps, "x0", None)
+        self._parts: Callable[..., Any] | None = getattr(eps, "parts", None)
+        self.evaluations = getattr(eps, "evaluations", 1)
         self._select: Callable[[Tensor], Any] | None = getattr(eps, "select", None)
         if (self._select is None) != (self.num_conditions is None):
             raise ValueError("eps must have both select(rows) and num_conditions, or none of them")
@@ -160,6 +203,14 @@ class FunctionModel(Model):
             )
         return (x - p.sigma * check_prediction(self.eps(x, t, tau), x)) / p.alpha
 
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._parts is None:
+            return super().parts(quantity, x, t, tau, guided)
+        found: tuple[Tensor, Tensor | None] = self._parts(quantity, x, t, t if tau is None else tau, guided)
+        return found
+
     def select(self, rows: Tensor) -> Model:
         return self if self._select is None else as_model(self._select(rows), self.schedule, self.shape)
 
@@ -169,7 +220,7 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
 
     Args:
         eps: the model or function. A function may have the attributes of a `Model`: `schedule`, `shape`,
-            `num_conditions`, `device`, `x0`, `select`.
+            `num_conditions`, `device`, `x0`, `select`, `parts`, `evaluations`.
         schedule, shape: the noise schedule and the shape of one sample, for a function without these attributes.
 
     Raises:

@@ -1,7 +1,7 @@
 """A model that is called with any number of samples, a batch at a time."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch import Tensor
 from .._checks import check_int
 from ..schedules import as_float64
 from .base import Model, ModelAround, for_rows
+
+Part = TypeVar("Part")
 
 
 class BatchedModel(ModelAround):
@@ -22,7 +24,21 @@ class BatchedModel(ModelAround):
         self.batch = None if batch is None else check_int("batch", batch, 1)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
-        parts: list[Tensor] = []
+        parts = self._each(x, t, tau, lambda model, x, t, tau: model.predict(quantity, x, t, tau))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        parts = self._each(x, t, tau, lambda model, x, t, tau: model.parts(quantity, x, t, tau, guided))
+        if len(parts) == 1:
+            return parts[0]
+        added = [one for _, one in parts if one is not None]
+        return torch.cat([one for one, _ in parts]), torch.cat(added) if added else None
+
+    def _each(self, x: Tensor, t: Any, tau: Any, predict: Callable[[Model, Tensor, Any, Any], Part]) -> list[Part]:
+        """What the model predicts for batch after batch."""
+        parts: list[Part] = []
         first = 0
         while first < len(x):
             last = min(first + (self.batch or len(x)), len(x))
@@ -30,14 +46,14 @@ class BatchedModel(ModelAround):
                 whole = last - first == len(x) == self.num_conditions
                 model = self.inner if whole else for_rows(self.inner, torch.arange(first, last))
                 times = [one[first:last] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
-                parts.append(model.predict(quantity, x[first:last], *times))
+                parts.append(predict(model, x[first:last], *times))
             except torch.OutOfMemoryError:
                 if last - first == 1:
                     raise
                 self.batch = (last - first) // 2
                 continue
             first = last
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts
 
 
 def predict_each(

@@ -21,6 +21,15 @@ class CheckpointedModel(ModelAround):
             prediction: Tensor = checkpoint(self.inner.predict, quantity, x, t, tau, use_reentrant=False)
         return prediction
 
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        with set_checkpoint_early_stop(False):
+            found: tuple[Tensor, Tensor | None] = checkpoint(
+                self.inner.parts, quantity, x, t, tau, guided, use_reentrant=False
+            )
+        return found
+
 
 def kept_bytes(work: Callable[[], Any]) -> int:
     """How much memory some work keeps until its backward pass."""

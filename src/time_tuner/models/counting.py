@@ -7,18 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import HookedModel, Model
+from .base import Model, ModelAround
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Network calls, and the sample evaluations in them: batch x forward; a backward counts as two forwards."""
+    """Network calls, and the sample evaluations in them: batch x forward, twice that under classifier-free guidance; a
+    backward counts as two forwards."""
 
     calls: int = 0
     evaluations: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.calls + other.calls, self.evaluations + other.evaluations)
+
+    def of_each(self, evaluations: int) -> "Cost":
+        """The same calls with so many evaluations for each sample."""
+        return Cost(self.calls, self.evaluations * evaluations)
 
     def __mul__(self, times: int) -> "Cost":
         return Cost(self.calls * times, self.evaluations * times)
@@ -49,13 +54,13 @@ class CostLog:
         self.spent[purpose] = self.of(purpose) + cost
         self.on_change()
 
-    def count(self, quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:
-        """Count a prediction, and its backward pass when it comes: the hook of a `CountedModel`."""
+    def count(self, prediction: Tensor, each: int = 1) -> None:
+        """Count a prediction with so many evaluations for each sample, and its backward pass when it comes."""
         if isinstance(prediction, Tensor):
-            self.add(Cost(1, len(prediction)))
+            self.add(Cost(1, each * len(prediction)))
             if prediction.requires_grad:
                 purpose = self.current
-                prediction.register_hook(lambda gradient: self.add(Cost(2, 2 * len(gradient)), purpose))
+                prediction.register_hook(lambda gradient: self.add(Cost(2, 2 * each * len(gradient)), purpose))
 
     def of(self, purpose: str) -> Cost:
         """The cost of one purpose."""
@@ -70,8 +75,21 @@ class CostLog:
         return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
 
 
-class CountedModel(HookedModel):
+class CountedModel(ModelAround):
     """A model whose network calls are counted in a log, and their backward passes too."""
 
     def __init__(self, inner: Model, cost_log: CostLog) -> None:
-        super().__init__(inner, cost_log.count)
+        super().__init__(inner)
+        self.cost_log = cost_log
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        prediction = self.inner.predict(quantity, x, t, tau)
+        self.cost_log.count(prediction, self.evaluations)
+        return prediction
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        prediction, added = self.inner.parts(quantity, x, t, tau, guided)
+        self.cost_log.count(prediction, self.evaluations if guided else 1)
+        return prediction, added

@@ -9,6 +9,8 @@ from torch import Tensor
 from .._dtypes import like
 from ..schedules import NoiseSchedule
 from .base import Model, for_samples
+from .network import check_labels
+from .wrapper import model_wrapper
 
 
 class ExactModel(Model):
@@ -96,8 +98,10 @@ class Mixture:
         flat, m, v = self._mean(x, alpha, sigma)
         return ((alpha * self.std**2 * flat + sigma**2 * m) / v).view_as(x)
 
-    def _mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, flat; the mean m of the points that it may come from; v."""
+    def _mean(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, possible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x, flat; the mean m of the points that it may come from, of all or of those possible (B, M); v."""
         key = (x.dtype, x.device)
         if key not in self._cached:
             with torch.inference_mode(False):  # they are for later calls with a gradient, too
@@ -107,8 +111,10 @@ class Mixture:
         v = alpha**2 * self.std**2 + sigma**2
         flat = x.flatten(1)
         alpha, sigma, v = (value.flatten(1) if value.dim() else value for value in (alpha, sigma, v))
-        w = torch.softmax(log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares, dim=1)
-        return flat, w @ means, v
+        logits = log_weights + (alpha / v) * (flat @ means.T) - (alpha**2 / (2 * v)) * squares
+        if possible is not None:
+            logits = logits.masked_fill(~possible, -torch.inf)
+        return flat, torch.softmax(logits, dim=1) @ means, v
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data, float64 (n, ...)."""
@@ -116,6 +122,49 @@ class Mixture:
         pick = torch.multinomial(self.weights, n, replacement=True, generator=draw)
         shape = (n, *self.means.shape[1:])
         return self.means[pick] + self.std * torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+class ConditionalMixture(Mixture):
+    """A mixture whose points have classes 0 .. C - 1: the exact predictions with a class and without one, and their
+    classifier-free guidance; `labels` are the classes of the points, (M,). Other arguments are those of `Mixture`."""
+
+    def __init__(self, means: Any, labels: Any, std: float, weights: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__(means, std, weights)
+        self.labels = torch.as_tensor(labels)
+        if self.labels.shape != (len(self.means),) or self.labels.is_floating_point() or (self.labels < 0).any():
+            raise ValueError(f"labels must be {len(self.means)} classes from 0, one for each of the means")
+        self.num_classes = int(self.labels.max()) + 1
+
+    def guided(self, schedule: NoiseSchedule, condition: Any, scale: float) -> Model:
+        """The model of samples of these classes (n,) on this schedule, under classifier-free guidance of this scale; of
+        the classes alone where the scale is 1.
+
+        Raises:
+            ValueError: a condition that is no class.
+        """
+
+        # The noise does not determine the data at alpha = 0.
+        predicted = "noise" if float(schedule.at(schedule.T).alpha) else "x_start"
+
+        def network(x: Tensor, time: Tensor, classes: Tensor) -> Tensor:
+            p = for_samples(schedule.at(schedule.from_network_time(time)), x)
+            labels = self.labels.to(x.device)
+            possible = (classes[:, None] == labels) | (classes == self.num_classes)[:, None]  # of no class: all
+            flat, m, v = self._mean(x, like(p.alpha, x), like(p.sigma, x), possible)
+            alpha, sigma = (like(one.flatten(1) if one.dim() else one, x) for one in (p.alpha, p.sigma))
+            data = (alpha * self.std**2 * flat + sigma**2 * m) / v
+            return (data if predicted == "x_start" else sigma * (flat - alpha * m) / v).view_as(x)
+
+        check_labels("condition", condition, self.num_classes)
+        wrapped = model_wrapper(
+            network,
+            schedule,
+            predicted,
+            guidance_type="classifier-free",
+            guidance_scale=scale,
+            shape=tuple(self.means.shape[1:]),
+        )
+        return wrapped.bind(condition, torch.tensor([self.num_classes]))
 
 
 def _beside(value: Tensor, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class ClassifierFreeGuidance(ModelAround):
 
     def __init__(self, conditional: NetworkModel, unconditional: Tensor, scale: float) -> None:
         super().__init__(conditional)
-        self.unconditional, self.scale = unconditional, scale
+        self.unconditional, self.scale, self.evaluations = unconditional, scale, 2
         if len(unconditional) > 1:
             if self.num_conditions not in (None, len(unconditional)):
                 raise ValueError(
@@ -30,11 +30,23 @@ class ClassifierFreeGuidance(ModelAround):
             self.num_conditions = len(unconditional)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        unconditional, conditional = self._branches(quantity, x, t, tau)
+        return unconditional + self.scale * (conditional - unconditional)
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        if not guided:
+            return self.inner.predict(quantity, x, t, tau), None
+        unconditional, conditional = self._branches(quantity, x, t, tau)
+        return conditional, (self.scale - 1) * (conditional - unconditional)
+
+    def _branches(self, quantity: str, x: Tensor, t: Any, tau: Any) -> tuple[Tensor, Tensor]:
         uncond = rows_of("uncond_condition", self.unconditional, x)
         both = self.inner.with_condition(torch.cat([uncond, rows_of("condition", self.inner.condition, x)]))
         predictions = both.predict(quantity, torch.cat([x, x]), self._twice(t, x), self._twice(tau, x))
         unconditional, conditional = predictions.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        return unconditional, conditional
 
     def _twice(self, time: Any, x: Tensor) -> Any:
         """The times of a doubled batch: those for each sample (B,) are repeated."""
@@ -67,6 +79,12 @@ class ClassifierGuidance(ModelAround):
         self.log_probability, self.scale = log_probability, scale
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        prediction, added = self.parts(quantity, x, t, tau)
+        return prediction if added is None else prediction + added
+
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         p = for_samples(self.schedule.at(t), x)
         if quantity == "x0" and (p.alpha == 0).any():
             raise ValueError(
@@ -75,7 +93,9 @@ class ClassifierGuidance(ModelAround):
             )
         factor = -p.sigma if quantity == "eps" else p.sigma**2 / p.alpha
         prediction = self.inner.predict(quantity, x, t, tau)
-        return prediction + self.scale * factor * self._gradient(x, t if tau is None else tau)
+        if not guided:
+            return prediction, None
+        return prediction, self.scale * factor * self._gradient(x, t if tau is None else tau)
 
     def fingerprint(self) -> dict[str, Any]:
         return self.inner.fingerprint() | {"guidance_scale": self.scale}

@@ -78,6 +78,23 @@ class ThresholdedModel(ModelAround):
         data = self.bound((wide(x) - p.sigma * self.inner(x, t, tau)) / p.alpha)
         return ((wide(x) - p.alpha * data) / p.sigma).to(x.dtype)
 
+    def parts(
+        self, quantity: str, x: Tensor, t: Any, tau: Any = None, guided: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        if guided:
+            raise ValueError(
+                "reuse of a plan needs a model whose data are not kept in a range: what guidance adds is lost there; "
+                "give the model inside of it, or a plan with reuse=None"
+            )
+        return ThresholdedModel(_WithoutGuidance(self.inner), self.bound).predict(quantity, x, t, tau), None
+
+
+class _WithoutGuidance(ModelAround):
+    """A model under its condition alone."""
+
+    def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
+        return self.inner.parts(quantity, x, t, tau, guided=False)[0]
+
 
 def _check(name: str, value: float, holds: bool, needs: str) -> None:
     if not holds:

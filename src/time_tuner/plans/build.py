@@ -1,5 +1,6 @@
 """Plans made from a sampler and a grid: untuned plans, reference plans, and plans for other numbers of calls."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ def make_plan(
     unit: str = "t",
     *,
     end: float | None = None,
+    guided: int | Sequence[bool] | None = None,
 ) -> Plan:
     """An untuned plan: the network is called where the sampler's steps need it, and receives the solver's time.
 
@@ -42,6 +44,8 @@ def make_plan(
         end: the time t where the run on a spacing ends, in [0, T), instead of the spacing's own. Above 0 the run leaves
             the state alpha x_0 + sigma eps of that time, for a decoder of such states or for a second plan. Not with
             `times`.
+        guided: so many first calls alone have guidance, or those of these flags, see `Plan.with_guidance`: under
+            classifier-free guidance the others cost one evaluation instead of two. All by default.
 
     Raises:
         ValueError: an argument cannot be used, such as a spacing that begins the run where the state is data rather
@@ -76,7 +80,8 @@ def make_plan(
             to = "" if end is None else f" and end={end:.6g}"
             raise ValueError(f"calls={calls} with spacing={spacing!r}{to}: {error}") from None
     grid = place_calls(sampler, schedule, ends, steps)
-    return Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
+    plan = Plan(sampler, schedule, grid.t, grid.alpha, grid.sigma, grid.t[:-1])
+    return plan if guided is None else plan.with_guidance(guided)
 
 
 def default_spacing(sampler: Sampler, schedule: NoiseSchedule, calls: int) -> str:
@@ -119,9 +124,11 @@ def _steps_on(
 
 
 def untuned(plan: Plan) -> Plan:
-    """The plan without the conditioning times and corrections of an earlier tuning; the plan itself if it was not
-    tuned, whose conditioning times are those that its network receives."""
-    return plan.with_tau(plan.t[:-1]).with_corrections(None) if "tuner" in plan.provenance else plan
+    """The plan without the conditioning times, corrections and reuse of an earlier tuning; the plan itself if it was
+    not tuned, whose conditioning times are those that its network receives."""
+    if "tuner" not in plan.provenance:
+        return plan
+    return plan.with_tau(plan.t[:-1]).with_corrections(None).with_guidance(plan.guided)
 
 
 def resample(plan: Plan, calls: int) -> Plan:
@@ -131,7 +138,8 @@ def resample(plan: Plan, calls: int) -> Plan:
     angle. Both are monotone cubics through the plan's points (Fritsch & Carlson, 1980), read at the new step ends and
     calls. A ratio compensates for the error of a step: for more calls its logarithm shrinks with the steps; for fewer
     calls it is kept, since larger ratios gave worse plans. Corrections belong to their own grid and are left out. A
-    step to 0 stays one step, since the network was not trained at the times in it.
+    step to 0 stays one step, since the network was not trained at the times in it. Guidance is at the same share of the
+    first calls, rounded up.
 
     Raises:
         ValueError: a number of calls that the sampler cannot make.
@@ -147,7 +155,8 @@ def resample(plan: Plan, calls: int) -> Plan:
     fractions = np.linspace(0, 1, len(first))
     angles = _monotone_cubic(fractions, schedule.at(first).angle.numpy(), np.linspace(0, 1, steps + 1)[1:-1])
     times = torch.cat([time_at_angle(schedule, as_float64(angles)), first[-1:]])[:steps]
-    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([first[:1], times, last]))
+    guided = -(-sum(plan.guided) * calls // len(plan))
+    made = make_plan(plan.sampler, schedule, calls, times=torch.cat([first[:1], times, last]), guided=guided)
     provenance = {**plan.provenance, "resampled_from": len(plan)}
     return made.with_tau(made.tau * _ratios(plan, made)).with_provenance(**provenance)
 
@@ -196,6 +205,8 @@ def rest(plan: Plan, begin: int) -> Plan:
         plan,
         **{name: getattr(plan, name)[begin:] for name in ("t", "alpha", "sigma", "tau")},
         corrections=None if c is None else c[begin:, begin:],
+        guided=plan.guided[begin:],
+        reuse=None if plan.reuse is None else plan.reuse[begin:, begin:],
     )
 
 

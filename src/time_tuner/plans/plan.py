@@ -4,22 +4,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._checks import check_int
 from .._files import same_numbers, write_json
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
 from ..schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 from .grid import checked_ends, place_calls
-from .rows import Row, compile_rows
+from .rows import Row, compile_rows, predicted_at, with_guidance
 from .sharing import embed, fetch, push, read_values
 
 FORMAT, VERSION = "time-tuner plan", 1
 COLUMNS = ("t", "alpha", "sigma", "tau", "corrections")
-ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, "provenance", "schedule", "rows")
+GUIDANCE = ("guided", "reuse")  # entries of plans that leave guidance out of some calls
+ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, *GUIDANCE, "provenance", "schedule", "rows")
 NEEDED = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
 
 ROUNDING = 2**-8
@@ -44,6 +47,12 @@ class Plan:
             gamma_k sum_{j < k} C[k, j] (eps_j - eps_k) to the state after call k. Here gamma_k is
             sigma_q - alpha_q / alpha_b sigma_b, q is point k + 1, and b is the first point of the step that call k
             belongs to. Zero corrections leave the sampler as it is.
+        guided: for each call, whether the network is evaluated with and without its condition, which costs two
+            evaluations under classifier-free guidance; all by default. At the other calls it is evaluated under the
+            condition alone. Of no effect, and all, for models without guidance.
+        reuse: None, or G (K, K), strictly lower triangular, which adds sum_j G[k, j] g_j to the noise that is predicted
+            at call k where guidance is left out. Here g_j is what guidance has added to the noise predicted at call j,
+            with the scale w that is (w - 1) (eps_cond - eps_uncond). It is 0 but for such calls k and guided calls j.
         provenance: how the plan was made; plain JSON values.
     """
 
@@ -54,10 +63,12 @@ class Plan:
     sigma: Tensor
     tau: Tensor
     corrections: Tensor | None = None
+    guided: tuple[bool, ...] = ()
+    reuse: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in COLUMNS:
+        for name in (*COLUMNS, "reuse"):
             if getattr(self, name) is None:
                 continue
             try:
@@ -67,6 +78,7 @@ class Plan:
             if not torch.isfinite(column).all():
                 raise ValueError(f"{name} of a plan must be finite, got NaN or infinity")
             object.__setattr__(self, name, column)
+        object.__setattr__(self, "guided", _flags(self.guided, self.tau))
         _validate(self)
 
     def __len__(self) -> int:
@@ -87,6 +99,12 @@ class Plan:
         return self.corrections is not None or not torch.equal(self.tau, self.t[:-1])
 
     @property
+    def evaluations(self) -> int:
+        """The evaluations of the network for a sample under classifier-free guidance: two for each guided call, one for
+        each other. Models without guidance make one for each call."""
+        return len(self) + sum(self.guided)
+
+    @property
     def stochastic(self) -> bool:
         """Whether the sampler draws noise."""
         return any(row.uses_noise for row in self.rows)
@@ -105,7 +123,19 @@ class Plan:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The arithmetic of each call, as weights."""
-        return compile_rows(self.sampler, self._points, self.steps, self.corrections)
+        rows = compile_rows(self.sampler, self._points, self.steps, self.corrections)
+        return rows if all(self.guided) else with_guidance(rows, self.guided, self.reuse_weights)
+
+    @cached_property
+    def reuse_weights(self) -> Tensor:
+        """G (K, K) between what the rows predict: where that is the data, guidance adds g to the data and
+        -alpha / sigma g to the noise."""
+        reuse = torch.zeros(len(self), len(self), dtype=torch.float64) if self.reuse is None else self.reuse
+        points = self._points[:-1]
+        data = torch.tensor([predicted_at(p) == "x0" for p in points])
+        # The noise for a unit of what is predicted; at alpha = 0 there is nothing to use again.
+        noise = torch.where(data, torch.stack([-p.alpha / p.sigma for p in points]), 1.0)
+        return reuse * noise / torch.where(noise == 0, 1.0, noise)[:, None]
 
     def point(self, k: int) -> Point:
         """Point k = 0 .. K: call k receives the state at point k, and the run ends at point K."""
@@ -151,6 +181,18 @@ class Plan:
         """The same run with other corrections, (K, K) and strictly lower triangular, or None."""
         return replace(self, corrections=corrections)
 
+    def with_guidance(self, guided: "int | Sequence[bool]", reuse: Any = None) -> "Plan":
+        """The same run with guidance at these calls alone, the first `guided` ones or those of K flags; and what other
+        calls reuse of it, G (K, K), see `Plan`: nothing by default."""
+        if isinstance(guided, Integral) and not isinstance(guided, bool):
+            count = check_int("guided", guided, 0)
+            if count > len(self):
+                raise ValueError(f"guided must be at most the number of calls, {len(self)}, got {count}")
+            guided = [k < count for k in range(len(self))]
+        if not isinstance(guided, Sequence) or not len(guided):
+            raise ValueError(f"guided must be a number of first calls, or a flag for each call, got {guided!r}")
+        return replace(self, guided=tuple(guided), reuse=reuse)
+
     def with_provenance(self, **values: Any) -> "Plan":
         """The same run with these entries added to its provenance."""
         return replace(self, provenance={**self.provenance, **values})
@@ -163,6 +205,8 @@ class Plan:
             "calls": len(self),
             "sampler": sampler_to_dict(self.sampler),
             **{name: None if (column := getattr(self, name)) is None else column.tolist() for name in COLUMNS},
+            **({} if all(self.guided) else {"guided": list(self.guided)}),
+            **({} if self.reuse is None else {"reuse": self.reuse.tolist()}),
             "provenance": dict(self.provenance),
             "schedule": self.schedule.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
@@ -189,7 +233,9 @@ class Plan:
             if not isinstance(values.get(name, {}), Mapping):
                 raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
         sampler, schedule = sampler_from_dict(values["sampler"]), schedule_from_dict(values["schedule"])
-        columns: dict[str, Any] = {name: values.get(name) for name in COLUMNS}
+        columns: dict[str, Any] = {name: values.get(name) for name in (*COLUMNS, "reuse")}
+        if values.get("guided") is not None:
+            columns["guided"] = values["guided"] or None  # () alone stands for all calls
         plan = cls(sampler, schedule, **columns, provenance=dict(values.get("provenance", {})))
         if len(plan) != values["calls"]:
             raise ValueError(f"calls of a plan must be the length of its tau, {len(plan)}, got {values['calls']!r}")
@@ -335,6 +381,18 @@ def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
     return t.clamp(max=schedule.t_min), t.clamp(min=schedule.T)
 
 
+def _flags(guided: Any, tau: Tensor) -> tuple[bool, ...]:
+    """The flags of each call; all of them by default, ()."""
+    calls, flags = tau.numel(), guided
+    if isinstance(guided, Sequence) and not len(guided):
+        return (True,) * calls
+    if isinstance(guided, Tensor):
+        flags = guided.tolist()
+    if not isinstance(flags, Sequence) or len(flags) != calls or not all(isinstance(one, bool) for one in flags):
+        raise ValueError(f"guided of a plan must be true or false for each of {calls} calls, got {guided!r}")
+    return tuple(flags)
+
+
 def _validate(plan: Plan) -> None:
     """Raise a ValueError unless the columns fit each other, lie on the schedule and hold only trained times."""
     calls = plan.tau.numel()
@@ -348,6 +406,8 @@ def _validate(plan: Plan) -> None:
     c = plan.corrections
     if c is not None and (c.shape != (calls, calls) or c.detach().triu().any()):
         raise ValueError(f"corrections must be ({calls}, {calls}) and strictly lower triangular, got {tuple(c.shape)}")
+    if plan.reuse is not None:
+        _check_reuse(plan.reuse.detach(), plan.guided)
     checked_ends(plan.step_times.detach(), plan.schedule)
     if (plan.t.diff() > 0).any() or (plan.sigma[:-1] <= 0).any():
         raise ValueError("t of a plan must not rise, and the network is never called at sigma = 0")
@@ -372,3 +432,16 @@ def _validate(plan: Plan) -> None:
             f"{schedule.T:.6g}], got {float(tau[k]):.6g}: tune the plan again, or set tau with Plan.with_ratios, which "
             "keeps it in the range"
         )
+
+
+def _check_reuse(reuse: Tensor, guided: Sequence[bool]) -> None:
+    """Raise a ValueError unless calls without guidance alone reuse that of earlier calls with it."""
+    calls, has = len(guided), torch.tensor(guided)
+    if reuse.shape != (calls, calls) or reuse.triu().any():
+        raise ValueError(f"reuse must be ({calls}, {calls}) and strictly lower triangular, got {tuple(reuse.shape)}")
+    if reuse[has].any():
+        k = next(k for k in range(calls) if guided[k] and reuse[k].any())
+        raise ValueError(f"reuse of call {k} must be 0, for the call has its own guidance: leave it out of guided")
+    if reuse[:, ~has].any():
+        j = next(j for j in range(calls) if not guided[j] and reuse[:, j].any())
+        raise ValueError(f"reuse must be 0 in column {j}, for call {j} has no guidance that can be used again")

@@ -6,7 +6,7 @@ checks that the sampler is linear.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,9 +20,10 @@ from ..schedules import Point
 
 Term: TypeAlias = tuple[str, int]
 """A tensor that a row uses: its kind ("x" the state that the network received, "eps" or "x0" its prediction, "c" the
-corrected state, "z" the sampler's noise) and how many calls ago (0: this call)."""
+corrected state, "z" the sampler's noise, "g" what guidance added to its prediction) and how many calls ago (0: this
+call)."""
 
-ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "z": 3}
+ENTRIES = {"x": 0, "eps": 1, "x0": 1, "c": 2, "g": 3, "z": 4}
 """The position of each kind of term in a `Call`; noise is not kept, and follows the entries of the newest call."""
 
 X0_ABOVE = 200.0
@@ -83,6 +84,8 @@ class Row:
         history: the number of calls that the row reads, its own included.
         predicts: the quantity that the network predicts at this call, "eps" or "x0".
         gamma: the factor of the corrections, see `Plan.corrections`.
+        guidance: what is added to the prediction of a call without guidance, of terms "g"; None for a guided call.
+        reused: whether later calls need what guidance adds at this one.
     """
 
     corrected: Combination | None
@@ -91,21 +94,36 @@ class Row:
     history: int
     predicts: str = "eps"
     gamma: float = 0.0
+    guidance: Combination | None = None
+    reused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON values, which suffice to run a plan without this library."""
         predicts = {} if self.predicts == "eps" else {"predicts": self.predicts}
         corrected = {} if self.corrected is None else {"corrected": self.corrected.to_list()}
-        return predicts | corrected | {"next_state": self.next_state.to_list()}
+        guidance = {} if self.guidance is None else {"guidance": self.guidance.to_list()}
+        return predicts | guidance | corrected | {"next_state": self.next_state.to_list()}
 
 
 class Call(NamedTuple):
     """The tensors of a call that the loop keeps: the state that the network received, its prediction (eps, or x0 where
-    the row predicts that), and the corrected state if there is one."""
+    the row predicts that), the corrected state if there is one, and what guidance added if later calls need it."""
 
     x: Tensor
     eps: Tensor
     c: Tensor | None = None
+    g: Tensor | None = None
+
+    def of(self, rows: Tensor, device: torch.device) -> "Call":
+        """The call of some of the samples, on this device."""
+        x, eps, c, g = (one if one is None else one[rows].to(device) for one in self)
+        assert x is not None and eps is not None
+        return Call(x, eps, c, g)
+
+
+def predicted_at(p: Point) -> str:
+    """What rows predict at this point, "eps" or "x0"."""
+    return "x0" if p.sigma > X0_ABOVE * p.alpha else "eps"
 
 
 def compile_rows(
@@ -119,6 +137,25 @@ def compile_rows(
     Raises:
         ValueError: the sampler is not linear, looks back too far, or draws noise twice in a call.
     """
+    numbers = [number for p in points for number in (p.t, p.alpha, p.sigma)]
+    kind = getattr(type(sampler), "__dataclass_params__", None)
+    if corrections is not None or not getattr(kind, "frozen", False) or any(one.requires_grad for one in numbers):
+        return _compiled(sampler, points, steps, corrections)
+    values = tuple(float(one) for one in numbers)
+    return _known(sampler, tuple(zip(values[::3], values[1::3], values[2::3], strict=True)), tuple(steps))
+
+
+@lru_cache(maxsize=1024)
+def _known(sampler: Sampler, points: Sequence[tuple[float, float, float]], steps: Sequence[int]) -> tuple[Row, ...]:
+    """The rows of an untuned run: a search meets the same ones again and again, and compiling takes milliseconds."""
+    with torch.inference_mode(False), torch.no_grad():
+        at = torch.tensor(points, dtype=torch.float64, device="cpu").unbind()
+        return _compiled(sampler, [Point(*one.unbind()) for one in at], steps, None)
+
+
+def _compiled(
+    sampler: Sampler, points: Sequence[Point], steps: Sequence[int], corrections: Tensor | None
+) -> tuple[Row, ...]:
     compiler = _Compiler(sampler, points, corrections)
     rows: list[Row] = []
     before = 0  # the look-back of the previous call
@@ -138,12 +175,26 @@ def compile_rows(
     return tuple(rows)
 
 
+def with_guidance(rows: Sequence[Row], guided: Sequence[bool], reuse: Tensor) -> tuple[Row, ...]:
+    """The rows of a plan that leaves guidance out of some calls, which reuse the guidance of others with weights
+    (K, K)."""
+    out, needed = list[Row](), set[int]()
+    for k in reversed(range(len(rows))):
+        row, earlier = rows[k], [j for j in range(k) if guided[j]]
+        if not guided[k]:
+            guidance = _combination([("g", k - j) for j in earlier], reuse[k, earlier])
+            row, needed = replace(row, guidance=guidance), needed | {k - ago for _, ago in guidance.terms}
+        # What guidance adds is kept to the end of the run.
+        out.append(replace(row, reused=k in needed, history=k + 1 if needed else row.history))
+    return tuple(reversed(out))
+
+
 class _Compiler:
     """Compiles the rows of one run, in their order."""
 
     def __init__(self, sampler: Sampler, points: Sequence[Point], corrections: Tensor | None) -> None:
         self.sampler, self.points, self.corrections = sampler, points, corrections
-        self.quantities = ["x0" if p.sigma > X0_ABOVE * p.alpha else "eps" for p in points]
+        self.quantities = list(map(predicted_at, points))
         self.starts: list[int] = []  # for each call, the first call of its step
         self.corrected: list[bool] = []  # for each call, whether the sampler corrects its state
         self.rescaled: set[Any] = set()  # the shapes of past whose homogeneity was checked
@@ -283,7 +334,7 @@ def _combination(terms: Sequence[Term], weights: Tensor) -> Combination:
     """
     numbers, trained = weights.tolist(), set[Term]()
     if weights.requires_grad:
-        trained = {(kind, ago) for kind, ago in terms if kind in ("eps", "x0")}
+        trained = {(kind, ago) for kind, ago in terms if kind in ("eps", "x0", "g")}
         trained |= {("x", ago) for kind, ago in trained if kind == "x0"}
     used = [i for i, term in enumerate(terms) if numbers[i] != 0 or term in trained]
     return Combination(tuple(terms[i] for i in used), weights[used])

@@ -35,8 +35,9 @@ from .checkpoint import Checkpoint
 if TYPE_CHECKING:
     from .ranking import Ranked
 
-PARTS = ("times", "tau", "corrections")
-"""What a plan holds that can be tuned: step times, conditioning times, corrections."""
+PARTS = ("times", "tau", "corrections", "reuse")
+"""What a plan holds that can be tuned: step times, conditioning times, corrections, and, where it leaves guidance out
+of some calls, what these reuse of it."""
 
 logger = logging.getLogger("time_tuner")
 
@@ -56,6 +57,10 @@ class Tuner(ABC):
     def tunes(self) -> Sequence[str]:
         """The parts of a plan that it tunes: all other parts stay those of the given plan."""
         return PARTS
+
+    def starts(self, plan: Plan) -> Sequence[Plan]:
+        """The plans whose untuned tables are ranked: this one, and others of which it may return one."""
+        return (plan,)
 
     ranks_on_its_pairs: ClassVar[bool] = False
     """Whether the untuned plans are ranked on runs of the teacher that it tunes on; if not these are made for it."""

@@ -84,8 +84,8 @@ class Speed:
 def measure_speed(
     model: Model, plan: Plan, shape: tuple[int, ...], most: int = 64, device: torch.device | str = "cpu"
 ) -> Speed:
-    """The speed of a model at the last call of a plan: by the least times of three calls with one sample of this shape,
-    and of three with `most`, or fewer of a slow network."""
+    """The speed of a model at the last call of a plan, guidance included: by the least times of three calls with one
+    sample of this shape, and of three with `most`, or fewer of a slow network."""
 
     def seconds(count: int) -> float:
         x = torch.zeros(count, *shape, device=device)
@@ -93,6 +93,7 @@ def measure_speed(
         float(predict(model, plan, len(plan) - 1, x).sum())  # the number waits for the device
         return time.perf_counter() - began
 
+    plan = plan.with_guidance(len(plan))
     first = seconds(1)  # the first call is slower than the others
     several = min(most, 1 + int(LONGEST_TIMED / max(first, 1e-9)))
     if several == 1:

@@ -24,7 +24,8 @@ def planned_costs(
     budget: Budget,
     speed: Speed | None,
 ) -> dict[str, tuple[Cost, Cost]]:
-    """The usual and the largest cost of a run of `tune`, by purpose; `free` where it may start from any plan."""
+    """The usual and the largest cost of a run of `tune`, by purpose, with one evaluation for each sample of a call;
+    `free` where it may start from any plan."""
     run, costs = forward(samples, batch), dict[str, tuple[Cost, Cost]]()
     if tuner.uses_data and own_samples:
         costs["data"] = (run * len(reference_plan(plan.schedule, 0.0, OWN_CALLS)),) * 2

@@ -128,9 +128,11 @@ def guarded(
     untuned plan is below its standard error, the untuned plan remains: that from which tuning started, or one of the
     two nearest of the ranking, if it differs from that in these parts.
     """
-    same = plan.t[:-1] == untuned.t[:-1]
-    ratios = untuned.tau / untuned.t[:-1]
-    back = torch.where(same, untuned.tau, rounded(plan.with_ratios(ratios).tau))
+    if len(plan) == len(untuned):
+        same = plan.t[:-1] == untuned.t[:-1]
+        back = torch.where(same, untuned.tau, rounded(plan.with_ratios(untuned.tau / untuned.t[:-1]).tau))
+    else:  # the number of calls was searched for
+        back = rounded(plan.t[:-1])
     before, unguarded = judge.per_sample(untuned), judge.per_sample(plan)
     best, after, reverted = plan, unguarded, list[int]()
     for k in reversed(range(len(plan))):

@@ -36,7 +36,7 @@ from ..models.batching import BatchedModel
 from ..models.counting import Cost
 from ..plans.plan import Plan
 from ..plans.rows import Call
-from ..sampling import advance, predict
+from ..sampling import advance, evaluate
 from .base import Tuner, TuningRun
 from .budget import Budget, Speed, forward, measure_speed
 from .joint.loss import DELTA, TeacherLoss, robust
@@ -232,10 +232,14 @@ def rows_in_turn(
     x, past, noises = plan.initial_state(noise).cpu(), tuple[Call, ...](), list[Tensor]()
     for k, row in enumerate(base.rows):
         # 2. The predictions in the states at point k, and the states that the plan alone leads to.
-        parts = [predict(for_rows(model, rows), base, k, x[rows].to(device)).cpu() for rows in groups]
-        prediction, p = torch.cat(parts).to(x.dtype), plan.point(k)
+        parts = [
+            evaluate(for_rows(model, rows), base, k, x[rows].to(device), tuple(call.of(rows, device) for call in past))
+            for rows in groups
+        ]
+        prediction, p = torch.cat([one.cpu() for one, _ in parts]).to(x.dtype), plan.point(k)
+        added = [one.cpu() for _, one in parts if one is not None]
         noises.append((x - p.alpha * prediction) / p.sigma if row.predicts == "x0" else prediction)
-        x, past = advance(base, k, past, x, prediction, torch.randn_like)
+        x, past = advance(base, k, past, x, prediction, torch.randn_like, torch.cat(added) if added else None)
         # 3. The row, and the states that it leads to.
         problem = _Problem.of([row.gamma * (noise - noises[k]) for noise in noises[:k]], targets[k].cpu() - x)
         if k < len(known):

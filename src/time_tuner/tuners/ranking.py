@@ -7,7 +7,7 @@ quarter of them on 16, of these the best quarter on 64, and then on 256.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 from typing import overload
 
 import torch
@@ -42,7 +42,8 @@ OWN = "its own grid"
 
 
 def untuned_plans(plan: Plan, fixed_start: bool = False) -> dict[str, Plan]:
-    """The untuned plans that make as many calls as this one and end where it does, by name; the likely best first.
+    """The untuned plans that make as many calls as this one, with guidance at the same ones, and end where it does, by
+    name; the likely best first.
 
     Their samplers are that of the plan and every deterministic one, in every order; their grids are that of the plan
     and every spacing. A run may begin later than the plan, on the grid of a longer run without its first steps, since a
@@ -59,14 +60,26 @@ def untuned_plans(plan: Plan, fixed_start: bool = False) -> dict[str, Plan]:
         if steps not in grids:
             grids[steps] = _grids(plan, steps, fixed_start)
         for j, (name, times) in enumerate(grids[steps].items()):
-            made = make_plan(sampler, plan.schedule, len(plan), times=times)
+            made = make_plan(sampler, plan.schedule, len(plan), times=times, guided=plan.guided)
             found[i + j, i] = f"{sampler_text(sampler)}:{len(plan)}@{name}", made.with_provenance(spacing=name)
-    return dict(found[place] for place in sorted(found))
+    return {f"{name}{_guidance(plan)}": one for name, one in (found[place] for place in sorted(found))}
 
 
-def _received(model: Model, plan: Plan) -> dict[str, Plan]:
-    """The untuned plans, with the times that the network receives."""
-    return {name: received(model, one) for name, one in untuned_plans(plan, model.fixed_start).items()}
+def _guidance(plan: Plan) -> str:
+    """The part of a name that says which calls have guidance."""
+    if all(plan.guided):
+        return ""
+    count = sum(plan.guided)
+    first = plan.guided == (True,) * count + (False,) * (len(plan) - count)
+    at = f"the first {count}" if first else ", ".join(str(k) for k, has in enumerate(plan.guided) if has) or "none"
+    return f", guidance at {at}"
+
+
+def _received(model: Model, starts: Sequence[Plan]) -> dict[str, Plan]:
+    """The untuned plans for each of some plans, in turn, with the times that the network receives."""
+    tables = [list(untuned_plans(start, model.fixed_start).items()) for start in starts]
+    inturn = (each for row in zip_longest(*tables) for each in row if each is not None)
+    return {name: received(model, one) for name, one in inturn}
 
 
 def _samplers(plan: Plan) -> list[Sampler]:
@@ -182,9 +195,9 @@ class Ranking(Sequence[Ranked]):
         return {one.name: one.loss for one in self}
 
     @classmethod
-    def from_dict(cls, losses: Mapping[str, float], model: Model, plan: Plan) -> "Ranking":
-        """The ranking of an earlier run for the same model and plan."""
-        plans = _received(model, plan)
+    def from_dict(cls, losses: Mapping[str, float], model: Model, starts: Sequence[Plan]) -> "Ranking":
+        """The ranking of an earlier run for the same model and plans."""
+        plans = _received(model, starts)
         return cls([Ranked(name, plans[name], loss) for name, loss in losses.items()])
 
 
@@ -229,13 +242,13 @@ def num_kept(plans: int) -> int:
     return min(plans, max(FEWEST, plans // KEPT))
 
 
-def rank(loss: TeacherLoss, plan: Plan, run: TuningRun, rounds: Rounds, seconds: float | None) -> Ranking:
-    """The ranking of the first plans of `untuned_plans`, as many as there are rounds and seconds for.
+def rank(loss: TeacherLoss, starts: Sequence[Plan], run: TuningRun, rounds: Rounds, seconds: float | None) -> Ranking:
+    """The ranking of the first plans of `untuned_plans` for some plans, as many as there are rounds and seconds for.
 
     The order is that of the mean root of the distances, which depends less on the few runs that end far away.
     """
     began, out = run.seconds, list[Ranked]()
-    left = list(_received(loss.model, plan).items())[: rounds.plans]
+    left = list(_received(loss.model, starts).items())[: rounds.plans]
     for i, size in enumerate(rounds.pairs):
         rows, done = torch.arange(size), list[tuple[float, Ranked]]()
         for name, one in left:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def tune(
     guard: bool | ReferenceDistance = True,
     *,
     calls: int | None = None,
+    evaluations: int | None = None,
     end: float | None = None,
     any_start: bool = False,
     samples: int = 256,
@@ -104,8 +105,11 @@ def tune(
         guard: True to compare the plan with the untuned ones on held-out noise, and to set back what makes it worse;
             False for the tuner's own result; a `ReferenceDistance` to compare several plans with one reference run.
         calls: instead of a plan: tuning starts from the best untuned plan of so many calls.
-        end: with `calls`, the time where the plan ends, see `make_plan`. The teacher, the untuned plans and the guard's
-            reference run end there, too.
+        evaluations: for a model under classifier-free guidance, instead of a plan or `calls`: the best plan of at most
+            so many evaluations of the network, two for each call with guidance and one for each call without; see
+            `Joint`.
+        end: with `calls` or `evaluations`, the time where the plan ends, see `make_plan`. The teacher, the untuned
+            plans and the guard's reference run end there, too.
         any_start: whether tuning starts from the best untuned plan that ends where the given one does.
         samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
         batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
@@ -150,6 +154,8 @@ def tune(
     if checkpoint is not None:
         check_writable(Path(checkpoint))
     model, free = as_model(eps, None if plan is None else plan.schedule, shape), any_start or plan is None
+    if evaluations is not None:
+        calls, tuner = _search(evaluations, plan, calls, tuner)
     plan = _start(model, plan, calls, end)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
@@ -177,7 +183,8 @@ def tune(
         tuner, plan, free, samples, network.batch, not data.drawn, guard, REFERENCE_CALLS, limit, None
     )
     with listener(progress) as listening:
-        run = TuningRun(data, limit, log, kept, listening, {purpose: usual for purpose, (usual, _) in planned.items()})
+        expected = {purpose: usual.of_each(model.evaluations) for purpose, (usual, _) in planned.items()}
+        run = TuningRun(data, limit, log, kept, listening, expected)
         if run.plan is None:
             tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
         else:
@@ -211,6 +218,20 @@ def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None
         return own_plan(model, check_int("calls", calls, 1), end=end)
     _check_no_end(end, "plan=")
     return plan
+
+
+def _search(evaluations: int, plan: Plan | None, calls: int | None, tuner: Tuner | None) -> tuple[int, Tuner]:
+    """The number of calls with guidance at all of them, and the tuner that searches for others of so many
+    evaluations."""
+    check_int("evaluations", evaluations, 2)
+    if plan is not None or calls is not None:
+        raise ValueError(
+            f"give one of plan=, calls= and evaluations=, got evaluations={evaluations} and another: "
+            f"tuner='joint(evaluations={evaluations})' starts from a plan"
+        )
+    if not isinstance(tuner, Joint | None):
+        raise ValueError(f"evaluations= needs joint tuning, got the tuner {tuner!r}: leave tuner out, or give calls=")
+    return evaluations // 2, replace(tuner or Joint(), evaluations=evaluations)
 
 
 def _check_no_end(end: float | None, given: str) -> None:
@@ -271,7 +292,7 @@ def _tuned(
 def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, evaluations: int) -> Sequence[Ranked]:
     """The untuned plans by the distance of their runs to those of the tuner's teacher, or of the usual one."""
     if run.kept_ranking is not None:
-        return Ranking.from_dict(run.kept_ranking, model, plan)
+        return Ranking.from_dict(run.kept_ranking, model, tuner.starts(plan))
     teacher, kept = teacher_of(plan, getattr(tuner, "teacher", None)), run.calibration.teacher_runs
     if run.budget.seconds is not None:
         with run.cost_log.purpose("sizing"):
@@ -291,7 +312,7 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     rounds = Rounds.within(evaluations, len(plan), min(count, len(kept[key])))
     loss = TeacherLoss(model, kept[key][:count], getattr(tuner, "distance", robust), run.cost_log)
     with run.cost_log.purpose("ranking"):
-        found = rank(loss, plan, run, rounds, seconds)
+        found = rank(loss, tuner.starts(plan), run, rounds, seconds)
     run.keep_ranking(found.to_dict())
     return found
 
@@ -313,7 +334,7 @@ def _inputs(
     """All that a plan is tuned from, in plain values."""
     run = plan.to_dict()
     return {
-        "plan": {name: run[name] for name in ("sampler", "schedule", "t", "tau", "corrections")},
+        "plan": {name: run.get(name) for name in ("sampler", "schedule", "t", "tau", "corrections", "guided", "reuse")},
         "tuner": _name(tuner),
         "options": {field.name: plain(getattr(tuner, field.name)) for field in fields(tuner)},
         "samples": calibration.samples,
@@ -384,6 +405,8 @@ def tune_several(
     counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
         raise ValueError(f"plans must be for different numbers of calls, got {counts or 'none'}")
+    if getattr(tuner, "evaluations", None) is not None:
+        raise ValueError(f"evaluations of {tuner!r} are for one plan: call tune for each number of evaluations")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
     tuner = tuner or _default_tuner(plans[0], data.own)
@@ -428,6 +451,7 @@ def estimate(
     tuner: Tuner | str | None = None,
     *,
     calls: int | None = None,
+    evaluations: int | None = None,
     end: float | None = None,
     any_start: bool = False,
     samples: int = 256,
@@ -443,6 +467,8 @@ def estimate(
     samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
     free = any_start or plan is None
+    if evaluations is not None:
+        calls, tuner = _search(evaluations, plan, calls, tuner)
     model = BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch)
     plan = _start(model, plan, calls, end)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
@@ -452,4 +478,6 @@ def estimate(
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     budget = _budget(tuner, budget)
     costs = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, speed)
-    return Estimate(costs, speed)
+    each = model.evaluations
+    counted = {name: (usual.of_each(each), most.of_each(each)) for name, (usual, most) in costs.items()}
+    return Estimate(counted, Speed(speed.call, speed.evaluation / each))

@@ -5,7 +5,8 @@ J_i^T q_i, and its curvature is the mean of J_i^T J_i |q_i|^2 / d_i, see `Teache
 J_i is the difference between the end of a run in which one number is moved and the end of the run itself. Both runs
 are the same until the first call that the number has an effect on, so that only the calls from there on are made: none
 for a correction of the last call. A plan of K calls has K (K + 1) / 2 calls to make again for tau, K (K - 1) / 2 for
-the step times and K (K - 1) (K - 2) / 6 for the corrections: at 5 calls 35, which is 7 runs for 19 numbers.
+the step times and K (K - 1) (K - 2) / 6 for the corrections: at 5 calls 35, which is 7 runs for 19 numbers. A number
+with which call k reuses guidance has K - k calls.
 
 The networks may be compiled, quantised or remote, and the memory is that of one call.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._dtypes import squared_norms, wide
-from ...models.base import Model, for_rows
+from ...models.base import Model, check_prediction, for_rows
 from ...plans.plan import Plan
 from ...sampling import predict
 from .loss import FLOOR, Gradients, TeacherLoss, robust
@@ -39,17 +40,19 @@ def gradients_by_differences(loss: TeacherLoss, parameters: Parameters, v: Tenso
     moves[moves.abs() <= NOTHING * moves.abs().max()] = 0
     # 2. The distances, their slopes J_i^T q_i, and J_i^T J_i |q_i|^2 / d_i, of as many pairs as there is memory for.
     at_once = max(1, MOST_BYTES // (4 * max(1, len(v)) * loss.pairs.x[0].numel()))
-    parts = [_sums(loss, plan, numbers, moves, some) for some in rows.split(at_once)]
+    parts = [_sums(loss, plan, numbers, parameters.pairs, moves, some) for some in rows.split(at_once)]
     distance, slope, curvature = (sum(part[i] for part in parts) / len(rows) for i in range(3))
     # 3. They are by the directions so far: J_v = J directions^-1.
     back = torch.linalg.inv(directions)
     return Gradients(float(distance), back.T @ slope, back.T @ curvature @ back)
 
 
-def _sums(loss: TeacherLoss, plan: Plan, numbers: Tensor, moves: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(
+    loss: TeacherLoss, plan: Plan, numbers: Tensor, places: Tensor, moves: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sums over these pairs of the distance (), of its slopes (P,) and of its curvatures (P, P)."""
     model, pairs = for_rows(loss.model, rows), loss.pairs[rows]
-    run = _Run(model, plan, numbers, pairs.x)
+    run = _Run(model, plan, numbers, places, pairs.x)
     ends, steps = list[Tensor](), list[float]()
     for move in moves.T:
         step = STEP if run.fits(STEP * move) else -STEP
@@ -98,10 +101,11 @@ class _Run:
         end: the ends, (B, ...).
     """
 
-    def __init__(self, model: Model, plan: Plan, numbers: Tensor, noise: Tensor) -> None:
+    def __init__(self, model: Model, plan: Plan, numbers: Tensor, places: Tensor, noise: Tensor) -> None:
         self.model, self.plan, self.numbers = model, plan, numbers
-        self.terms = [plan.initial_state(noise)]
-        self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms)
+        self.places: list[list[int]] = places.T.tolist()
+        self.terms, self.added = [plan.initial_state(noise)], dict[int, Tensor]()
+        self.end = self._continued(numbers, torch.zeros_like(numbers[-2 * len(plan) :]), self.terms, self.added)
 
     def fits(self, move: Tensor) -> bool:
         """Whether the conditioning times are in the trained range after this move of the numbers."""
@@ -112,19 +116,38 @@ class _Run:
     def end_with(self, move: Tensor) -> Tensor:
         """The ends with other numbers, by the calls from the first that they have an effect on."""
         calls = len(self.plan)
-        weights, times = move[: -2 * calls].split(list(range(2, calls + 2))), move[-2 * calls :].view(2, calls)
-        changed = [bool(times[:, k].any()) or (k > 0 and bool(weights[k - 1].any())) for k in range(calls)]
+        (*weights, reused), times = self._split(move), move[-2 * calls :].view(2, calls)
+        other = {k for (k, _), number in zip(self.places, reused.tolist(), strict=True) if number}
+        changed = [
+            bool(times[:, k].any()) or k in other or (k > 0 and bool(weights[k - 1].any())) for k in range(calls)
+        ]
         first = changed.index(True) if True in changed else calls
-        return self._continued(self.numbers + move, times, self.terms[: 1 + first])
+        added = {j: one for j, one in self.added.items() if j < first}
+        return self._continued(self.numbers + move, times, self.terms[: 1 + first], added)
 
-    def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor]) -> Tensor:
-        """The ends of runs whose first terms, the noise and predictions, are known; the others are added to them."""
-        calls, plan = len(self.plan), self.plan
-        weights, factors = numbers[: -2 * calls].split(list(range(2, calls + 2))), log_times.view(2, calls).exp()
+    def _split(self, numbers: Tensor) -> Sequence[Tensor]:
+        """The weights in the state after each call, and those with which guidance is reused."""
+        return list(numbers[: -2 * len(self.plan)].split([*range(2, len(self.plan) + 2), len(self.places)]))
+
+    def _continued(self, numbers: Tensor, log_times: Tensor, terms: list[Tensor], added: dict[int, Tensor]) -> Tensor:
+        """The ends of runs whose first terms, the noise and predictions, are known, and what guidance has added to
+        these; the others are added to both."""
+        calls, plan, dtype = len(self.plan), self.plan, terms[0].dtype
+        (*weights, reused), factors = self._split(numbers), log_times.view(2, calls).exp()
+        reuse = list(zip(self.places, reused.tolist(), strict=True))
         for k in range(len(terms) - 1, calls):
             x = self._state(weights[k - 1], terms) if k else terms[0]
             tau, t = plan.tau[k] * factors[0, k], plan.t[k] * factors[1, k]
-            terms.append(predict(self.model, plan, k, x, tau, t).to(terms[0].dtype))
+            if all(plan.guided):
+                terms.append(predict(self.model, plan, k, x, tau, t).to(dtype))
+                continue
+            prediction, more = self.model.parts(plan.rows[k].predicts, x, t, tau, plan.guided[k])
+            prediction = check_prediction(prediction, x, f" at call {k}").to(dtype)
+            if more is None:
+                terms.append(sum((weight * added[j] for (at, j), weight in reuse if at == k), prediction))
+            else:
+                added[k] = check_prediction(more, x, f" at call {k}").to(dtype)
+                terms.append(prediction + added[k])
         return self._state(weights[-1], terms)
 
     @staticmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._dtypes import squared_norms, wide
-from ...models.base import HookedModel, Model, for_rows
+from ...models.base import HookedModel, Model, check_prediction, for_rows
 from ...models.batching import BatchedModel, accepts_times
 from ...models.checkpointing import CheckpointedModel, needs_checkpointing
 from ...models.counting import CostLog
@@ -142,7 +142,7 @@ class TeacherLoss:
             # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
             plan, numbers, derivative = parameters.linear(v)
             model = HookedModel(CheckpointedModel(model) if checkpoint else model, _check_gradient)
-            end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, times)
+            end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, parameters.pairs, times)
             at = end.detach().requires_grad_()
             distances = self.distances(at, pairs.y)
             if not distances.requires_grad:
@@ -170,26 +170,48 @@ class TeacherLoss:
         return Gradients(float(distances.mean()), gradient, curvature)
 
 
-def run_each(model: Model, plan: Plan, x: Tensor, numbers: Tensor, times: TimeGradients) -> tuple[Tensor, Tensor]:
-    """The end of a run in which each sample has numbers of its own, those of `Parameters.linear`; and these, (B, M), by
-    which the end has a gradient."""
+def run_each(
+    model: Model, plan: Plan, x: Tensor, numbers: Tensor, pairs: Tensor, times: TimeGradients
+) -> tuple[Tensor, Tensor]:
+    """The end of a run from x (B, ...) in which each sample has numbers of its own, those of `Parameters.linear` with
+    its `pairs`; and these, (B, M), by which the end has a gradient."""
     calls, own = len(plan), numbers.to(x).expand(len(x), -1).clone().requires_grad_()
     wide = own.view(*own.shape, *(1,) * (x.dim() - 1)).unbind(1)
     log_tau, log_t = wide[-2 * calls : -calls], wide[-calls:]
-    terms, state, first = [x], x, 0
+    reused = list(zip(pairs.T.tolist(), wide[calls * (calls + 3) // 2 :], strict=False))
+    terms, added, state, first = [x], dict[int, Tensor](), x, 0
     for k in range(calls):
-        terms.append(_predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times))
+        found = _predict(model, plan, k, state, {"tau": log_tau[k], "t": log_t[k]}, times)
+        if not plan.guided[k]:
+            found[0] = sum((weight * added[j] for (at, j), weight in reused if at == k), found[0])
+        elif len(found) > 1:
+            found[0], added[k] = found[0] + found[1], found[1]
+        terms.append(found[0])
         state = sum((weight * one for weight, one in zip(wide[first:], terms, strict=False)), torch.zeros_like(x))
         first += len(terms)
     return state, own
 
 
-def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients) -> Tensor:
-    """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...)."""
+def _predict(
+    model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor], times: TimeGradients
+) -> list[Tensor]:
+    """The prediction in x at call k, with its gradient by the logarithms of the times, (B, 1, ...); of a plan that
+    leaves guidance out of some calls without what is reused, and at guided calls with what guidance adds to it."""
+
+    def predicted(**own: Tensor) -> list[Tensor]:
+        if all(plan.guided):
+            return [predict(model, plan, k, x, **own).to(x.dtype)]
+        now = {"t": plan.point(k).t, "tau": plan.taus[k]} | own
+        return [
+            check_prediction(one, x, f" at call {k}").to(x.dtype)
+            for one in model.parts(plan.rows[k].predicts, x, now["t"], now["tau"], plan.guided[k])
+            if one is not None
+        ]
+
     if times.exact and plan.rows[k].predicts == "eps":
-        own = {name: log.flatten().cpu().double().exp() for name, log in logs.items()}
-        return predict(model, plan, k, x, **own).to(x.dtype)
-    here = prediction = predict(model, plan, k, x).to(x.dtype)
+        return predicted(**{name: log.flatten().cpu().double().exp() for name, log in logs.items()})
+    here = predicted()
+    found = list(here)
     for name in times.differences:
         with torch.no_grad():
             time = getattr(plan, name)[k]
@@ -198,9 +220,10 @@ def _predict(model: Model, plan: Plan, k: int, x: Tensor, logs: dict[str, Tensor
             if name == "tau" and model.whole_levels:
                 other = other_level(plan.schedule, time, other)
                 step = float(other / time) - 1
-            slope = (predict(model, plan, k, x, **{name: other}).to(x.dtype) - here) / step
-        prediction = prediction + (logs[name] - logs[name].detach()) * slope
-    return prediction
+            slopes = [(there - one) / step for there, one in zip(predicted(**{name: other}), here, strict=True)]
+        moved = logs[name] - logs[name].detach()
+        found = [one + moved * slope for one, slope in zip(found, slopes, strict=True)]
+    return found
 
 
 def _check_gradient(quantity: str, x: Tensor, t: Any, prediction: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The parameters of joint tuning: one vector of numbers, which is zero at the plan itself."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ def check_parts(parts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in parts)
 
 
+def reusing(plan: Plan) -> Tensor:
+    """The calls that may reuse guidance, and the guided calls whose guidance that is, (2, n): the last one before each,
+    and those that the plan reuses already."""
+    guided = torch.tensor(plan.guided)
+    known = torch.zeros(len(plan), len(plan)) if plan.reuse is None else plan.reuse.detach()
+    before = (~guided[:, None] & guided).tril(-1)
+    last = before & (before.flip(1).cumsum(1).flip(1) == 1)
+    return (last | (known != 0)).nonzero().T
+
+
 class Parameters:
     r"""The parts of a plan that are tuned, as a vector v.
 
@@ -32,6 +43,9 @@ class Parameters:
       a grid stays monotone and keeps its ends, whatever v is.
     - "tau": the conditioning time is e^{v_k} times that of the plan, within the trained range.
     - "corrections": the strictly lower triangular C, added to that of the plan.
+    - "reuse": G at the calls without guidance, for the last guided call before each, added to that of the plan, and
+      what else the plan reuses. For two or all guided calls before, short runs end farther away: on exact digits in 8
+      calls, of which 4 are guided, at .24 and .36 after 150 iterations, where one has .17, and no reuse .19.
 
     For a network of whole levels `rounded` gives the times that it receives. Conditioning times are then no part of v:
     they are `ratios` times t, rounded, with the derivative of the times before they are rounded.
@@ -54,9 +68,10 @@ class Parameters:
         self.ratios = plan.tau / plan.t[:-1] if ratios is None else ratios
         with torch.inference_mode(False):
             self.lower = torch.tril_indices(len(plan), len(plan), -1)
+            self.pairs = reusing(plan)
         self.angles = plan.schedule.at(plan.step_times).angle
         times = len(plan.steps) if len(plan.steps) > 1 else 0  # a single step lies between the fixed ends
-        sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1]}
+        sizes = {"times": times, "tau": len(plan), "corrections": self.lower.shape[1], "reuse": self.pairs.shape[1]}
         self.sizes = [sizes[part] for part in self.parts]
 
     def __len__(self) -> int:
@@ -71,8 +86,11 @@ class Parameters:
             elif part == "tau":
                 plan = plan.with_ratios(self.start.tau / self.start.t[:-1] * torch.exp(values))
             elif len(values):
-                c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(self.lower), values)
-                plan = plan.with_corrections(c if plan.corrections is None else plan.corrections + c)
+                name, places = ("corrections", self.lower) if part == "corrections" else ("reuse", self.pairs)
+                c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(places), values)
+                known = getattr(plan, name)
+                c = c if known is None else known + c
+                plan = plan.with_corrections(c) if part == "corrections" else replace(plan, reuse=c)
         if self.rounded is None:
             return plan
         tau = plan.with_ratios(self.ratios).tau
@@ -85,21 +103,24 @@ class Parameters:
         here = torch.cat(list(rows))
         if self.start.corrections is not None:
             here = here - self.start.corrections[tuple(self.lower)]
-        v[sum(self.sizes[:at]) :] = here
+        first = sum(self.sizes[:at])
+        v[first : first + len(here)] = here
         return v
 
     def linear(self, v: Tensor) -> tuple[Plan, Tensor, Tensor]:
         """The plan at v, without gradient; the numbers of its run, (M,); and their derivative by v, (M, P).
 
         The numbers are, call after call, the weights of the first state and of the predictions so far in the state
-        after the call, see `coefficients`; then log tau of each call, and log t.
+        after the call, see `coefficients`; then those with which calls reuse guidance, in the order of `pairs`; then
+        log tau of each call, and log t.
         """
         # The network may be called in inference mode, of which the arithmetic around it is no part.
         with torch.inference_mode(False), torch.enable_grad():
             v = v.detach().clone().requires_grad_()
             plan = self.plan(v)
             weights = [row[: k + 2] for k, row in enumerate(coefficients(plan))]
-            numbers = torch.cat([*weights, plan.tau.log(), plan.t[:-1].log()])
+            reused = plan.reuse_weights[tuple(self.pairs)]
+            numbers = torch.cat([*weights, reused, plan.tau.log(), plan.t[:-1].log()])
             unit = torch.eye(len(numbers), dtype=v.dtype)
             (derivative,) = torch.autograd.grad(numbers, v, unit, is_grads_batched=True)
         return self.plan(v.detach()), numbers.detach(), derivative

@@ -53,6 +53,7 @@ class JointSearch:
         checkpoint_steps: bool | None,
     ) -> None:
         self.loss, self.limit, self.run, self.plans = loss, limit, run, plans
+        self.calls = max(map(len, plans))
         whole = loss.model.whole_levels
         self.rounded = loss.model.rounded_times if whole else None
         self.parts = tuple(part for part in parts if not (whole and part == "tau"))
@@ -73,9 +74,9 @@ class JointSearch:
         """The best plan found, and what is to be known of it."""
         run, plan = self.run, self.plans[0]
         # 1. The cost of an iteration, and whether the budget is enough for one.
-        calls, one = len(plan), forward(min(BATCH, self.train), self.loss.model.batch).calls
+        calls, one = self.calls, forward(min(BATCH, self.train), self.loss.model.batch).calls
         if self.times is None:
-            most = Runs.forward_only(calls, self.parts).most
+            most = max(Runs.forward_only(one, self.parts).most for one in self.plans)
         else:  # a run, two backward, one to judge the step
             most = 6 + self.times.calls + MOST_RECOMPUTED * bool(self.checkpointed)
         look, iteration = self._calls(len(self.validation)), round(most * calls) * one
@@ -83,7 +84,7 @@ class JointSearch:
         if self.steps is not None:  # a look has a sweep of the levels, too, which is cut short where the budget ends
             iteration = self._sweep_calls() + (iteration if self.parts else 0)
         if not run.state and not run.can_afford(look + (look + rows) * len(self.plans) + iteration):
-            self.plans, self._plans = [plan], self._plans[:1]
+            self.plans, self._plans, self.calls = [plan], self._plans[:1], len(plan)
             if not run.can_afford(2 * look + (rows or iteration)):
                 run.stop(TOO_SMALL)
                 return plan, {"iterations": 0}
@@ -118,7 +119,7 @@ class JointSearch:
         """Set up the solvers, or restore those of an earlier run."""
         state = self.run.state
         anchor = KNOWN_ANCHOR if self.times is None else ANCHOR
-        solvers = [GaussNewton(Parameters(one, self.parts, self.rounded), anchor) for one in self.plans]
+        solvers = [GaussNewton(self._parameters(one), anchor) for one in self.plans]
         for solver, kept in zip(solvers, state.get("solvers", []), strict=False):
             solver.restore(kept)
         if self.steps is not None:
@@ -141,7 +142,7 @@ class JointSearch:
         """On how many pairs rows of corrections are found at the beginning, see `num_rows_on`; 0 with gradients."""
         if self.teacher is None:
             return 0
-        return num_rows_on(self.parts, len(self.plans[0]), len(self.loss.pairs), self.loss.pairs.x[0].numel())
+        return num_rows_on(self.parts, self.calls, len(self.loss.pairs), self.loss.pairs.x[0].numel())
 
     def _begin_with_rows(self) -> None:
         """Begin from corrections by least squares along the run where they are better than the candidate itself."""
@@ -219,7 +220,10 @@ class JointSearch:
         return self._calls(min(LEVEL_PAIRS, self.train)) + self._calls(len(self.validation))
 
     def _with_ratios(self, solver: GaussNewton, ratios: Tensor) -> Parameters:
-        return Parameters(solver.parameters.start, self.parts, self.rounded, ratios)
+        return self._parameters(solver.parameters.start, ratios)
+
+    def _parameters(self, plan: Plan, ratios: Tensor | None = None) -> Parameters:
+        return Parameters(plan, self.parts, self.rounded, ratios)
 
     def _settled(self) -> bool:
         """Whether levels alone are tuned, and no neighbour of any level of the solver on trial is better."""
@@ -244,7 +248,7 @@ class JointSearch:
 
     def _calls(self, count: int) -> int:
         """The network calls of a run from so many pairs."""
-        return len(self.plans[0]) * forward(count, self.loss.model.batch).calls
+        return self.calls * forward(count, self.loss.model.batch).calls
 
     def _seconds(self, iteration: int) -> float:
         """The seconds that an iteration of so many calls will take, by the pace so far."""

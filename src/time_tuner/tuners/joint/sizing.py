@@ -9,7 +9,7 @@ from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
 from .candidates import corrected_cost, num_fitted
-from .parameters import check_parts
+from .parameters import check_parts, reusing
 from .successive_halving import max_candidates, num_trials
 from .teacher import AT_ONCE, MOST, SHARE, teacher_cost
 
@@ -26,9 +26,15 @@ FIRST_LOOK = 20  # iterations until the validation pairs are looked at
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
 
 
-def difference_calls(calls: int, parts: Sequence[str]) -> int:
+def difference_calls(plan: Plan, parts: Sequence[str]) -> int:
     """The calls that the differences of one pair take beside its run; where a step makes several calls the most."""
-    by_part = {"times": math.comb(calls, 2), "tau": math.comb(calls + 1, 2), "corrections": math.comb(calls, 3)}
+    calls = len(plan)
+    by_part = {
+        "times": math.comb(calls, 2),
+        "tau": math.comb(calls + 1, 2),
+        "corrections": math.comb(calls, 3),
+        "reuse": int((calls - reusing(plan)[0]).sum()),
+    }
     return sum(by_part[part] for part in parts)
 
 
@@ -54,15 +60,15 @@ class Runs:
     most: float = 8
 
     @classmethod
-    def forward_only(cls, calls: int, parts: Sequence[str]) -> "Runs":
+    def forward_only(cls, plan: Plan, parts: Sequence[str]) -> "Runs":
         """A run, those of the differences, and one to judge the step."""
-        runs = 2 + difference_calls(calls, parts) / calls
+        runs = 2 + difference_calls(plan, parts) / len(plan)
         return cls(runs, runs, runs)
 
     @classmethod
     def of(cls, tuner: "Joint", plan: Plan) -> "Runs":
         """Of a tuner that is known to have gradients or not."""
-        return cls.forward_only(len(plan), check_parts(tuner.parts)) if tuner.gradients is False else cls()
+        return cls.forward_only(plan, check_parts(tuner.parts)) if tuner.gradients is False else cls()
 
 
 def next_look(done: int) -> int:

@@ -18,7 +18,7 @@ from ...plans.build import reference_plan
 from ...plans.plan import Plan
 from ...plans.rows import Call
 from ...samplers.unipc import UniPC
-from ...sampling import advance, finite, predict, sample
+from ...sampling import advance, evaluate, finite, sample
 from ...schedules import Point
 from ..base import TuningRun
 from ..budget import forward
@@ -193,10 +193,10 @@ def _nodes(model: Model, teacher: Plan, start: Tensor) -> Iterator[tuple["_Node"
     """The nodes where steps of a run begin, and its end; and the states there."""
     begins, x, past = {sum(teacher.steps[:i]) for i in range(len(teacher.steps))}, start, tuple[Call, ...]()
     for k in range(len(teacher)):
-        prediction = predict(model, teacher, k, x)
+        prediction, added = evaluate(model, teacher, k, x, past)
         if k in begins:
             yield _Node.of(teacher, k, x, prediction), x
-        x, past = advance(teacher, k, past, x, prediction, torch.randn_like)
+        x, past = advance(teacher, k, past, x, prediction, torch.randn_like, added)
     if not finite(x):
         sample(model, teacher, start)  # names the call
     end = teacher.point(len(teacher))

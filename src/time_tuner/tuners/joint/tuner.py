@@ -21,6 +21,7 @@ forward calls only, see `forward_only`.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,15 +40,13 @@ from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
 from ..calibration import Calibration
 from ..network_times import ignores_time
-from .candidates import CorrectedPlans, candidate_plans, warm_starts
+from .candidates import CorrectedPlans, candidate_plans, patterns, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
-
-logger = logging.getLogger("time_tuner")
 
 logger = logging.getLogger("time_tuner")
 
@@ -70,6 +69,9 @@ class Joint(Tuner):
         gradients: whether derivatives are those of the network and of the distance, by backward passes; False for
             differences between runs, with forward calls only, which any network and distance allow, at the memory of
             one call. By default differences where the network has no gradient, which a log message reports.
+        evaluations: of the network in a run under classifier-free guidance, at most: the number of calls is searched
+            for, and that of the first ones that have guidance, see `patterns`. The plan itself is the first candidate,
+            and the best on each pattern is another one.
         checkpoint_steps: whether the activations of each call are computed again in the backward pass, for a third more
             work; by default where memory is short.
     """
@@ -86,6 +88,7 @@ class Joint(Tuner):
     candidates: int = 4
     warm_starts: Sequence[Plan] = ()
     gradients: bool | None = None
+    evaluations: int | None = None
     checkpoint_steps: bool | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ class Joint(Tuner):
         check_int("candidates", self.candidates, 1)
         check_int("pairs", FEWEST if self.pairs is None else self.pairs, FEWEST)
         check_int("iterations", 1 if self.iterations is None else self.iterations, 1)
+        check_int("evaluations", 2 if self.evaluations is None else self.evaluations, 2)
         plans = self.warm_starts
         for name, valid, kind in (
             ("teacher", isinstance(self.teacher, Plan | None), "a Plan"),
@@ -118,6 +122,12 @@ class Joint(Tuner):
     def max_starts(self) -> int:
         return self.candidates
 
+    def starts(self, plan: Plan) -> Sequence[Plan]:
+        if self.evaluations is None:
+            return (plan,)
+        others = patterns(plan, self.evaluations)
+        return (plan, *(other for other in others if (len(other), other.guided) != (len(plan), plan.guided)))
+
     @property
     def sized(self) -> bool:
         return self.pairs is not None and self.iterations is not None
@@ -137,13 +147,24 @@ class Joint(Tuner):
         parameters = Parameters(plan, self.parts)
         if not len(parameters):
             raise ValueError(f"a plan for {len(plan)} calls has no {' or '.join(parameters.parts)} to tune: add 'tau'")
-        teacher_of(plan, self.teacher)
+        if self.evaluations is not None and plan.evaluations > self.evaluations:
+            raise ValueError(
+                f"evaluations={self.evaluations} are fewer than the {plan.evaluations} of the plan, whose calls with "
+                f"guidance make two each: give a plan for at most {self.evaluations // 2} calls, or more evaluations"
+            )
+        for start in self.starts(plan):
+            teacher_of(start, self.teacher)
         warm_starts(plan, self.warm_starts)
         if self.teacher_cache is not None:
             check_writable(Path(self.teacher_cache))
 
     def for_model(self, model: BatchedModel, plan: Plan, calibration: Calibration) -> "Joint":
         """With `gradients` as the model decides, where they are not given; a network without any is logged."""
+        if self.evaluations is not None and model.evaluations == 1:
+            raise ValueError(
+                f"evaluations={self.evaluations} needs a model under classifier-free guidance, whose calls make two, "
+                "this one makes one: leave evaluations out, and give the number of calls"
+            )
         if self.gradients is not None:
             return self
         if not (reason := without_gradient(model, plan, calibration)):
@@ -156,7 +177,8 @@ class Joint(Tuner):
         cache = None if self.teacher_cache is None else Path(self.teacher_cache)
         try_teacher(model, teacher_of(plan, self.teacher), run.calibration, cache)
         parts, rows = self._parts(model, plan, run), torch.arange(2)
-        parameters = Parameters(plan, parts, model.rounded_times if model.whole_levels else None)
+        rounded = model.rounded_times if model.whole_levels else None
+        parameters = Parameters(plan, parts, rounded)
         x, v = run.calibration.trial(model).noise, torch.zeros(len(parameters)).double()
         loss = TeacherLoss(model, Pairs(x, x), self.distance, run.cost_log)
         if self.gradients is False or not len(parameters):  # by forward calls, also of levels alone
@@ -167,7 +189,8 @@ class Joint(Tuner):
 
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         teacher, parts, budget = teacher_of(plan, self.teacher), self._parts(model, plan, run), run.budget
-        notes: dict[str, object] = {"parts": list(parts), "teacher": repr(teacher), "pairs": 0, "iterations": 0}
+        tuned = [part for part in parts if part != "reuse" or self.evaluations or not all(plan.guided)]
+        notes: dict[str, object] = {"parts": tuned, "teacher": repr(teacher), "pairs": 0, "iterations": 0}
         notes["gradients"] = self.gradients is not False
         if left_out := [part for part in check_parts(self.parts) if part not in parts]:
             logger.info("the network predicts the same at every conditioning time: tau is not tuned")
@@ -193,8 +216,12 @@ class Joint(Tuner):
         if run.state:  # it has the candidates that it began with
             plans = [Plan.from_dict(values) for values in run.state["plans"]]
         else:
-            count = min(self.candidates, max_candidates(expected)) - len(plans)
-            plans += self._others(loss, teacher, plan, parts, run, count, RANKING * expected * runs)
+            starts, most, share = self.starts(plan), max_candidates(expected), RANKING * expected * runs
+            if self.evaluations is None:
+                plans += self._others(loss, teacher, starts, parts, run, min(self.candidates, most) - len(plans), share)
+            else:  # among the patterns even where the budget is enough for one candidate
+                others = self._others(loss, teacher, starts, parts, run, len(starts), share)
+                plans = [*plans, *others][:most] if most > len(plans) else others[:1] or plans
         # 3. The search.
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
         path_of = teacher if self.gradients is False else None
@@ -206,22 +233,28 @@ class Joint(Tuner):
         self,
         loss: TeacherLoss,
         teacher: Plan,
-        plan: Plan,
+        starts: Sequence[Plan],
         parts: Sequence[str],
         run: TuningRun,
         count: int,
         share: float,
     ) -> list[Plan]:
-        """So many other candidates, whose ranking may take so many runs of BATCH pairs."""
+        """So many other candidates, whose ranking may take so many runs of BATCH pairs; of several starts the best of
+        each, the nearest first."""
         if "corrections" not in parts:
-            return candidate_plans(plan, run.ranking, parts, count)
-        began, seconds = run.seconds, run.budget.seconds
+            own = [candidate_plans(one, run.ranking, parts, count) for one in starts]
+            return [each for row in zip_longest(*own) for each in row if each is not None][: max(0, count)]
+        began, budget, found = run.seconds, run.budget.seconds, list[tuple[float, Plan]]()
+        for i, start in enumerate(starts):
 
-        def late() -> bool:
-            return seconds is not None and run.seconds - began > RANKING * seconds
+            def late(part: float = (i + 1) / len(starts)) -> bool:
+                return budget is not None and run.seconds - began > part * RANKING * budget
 
-        with run.cost_log.purpose("grids"):
-            return CorrectedPlans(loss, teacher, plan, parts)(run.ranking, count, share * len(plan) * BATCH, late)
+            with run.cost_log.purpose("grids"):
+                corrected = CorrectedPlans(loss, teacher, start, parts)
+                evaluations = share * len(start) * BATCH / len(starts)
+                found += corrected(run.ranking, count if len(starts) == 1 else min(count, 1), evaluations, late)
+        return [one for _, one in sorted(found, key=lambda each: each[0])][: max(0, count)]
 
     def _parts(self, model: BatchedModel, plan: Plan, run: TuningRun) -> tuple[str, ...]:
         """The parts without tau where the network ignores its time; a ValueError if none of the plan is left."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...plans.plan import Plan
 from ...plans.rows import Call
-from ...sampling import advance, predict
+from ...sampling import advance, evaluate
 from ...schedules import NoiseSchedule, Point
 from ..calibration import CalibrationBatch
 
@@ -48,15 +48,20 @@ class PlanRun(Run):
 
     def history(self, k: int) -> int:
         row = self.plan.rows[k]
-        return 1 + max(ago for part in (row.corrected, row.next_state) if part is not None for _, ago in part.terms)
+        parts = (row.guidance, row.corrected, row.next_state)
+        return 1 + max((ago for part in parts if part is not None for _, ago in part.terms), default=0)
 
     def step(self, k: int, state: State, tau: Tensor, batch: CalibrationBatch) -> State:
-        return self.follow(k, state, predict(batch.model, self.plan, k, state[1], tau), batch)
-
-    def follow(self, k: int, state: State, prediction: Tensor, batch: CalibrationBatch) -> State:
-        """The state after call k with this prediction."""
         past, x = state
-        x, past = advance(self.plan, k, past, x, prediction, lambda _: batch.step_noise(k))
+        prediction, added = evaluate(batch.model, self.plan, k, x, past, tau)
+        return self.follow(k, state, prediction, batch, added)
+
+    def follow(
+        self, k: int, state: State, prediction: Tensor, batch: CalibrationBatch, added: Tensor | None = None
+    ) -> State:
+        """The state after call k with this prediction, to which guidance has added this."""
+        past, x = state
+        x, past = advance(self.plan, k, past, x, prediction, lambda _: batch.step_noise(k), added)
         return past, x
 
 
@@ -73,5 +78,6 @@ def direct_state(run: Run, k: int, batch: CalibrationBatch) -> State:
         for j in range(max(0, k + 1 - run.history(k)), k):
             p = run.point(j)
             x = batch.at(p)
-            past.append(Call(x, predict(batch.model, run.plan, j, x, p.t), x))
+            prediction, added = evaluate(batch.model, run.plan, j, x, tuple(past), p.t)
+            past.append(Call(x, prediction, x, added))
     return tuple(past), batch.at(run.point(k))

@@ -53,8 +53,9 @@ def evaluate(problems: Sequence[Problem], ratios: Sequence[float]) -> list[float
 
 
 def _predicts_noise(step: Step) -> bool:
-    """Whether the call of a step is made of one prediction of the noise."""
-    return isinstance(step.run, PlanRun) and step.run.plan.rows[step.k].predicts == "eps"
+    """Whether the call of a step is made of one prediction of the noise, guidance included."""
+    row = step.run.plan.rows[step.k] if isinstance(step.run, PlanRun) else None
+    return row is not None and row.predicts == "eps" and row.guidance is None and not row.reused
 
 
 def _after(step: Step, ratio: float, noise: Tensor | None = None) -> State:
