@@ -63,6 +63,16 @@ def test_lists_name_what_they_leave_out(export: Callable[..., Any]) -> None:
     ]
 
 
+def test_guidance_at_some_calls_is_among_what_is_lost() -> None:
+    plan = make_plan("dpmpp", FLOW, 4, end=0.0, guided=2)
+    for export in (webui_scheduler, sdcpp_arguments, vllm_omni_params, sglang_request):
+        with pytest.warns(UserWarning) as said:  # noqa: PT030 - several
+            export(plan)
+        assert any("guidance at some calls" in str(w.message) for w in said)
+    with pytest.raises(ValueError, match="one prediction for each call"):
+        k_diffusion_sampler(make_plan("ddim", VP, 4, guided=2))
+
+
 # --- Forge, reForge, AUTOMATIC1111 ---
 
 
@@ -293,3 +303,13 @@ def test_tails_are_the_rest_of_a_plan(tmp_path: Path) -> None:
     save_with_tails(plan, tmp_path / "plan.json")
     plans = Plan.load_several(tmp_path / "plan.json")
     assert plans == [rest(plan, 4), rest(plan, 2), plan]
+
+
+def test_tails_keep_the_guidance_of_their_calls(tmp_path: Path) -> None:
+    reuse = torch.zeros(4, 4, dtype=torch.float64)
+    reuse[3, :2] = 0.3
+    plan = make_plan("ddim", VP, 4).with_guidance([True, True, True, False], reuse)
+    save_with_tails(plan, tmp_path / "plan.json")
+    tail = Plan.load(tmp_path / "plan.json", calls=3)
+    assert tail.guided == (True, True, False)
+    assert tail.reuse is not None and tail.reuse.tolist() == [[0, 0, 0], [0, 0, 0], [0.3, 0, 0]]

@@ -8,7 +8,10 @@ from typing import Any
 
 FORMAT, VERSION = "time-tuner plan", 1
 MOST_BYTES = 64 * 2**20
-KINDS = ("x", "eps", "x0", "c", "z")
+KINDS = ("x", "eps", "x0", "c", "g", "z")
+
+PARTS = ("guidance", "corrected", "next_state")
+"""The sums of a row, in the order in which they are computed."""
 
 LARGE = 1e6
 """sigma / alpha in place of infinity, where a plan starts at alpha = 0."""
@@ -70,6 +73,11 @@ class Plan:
             made.append(sigma * (1 + 2**-21) if made and abs(made[-1] / sigma - 1) < 1e-7 else sigma)
         return tuple(made)
 
+    @property
+    def guides_all(self) -> bool:
+        """Whether every call has guidance."""
+        return not any("guidance" in row for row in self.rows)
+
     def levels(self) -> list[float]:
         """The level that a network with N discrete levels receives at each call: tau N - 1."""
         values = self.schedule.get("betas") or self.schedule.get("alphas_cumprod") or ()
@@ -85,7 +93,7 @@ class Plan:
     def reads_from(self, k: int) -> int:
         """The earliest call that row k reads."""
         row = self.rows[k]
-        return k - max((ago for name in ("next_state", "corrected") for _, ago, _ in row.get(name, ())), default=0)
+        return k - max((ago for name in PARTS for _, ago, _ in row.get(name, ())), default=0)
 
     def is_tail_of(self, other: "Plan") -> bool:
         """Whether the plan is the rest of another, from the first call of a step on."""
@@ -169,9 +177,9 @@ def _check_row(rows: list[Any], k: int) -> None:
     row = rows[k]
     if not isinstance(row, dict) or row.get("predicts", "eps") not in ("eps", "x0"):
         raise ValueError(f"row {k} must be an object that predicts eps or x0")
-    for name in ("next_state", *(["corrected"] if "corrected" in row else [])):
-        terms = row.get(name)
-        if not isinstance(terms, list) or not terms:
+    for name in PARTS:
+        terms = row.get(name, [] if name != "next_state" else None)
+        if not isinstance(terms, list) or (name == "next_state" and not terms):
             raise ValueError(f"row {k} needs {name}, a list of terms")
         for term in terms:
             if not isinstance(term, list) or len(term) != 3 or term[0] not in KINDS:
@@ -181,5 +189,7 @@ def _check_row(rows: list[Any], k: int) -> None:
             source = rows[k - term[1]]
             if term[0] in ("eps", "x0") and source.get("predicts", "eps") != term[0]:
                 raise ValueError(f"row {k} uses {term[0]} of call {k - term[1]}, which has none")
+            if (term[0] == "g") != (name == "guidance") or (term[0] == "g" and (not term[1] or "guidance" in source)):
+                raise ValueError(f"row {k} uses guidance of call {k - term[1]}, which has none")
             if term[0] == "c" and ("corrected" not in source or (name == "corrected" and term[1] == 0)):
                 raise ValueError(f"row {k} uses the corrected state of call {k - term[1]}, which has none")

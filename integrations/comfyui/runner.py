@@ -100,6 +100,49 @@ def patched(model: Any, plan: Plan) -> Any:
     return clone
 
 
+class PlanGuidance:
+    """What a guider does at the calls of a plan that leaves guidance out of some: there it evaluates the model under
+    the positive condition alone, and adds what the plan reuses of the guidance of earlier calls.
+
+    A guider derives from this class and from `CFGGuider`. `PlanSampler` names the call before each prediction.
+    """
+
+    _call: tuple[Plan, int] | None = None
+
+    def begin_call(self, plan: Plan, k: int, first: int) -> None:
+        """The next prediction is that of call k, of a run that began with call `first`."""
+        if k == first:
+            self._added: dict[int, Tensor] = {}
+        self._call = plan, k
+
+    def guided_or_not(self, x: Tensor, guided: Any, conditional: Any) -> Tensor:
+        """The predicted data in the state x at the named call.
+
+        `guided(record)` predicts it under guidance, and calls `record(whole, conditional)` with the data predicted with
+        guidance and under the condition alone; `conditional()` predicts the latter.
+        """
+        named, self._call = self._call, None
+        if named is None:  # another sampler
+            return guided(lambda whole, alone: None)
+        plan, k = named
+        row, unit = plan.rows[k], self._unit(plan, k)
+        if "guidance" not in row:
+
+            def record(whole: Tensor, alone: Tensor) -> None:
+                self._added[k] = (whole - alone) * unit
+
+            return guided(record)
+        x0 = conditional()
+        for _, ago, weight in row["guidance"]:
+            x0 = x0 + (weight / unit) * self._added[k - ago].to(x0)
+        return x0
+
+    @staticmethod
+    def _unit(plan: Plan, k: int) -> float:
+        """What a unit of the data is in the quantity that row k predicts: 1, or -alpha / sigma of the noise."""
+        return 1.0 if plan.rows[k].get("predicts") == "x0" else -plan.alpha[k] / plan.sigma[k]
+
+
 class PlanSampler:
     """A sampler function, as `KSAMPLER` takes it: the rows of the plan.
 
@@ -149,10 +192,13 @@ class PlanSampler:
         if first == 0 and plan is self.plan:
             x = self._from_noise(model, x, noise_scale)
         calls: list[dict[str, Tensor]] = []
+        guider = self._guider(model)
         called = self.plan.called_sigmas[len(self.plan) - len(plan) :]  # of a tail, those of the whole plan
         for k in range(first, last):
             row, sigma = plan.rows[k], called[k]
             state = x / plan.scales[k]
+            if guider is not None:
+                guider.begin_call(plan, k, first)
             x0 = model(state, x.new_full((len(x),), sigma), **extra_args)
             if callback is not None:
                 at = sigmas[k - first]
@@ -199,6 +245,18 @@ class PlanSampler:
                 "MODEL must be the one that the plan's node returns: its network receives the plan's times. Connect it "
                 "to the guider, and put nodes that change the model's sampling before the plan's node"
             )
+
+    def _guider(self, model: Any) -> Any:
+        """The guider of a plan that leaves guidance out of some calls; None for other plans."""
+        if self.plan.guides_all:
+            return None
+        guider = getattr(model, "inner_model", None)
+        if not isinstance(guider, PlanGuidance):
+            raise ValueError(
+                "the plan leaves guidance out of some calls, and the guider gives it to all: connect the GUIDER of the "
+                "node 'Time Tuner guider'"
+            )
+        return guider
 
     def _from_noise(self, model: Any, x: Tensor, noise_scale: float) -> Tensor:
         """The first state: without an image, noise of the deviation sqrt(alpha^2 + sigma^2)."""

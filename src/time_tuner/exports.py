@@ -133,13 +133,15 @@ def k_diffusion_sampler(plan: Plan) -> Callable[..., Tensor]:
         UserWarning: the plan has tuned conditioning times.
 
     Raises:
-        ValueError: a plan in a rectified flow, or one that starts at alpha = 0. The function raises it for other
-            sigmas.
+        ValueError: a plan in a rectified flow, one that starts at alpha = 0, or one without guidance at some calls.
+            The function raises it for other sigmas.
     """
     if plan.schedule.shift is not None or plan.alpha[0] == 0:
         raise ValueError("k-diffusion has states x_0 + sigma eps: give a plan on another schedule, with alpha above 0")
     if not torch.equal(plan.tau, plan.t[:-1]):
         _notify("k-diffusion derives the time from sigma: the tuned conditioning times (tau) are lost")
+    if not all(plan.guided):
+        raise ValueError("k-diffusion has one prediction for each call: give a plan with guidance at all of them")
     own = plan.sigma / plan.alpha
 
     @torch.no_grad()
@@ -215,6 +217,8 @@ def warn_of_loss(plan: Plan, what: str) -> None:
         _notify(f"{what} hold the grid alone: the tuned conditioning times (tau) are lost; use TimeTunerScheduler")
     if plan.corrections is not None:
         _notify(f"{what} hold the grid alone: the plan's corrections are lost; use TimeTunerScheduler")
+    if not all(plan.guided):
+        _notify(f"{what} hold the grid alone: guidance at some calls, and its reuse at the others, are lost")
     _notify(f"{what} hold the grid alone: the sampler is lost; choose {plan.sampler!r} there")
 
 

@@ -343,7 +343,8 @@ def test_a_file_of_several_plans_needs_calls(node: Any) -> None:
         (lambda text: text.replace("time-tuner plan", "plan"), "format"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "update them"),
         (lambda text: text.replace('"calls": 4', '"calls": 5'), "finite numbers"),
-        (lambda text: text.replace('["eps", 0', '["g", 0'), "update them"),
+        (lambda text: text.replace('["eps", 0', '["y", 0'), "update them"),
+        (lambda text: text.replace('["eps", 0', '["g", 0'), "uses guidance of call 0, which has none"),
         (lambda text: text.replace('["eps", 0', '["eps", 9'), "not .tensor, calls ago"),
         (lambda text: text.replace('["eps", 0', '["c", 0'), "which has none"),
     ],
@@ -386,30 +387,126 @@ def test_guidance_is_that_of_the_guider(node: Any) -> None:
     assert close(got, expected / plan.alpha[-1])
 
 
+def conditioned(x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    """The network under a condition for each sample, as `model_wrapper` calls it."""
+    return network(x, time, condition.reshape(-1, *[1] * (x.dim() - 1)))
+
+
+def guided_plan(sampler: str, kind: str, reuse: bool) -> Plan:
+    """A plan with guidance at its calls 0, 1 and 3, which the others reuse."""
+    plan = changed(made(sampler, kind))
+    calls, guided = len(plan), [k in (0, 1, 3) for k in range(len(plan))]
+    weights = torch.zeros(calls, calls, dtype=torch.float64)
+    for k in range(calls):
+        weights[k, :k] = torch.tensor([0.4 * guided[j] * (not guided[k]) for j in range(k)], dtype=torch.float64)
+    return plan.with_guidance(guided, weights if reuse else None)
+
+
+def guided_run(node: Any, kind: str, plan: Plan, noise: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The end of a run in the stand-in under a scale of 4, and the times at which the network was evaluated."""
+    base = patcher(kind)
+    model, sampler, sigmas = node.nodes.run(base, save(node, plan), 0)
+    guider = node.nodes.run_guider(model, 0.5, -0.25, 4.0)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas.to(noise)), base.model.times
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["left out", "reused"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "unipc", "heun"])
+def test_guider_leaves_guidance_out_as_the_loop_does(node: Any, sampler: str, kind: str, reuse: bool) -> None:
+    plan, noise = guided_plan(sampler, kind, reuse), seeded(*SHAPE)
+    got, times = guided_run(node, kind, plan, noise)
+    wrapped = model_wrapper(
+        conditioned, plan.schedule, KINDS[kind][1], guidance_type="classifier-free", guidance_scale=4.0
+    )
+    model = wrapped.bind(torch.tensor([0.5]), torch.tensor([-0.25]))
+    last = 1 - plan.sigma[-1] if kind == "flow" else plan.alpha[-1]
+    assert close(got, sample(model, plan, plan.initial_state(noise)) / last)
+    assert len(times) == plan.evaluations == len(plan) + 3
+    everywhere = plan.with_guidance(len(plan))
+    assert not close(got, sample(model, everywhere, plan.initial_state(noise)) / last)
+
+
+def test_guider_runs_a_second_time_and_with_other_samplers_as_a_cfg_guider(node: Any) -> None:
+    plan, noise = guided_plan("dpmpp", "eps", True), seeded(*SHAPE)
+    model, sampler, sigmas = node.nodes.run(patcher("eps"), save(node, plan), 0)
+    guider, own = node.nodes.run_guider(model, 0.5, -0.25, 4.0), CFGGuider(model)
+    own.set_conds(0.5, -0.25)
+    own.set_cfg(4.0)
+    ends = [guider.sample(noise, torch.zeros_like(noise), sampler, sigmas.to(noise)) for _ in range(2)]
+    assert torch.equal(*ends)
+    everywhere = node.nodes.run(patcher("eps"), save(node, plan.with_guidance(len(plan)), "all.json"), 0)
+    guider.model_patcher = own.model_patcher = everywhere[0]
+    both = [one.sample(noise, torch.zeros_like(noise), everywhere[1], sigmas.to(noise)) for one in (guider, own)]
+    assert close(*both, 1e-12) and not close(both[0], ends[0])
+
+
+def test_guidance_that_is_changed_there_is_reused_as_changed(node: Any) -> None:
+    """A function that halves what guidance adds halves what is reused, too: the run is that of another scale."""
+    plan, noise = guided_plan("ddim", "eps", True), seeded(*SHAPE)
+    expected, _ = guided_run(node, "eps", plan, noise)
+
+    def halved(args: dict[str, Any]) -> Tensor:
+        return torch.lerp(args["cond_denoised"], args["denoised"], 0.5)
+
+    model, sampler, sigmas = node.nodes.run(patcher("eps"), save(node, plan), 0)
+    guider = node.nodes.run_guider(model, 0.5, -0.25, 7.0)  # adds 6 in place of 3
+    predict = guider.predict_noise
+    guider.predict_noise = lambda x, t, options=None, seed=None: predict(
+        x, t, {**(options or {}), "sampler_post_cfg_function": [halved]}, seed
+    )
+    assert close(guider.sample(noise, torch.zeros_like(noise), sampler, sigmas.to(noise)), expected, 1e-9)
+
+
+def test_other_guiders_are_refused_where_guidance_is_left_out(node: Any) -> None:
+    plan, noise = guided_plan("ddim", "eps", False), seeded(*SHAPE)
+    with pytest.raises(ValueError, match="connect the GUIDER of the node 'Time Tuner guider'"):
+        comfy_run(node, patcher("eps"), save(node, plan), noise)
+
+
+def test_a_later_start_that_reuses_earlier_guidance_needs_its_own_plan(node: Any) -> None:
+    plan = make_plan("ddim", VP, 4).with_ratios([0.98] * 4)
+    reuse = torch.zeros(4, 4, dtype=torch.float64)
+    reuse[3, 0] = 0.5
+    name = save(node, plan.with_guidance([True, True, True, False], reuse))
+    model, sampler, sigmas = node.nodes.run(patcher("eps"), name, 0)
+    guider, noise = node.nodes.run_guider(model, 0.5, -0.25, 4.0), seeded(*SHAPE)
+    with pytest.raises(ValueError, match="save_with_tails"):
+        guider.sample(noise, noise, sampler, sigmas[1:].to(noise))
+
+
 # --- the package ---
 
 
 def test_both_interfaces_of_nodes_describe_one_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     node = load(monkeypatch, tmp_path)
     assert not hasattr(node, "NODE_CLASS_MAPPINGS")  # ComfyUI would take them instead of the schema
-    (v3,) = asyncio.run(asyncio.run(node.comfy_entrypoint()).get_node_list())
+    v3, guider = asyncio.run(asyncio.run(node.comfy_entrypoint()).get_node_list())
     name = save(node, changed(make_plan("ddim", VP, 4)))
     schema, output = v3.define_schema(), v3.execute(patcher("eps"), plan=name, calls=4)
     classic = load(monkeypatch, tmp_path, v3=False)
-    ((key, kind),) = classic.NODE_CLASS_MAPPINGS.items()
-    assert schema.node_id == key == next(iter(classic.NODE_DISPLAY_NAME_MAPPINGS))
+    assert list(classic.NODE_CLASS_MAPPINGS) == list(classic.NODE_DISPLAY_NAME_MAPPINGS)
+    assert list(classic.NODE_CLASS_MAPPINGS) == [schema.node_id, guider.define_schema().node_id]
+    kind = classic.NODE_CLASS_MAPPINGS[schema.node_id]
     required = kind.INPUT_TYPES()["required"]
     assert [one.id for one in schema.inputs] == list(required) == ["model", "plan", "calls"]
     assert required["plan"][0] == schema.inputs[1].options == [name]
     assert tuple(one.kind for one in schema.outputs) == kind.RETURN_TYPES
     made = getattr(kind(), kind.FUNCTION)(model=patcher("eps"), plan=name, calls=4)
     assert torch.equal(made[2], output.result[2])
+    kind, schema = classic.NODE_CLASS_MAPPINGS["TimeTunerGuider"], guider.define_schema()
+    required = kind.INPUT_TYPES()["required"]
+    assert [(one.id, one.kind) for one in schema.inputs] == [(name, entry[0]) for name, entry in required.items()]
+    assert tuple(one.kind for one in schema.outputs) == kind.RETURN_TYPES
+    options = {"model": patcher("eps"), "positive": 1, "negative": 2, "cfg": 3.0}
+    for one in (getattr(kind(), kind.FUNCTION)(**options)[0], guider.execute(**options).result[0]):
+        assert one.cfg == 3.0 and one.conds == {"positive": 1, "negative": 2}
 
 
 def test_registry_file_names_the_node() -> None:
     project = tomllib.loads((NODE / "pyproject.toml").read_text())
     assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
-    assert "TimeTunerPlan" in [one["id"] for one in project["tool"]["comfy"]["nodelist"]]
+    assert [one["id"] for one in project["tool"]["comfy"]["nodelist"]] == ["TimeTunerPlan", "TimeTunerGuider"]
 
 
 def test_node_imports_neither_the_library_nor_more_than_torch() -> None:

@@ -130,6 +130,12 @@ def test_card_says_how_to_use_the_plans_and_what_they_gain(hub: Path) -> None:
     assert len(rows) == 5 + 8 and {line.count("|") for line in rows} == {7}
 
 
+def test_card_names_the_calls_with_guidance() -> None:
+    text = sharing.card([make_plan("ddim", NoiseScheduleFlow(), 3, guided=2)], 'Plan.from_hub("me/plans"')
+    rows = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert rows == ["yes", "yes", "no"]
+
+
 @pytest.mark.parametrize(
     "plan",
     [

@@ -167,16 +167,21 @@ class Patcher:
 def sampling_function(
     model: BaseModel,
     x: Tensor,
-    sigma: Tensor,
+    timestep: Tensor,
     uncond: Any,
     cond: Any,
-    scale: float,
-    options: Any = None,
+    cond_scale: float,
+    model_options: Any = None,
     seed: Any = None,
 ) -> Tensor:
-    """The predicted data under classifier-free guidance; at scale 1 of the condition alone."""
-    given = model.apply_model(x, sigma, cond)
-    return given if math.isclose(scale, 1) else torch.lerp(model.apply_model(x, sigma, uncond), given, scale)
+    """The predicted data under classifier-free guidance; at scale 1 of the condition alone. Functions in the options
+    may change it."""
+    alone = guided = model.apply_model(x, timestep, cond)
+    if uncond is not None and not math.isclose(cond_scale, 1):
+        guided = torch.lerp(model.apply_model(x, timestep, uncond), alone, cond_scale)
+    for change in (model_options or {}).get("sampler_post_cfg_function", []):
+        guided = change({"denoised": guided, "cond_denoised": alone, "input": x, "sigma": timestep})
+    return guided
 
 
 class CFGGuider:

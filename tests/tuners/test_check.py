@@ -75,6 +75,20 @@ def test_rivals_end_where_the_plan_does() -> None:
     assert len(check_plan(MODEL, plan, 4).distances) >= 4
 
 
+def test_rivals_have_guidance_at_the_same_calls() -> None:
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x + label.reshape(-1, 1))
+
+    evaluated: list[int] = []
+    network = Network()
+    network.register_forward_hook(lambda module, args, output: evaluated.append(len(output)))
+    wrapped = model_wrapper(network, SCHEDULE, guidance_type="classifier-free", guidance_scale=3.0, shape=(2,))
+    model, plan = wrapped.bind(torch.tensor([1.0]), torch.tensor([0.0])), make_plan("ddim", SCHEDULE, 6, guided=2)
+    found = check_plan(model, plan, 2, reference_calls=10)
+    assert sum(evaluated) == 2 * (2 * 10 + (6 + 2) * len(found.distances))
+
+
 def test_another_schedule_and_a_missing_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="another noise schedule"):
         check_plan(MODEL, make_plan("ddim", NoiseScheduleFlow(), 4))

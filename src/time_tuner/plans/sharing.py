@@ -190,11 +190,16 @@ def card(plans: "Sequence[Plan]", source: str) -> str:
 def _section(plan: "Plan") -> list[str]:
     p = plan.provenance
     lines = [f"## {len(plan)} calls", "", f"{_code(plan.sampler)} on {_code(plan.schedule)}", ""]
-    lines += ["| call | t | alpha | sigma | tau | tau / t |", "|---|---|---|---|---|---|"]
+    some = not all(plan.guided)
+    lines += [
+        "| call | t | alpha | sigma | tau | tau / t |" + " guided |" * some,
+        "|---|---|---|---|---|---|" + "---|" * some,
+    ]
     for k in range(len(plan)):
         t, tau = float(plan.t[k]), float(plan.tau[k])
         numbers = (t, float(plan.alpha[k]), float(plan.sigma[k]), tau, tau / t)
         lines.append(f"| {k} | " + " | ".join(f"{number:.5g}" for number in numbers) + " |")
+        lines[-1] += f" {'yes' if plan.guided[k] else 'no'} |" * some
     lines.append("")
     if isinstance(distance := p.get("distance"), Mapping):
         lines += [

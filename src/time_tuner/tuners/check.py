@@ -117,8 +117,8 @@ def check_plan(
 def _others(model: BatchedModel, plan: Plan) -> dict[str, Plan]:
     """The plans to compare with: for one that draws noise only itself without tuning."""
     others: dict[str, Plan] = {}
-    if plan.tuned:
-        others[SELF] = plan.with_tau(plan.t[:-1]).with_corrections(None)
+    if plan.tuned or plan.reuse is not None:
+        others[SELF] = plan.with_tau(plan.t[:-1]).with_corrections(None).with_guidance(plan.guided)
     if plan.stochastic:
         return others
     end = float(plan.t[-1])
@@ -128,6 +128,7 @@ def _others(model: BatchedModel, plan: Plan) -> dict[str, Plan]:
             made = made if abs(float(made.t[-1]) - end) < 1e-9 else own_plan(model, len(plan), name, end=end)
         except ValueError:  # a number of calls that the sampler does not make
             continue
+        made = made.with_guidance(plan.guided)  # the same evaluations
         if made.sampler != plan.sampler or not torch.allclose(made.t, plan.t):
             others[f"{name} on {made.provenance['spacing']}"] = made
     return others
