@@ -51,12 +51,12 @@ def sigmas_of(plan: Plan) -> Tensor:
 @pytest.mark.parametrize("export", [webui_scheduler, sdcpp_arguments, vllm_omni_params, sglang_request])
 def test_lists_name_what_they_leave_out(export: Callable[..., Any]) -> None:
     plan = make_plan("dpmpp", FLOW, 4, end=0.0)
-    with pytest.warns(UserWarning, match="the sampler is lost; choose DPMSolverPP") as said:
+    with pytest.warns(UserWarning, match="the sampler is lost; choose DPMSolverPP") as warned:
         export(plan)
-    assert len(said) == 1
-    with pytest.warns(UserWarning, match="hold the grid alone") as said:
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match="hold the grid alone") as warned:
         export(tuned(plan))
-    assert [word for word in ("tau", "corrections", "sampler") if any(word in str(w.message) for w in said)] == [
+    assert [word for word in ("tau", "corrections", "sampler") if any(word in str(w.message) for w in warned)] == [
         "tau",
         "corrections",
         "sampler",
@@ -66,9 +66,9 @@ def test_lists_name_what_they_leave_out(export: Callable[..., Any]) -> None:
 def test_guidance_at_some_calls_is_among_what_is_lost() -> None:
     plan = make_plan("dpmpp", FLOW, 4, end=0.0, guided=2)
     for export in (webui_scheduler, sdcpp_arguments, vllm_omni_params, sglang_request):
-        with pytest.warns(UserWarning) as said:  # noqa: PT030 - several
+        with pytest.warns(UserWarning) as warned:  # noqa: PT030 - several
             export(plan)
-        assert any("guidance at some calls" in str(w.message) for w in said)
+        assert any("guidance at some calls" in str(w.message) for w in warned)
     with pytest.raises(ValueError, match="one prediction for each call"):
         k_diffusion_sampler(make_plan("ddim", VP, 4, guided=2))
 

@@ -182,9 +182,9 @@ def test_another_schedule_is_refused_on_use() -> None:
 
 def test_the_gravest_difference_comes_first_in_the_warning() -> None:
     plan = tuned_for(model(Network(), 4.0))
-    with pytest.warns(UserWarning, match="another model") as said:
+    with pytest.warns(UserWarning, match="another model") as warned:
         sample(model(Network(seed=1), 8.0), plan, seeded(1, 1, 8, 8).float())
-    text = str(said[0].message)
+    text = str(warned[0].message)
     assert text.index("weights") < text.index("guidance_scale")
     assert "tune another plan" in text and "cosine" in text
 

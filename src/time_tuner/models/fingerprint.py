@@ -52,7 +52,7 @@ def network_fingerprint(network: Any) -> dict[str, Any]:
 
     The architecture is hashed from the names and sizes of its vectors, which a quantised copy keeps. The weights are a
     few numbers of a few tensors, chosen by the hash of their names, so that copies in another dtype, fine-tunes and
-    other networks can be told apart. No network call is made. Of what is no torch module there is nothing.
+    other networks can be distinguished. No network call is made. Of what is no torch module there is nothing.
     """
     if not isinstance(network, nn.Module):
         return {}
