@@ -78,7 +78,7 @@ def digits() -> Problem:
 
 def network(scale: float) -> Problem:
     name = f"bundled network, w = {scale:g}"
-    return Problem(name, lambda labels: load_model("digits", list(labels), scale), (1, 28, 28), 100, 16, "4000calls")
+    return Problem(name, lambda labels: load_model("digits", list(labels), scale), (1, 28, 28), 100, 16, "2000calls")
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {

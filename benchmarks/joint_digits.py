@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import LATE, SUBSETS, untuned_plans
+from problems import LATE, PARTS, SUBSETS, untuned_plans
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -33,7 +33,6 @@ from time_tuner.metrics import distance
 from time_tuner.models.batching import BatchedModel
 from time_tuner.plans.build import parse_run
 from time_tuner.tuners import Calibration, reference_plan
-from time_tuner.tuners.joint.parameters import PARTS
 
 REFERENCE_CALLS, RANKED, BATCH, MEASURED = 100, 10, 100, 10**9
 SHIPPED = ("digits/joint-5", "digits/joint-10")

@@ -20,43 +20,40 @@ ModelLike: TypeAlias = Model | Callable[..., Tensor]
 """A model, or a function `eps(x, t, tau)`."""
 
 
-def evaluate(
-    model: Model,
-    plan: Plan,
-    k: int,
-    x: Tensor,
-    past: tuple[Call, ...] = (),
-    tau: Tensor | None = None,
-    t: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """The prediction of a model in the state x (B, ...) at call k: the noise, or the data if the row predicts x0; and
-    what guidance has added to it, where later calls of the plan need that.
+def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    """The prediction of a model in the state x (B, ...) at call k alone: the noise, or the data if the row predicts it.
 
-    A call without guidance evaluates the network under the condition alone, and reuses what guidance has added at the
-    calls of `past`, see `advance`. The conditioning time tau and the solver's time t are the plan's by default.
+    A call without guidance evaluates the network under the condition alone; what it reuses of other calls is left out.
+    The conditioning time tau and the solver's time t are the plan's by default.
 
     Raises:
         ValueError: the prediction has another shape than x, the row predicts x0 and the model cannot, or the plan
             leaves guidance out and the model cannot.
     """
-    t, tau = plan.point(k).t if t is None else t, plan.taus[k] if tau is None else tau
-    row, where = plan.rows[k], f" at call {k}"
-    if row.guidance is None and not row.reused:
-        return check_prediction(model.predict(row.predicts, x, t, tau), x, where), None
-    prediction, added = model.parts(row.predicts, x, t, tau, row.guidance is None)
-    check_prediction(prediction, x, where)
-    if row.guidance is not None:
-        if row.guidance.terms:
-            prediction = prediction + row.guidance((*past, ()), prediction.dtype)
-        return prediction, None
-    if added is None:
-        raise ValueError(f"parts of {type(model).__name__} must return what guidance adds{where}, got None")
-    return prediction + check_prediction(added, x, where), added
+    t, tau, row = plan.point(k).t if t is None else t, plan.taus[k] if tau is None else tau, plan.rows[k]
+    if row.guidance is None:
+        prediction = model.predict(row.predicts, x, t, tau)
+    else:
+        prediction, _ = model.parts(row.predicts, x, t, tau, guided=False)
+    return check_prediction(prediction, x, f" at call {k}")
 
 
-def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-    """The prediction of a model in the state x (B, ...) at call k, of a call that reuses nothing, see `evaluate`."""
-    return evaluate(model, plan, k, x, (), tau, t)[0]
+def evaluate(
+    model: Model, plan: Plan, k: int, x: Tensor, past: tuple[Call, ...], tau: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The prediction of a model in the state x (B, ...) at call k of a run, as `predict` gives it, with what the call
+    reuses of the calls of `past`, see `advance`; and what guidance has added to it, where later calls need that."""
+    row = plan.rows[k]
+    if row.reused:
+        t, tau = plan.point(k).t, plan.taus[k] if tau is None else tau
+        prediction, added = model.parts(row.predicts, x, t, tau)
+        if added is None:
+            raise ValueError(f"parts of {type(model).__name__} must return what guidance adds at call {k}, got None")
+        return check_prediction(prediction + added, x, f" at call {k}"), added
+    prediction = predict(model, plan, k, x, tau)
+    if row.guidance is not None and row.guidance.terms:
+        prediction = prediction + row.guidance((*past, ()), prediction.dtype)
+    return prediction, None
 
 
 def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:

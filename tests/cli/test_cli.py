@@ -81,6 +81,24 @@ def test_a_plan_is_tuned_to_an_end(tmp_path: Path, start: tuple[str, ...]) -> No
     assert "end must be a time t of the schedule" in call("tune", *QUICK, *start, "--end", 1.5).stderr
 
 
+def test_a_plan_is_found_for_a_number_of_evaluations(tmp_path: Path) -> None:
+    """On a function of the user's under guidance; the report and the plan name evaluations."""
+    path, model = tmp_path / "plan.json", "guided_problem:guided_by_label"
+    how = ("--model", model, "--label", "0,1,2", "--samples", 32, "--method", "joint(pairs=32, iterations=10)")
+    result = done("tune", *how, "--evaluations", 6, "--out", path)
+    plan = Plan.load(path)
+    assert plan.evaluations == 6 and "best untuned" in result.output
+    if not all(plan.guided):
+        assert "6 evaluations" in result.output
+    done("tune", *how, "--evaluations", 6, "--dry-run")
+    made = make_plan("ddim", plan.schedule, 6, guided=4)
+    made.save(tmp_path / "made.json")
+    assert "at 4 of 6 calls, 10 evaluations" in done("show", tmp_path / "made.json").output
+    assert "give either --evaluations" in call("tune", *how, "--evaluations", 6, "--calls", 3).stderr
+    refused = call("tune", *QUICK, "--method", "joint", "--evaluations", 6, "--out", tmp_path / "other.json")
+    assert "needs a model under classifier-free guidance" in refused.stderr
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str) -> None:
     plan = tmp_path / "plan.json"

@@ -22,3 +22,8 @@ def reuse(plan_guided: tuple[bool, ...], seed: int = 0) -> Tensor:
     """A random G for these calls with guidance."""
     has = torch.tensor(plan_guided)
     return seeded(len(has), len(has), seed=seed).double() * (~has[:, None] & has).tril(-1)
+
+
+def guided_by_label(label: list[int] | None = None) -> Model:
+    """For the command line."""
+    return POINTS.guided(SMOOTH, torch.tensor([1] if label is None else list(label)), SCALE)

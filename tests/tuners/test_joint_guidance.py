@@ -7,7 +7,7 @@ import torch
 from guided_problem import SMOOTH, guided, reuse
 from helpers import seeded
 
-from time_tuner import Joint, NoiseScheduleFlow, Plan, SeededNoise, make_plan, sample, tune, tune_several
+from time_tuner import TUNERS, Joint, NoiseScheduleFlow, Plan, SeededNoise, make_plan, sample, tune, tune_several
 from time_tuner.models.batching import BatchedModel
 from time_tuner.models.counting import CostLog
 from time_tuner.plans.build import reference_plan
@@ -135,3 +135,14 @@ def test_evaluations_need_guidance_and_one_plan() -> None:
         tune(guided(count=64, scale=1.0), evaluations=8, samples=64)
     with pytest.raises(ValueError, match="one plan"):
         tune_several(guided(count=64), calls=[2, 3], tuner="joint(evaluations=8)", samples=64)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("name", TUNERS)
+def test_every_tuner_keeps_the_calls_that_have_guidance(name: str, reused: bool) -> None:
+    plan = make_plan("dpmpp", SMOOTH, 5, guided=PATTERN)
+    plan = plan.with_guidance(PATTERN, 0.1 * reuse(PATTERN) if reused else None)
+    tuned = tune(guided(count=32), plan, name, samples=32, budget="300calls", guard=False)
+    assert tuned.guided == PATTERN and (tuned.reuse is not None or name != "joint")
+    if reused and name != "joint":
+        assert tuned.reuse is not None and torch.equal(tuned.reuse, 0.1 * reuse(PATTERN))

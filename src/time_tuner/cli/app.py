@@ -107,7 +107,8 @@ def tune(
     conditions: Conditions,
     out: options.PlanOut_ = Path("plan.json"),
     overwrite: options.Overwrite_ = False,
-    calls: options.SeveralCalls_ = str(CALLS),
+    calls: options.SeveralCalls_ = None,
+    evaluations: options.Evaluations_ = None,
     method: options.Method_ = None,
     sampler: options.Start_ = None,
     spacing: options.Spacing_ = None,
@@ -127,7 +128,9 @@ def tune(
     from .tune import check_new, show_estimate, tune_plans
 
     options.check_suffix(out, ".json")
-    counts = sorted(set(options.read_numbers("--calls", calls, 1)))
+    if evaluations is not None and (calls or sampler or spacing):
+        raise ValueError("give either --evaluations or --calls, --sampler and --spacing, which it searches for")
+    counts = sorted(set(options.read_numbers("--calls", calls or str(CALLS), 1)))
     if not dry_run:
         check_new(out, overwrite)
     if data_path is not None and isinstance(conditions.label, tuple):
@@ -146,6 +149,8 @@ def tune(
     how: dict[str, Any] = {"samples": samples, "batch": conditions.batch or loaded.max_batch, "budget": limit}
     if starts is counts:
         how["end"] = end
+    if evaluations is not None:
+        starts, how["evaluations"] = [evaluations // 2], evaluations
     if dry_run:
         show_estimate(loaded, starts, tuner, own_samples=x0 is None, **how)
     else:

@@ -51,7 +51,15 @@ Version_ = option(bool, "Print the version and exit.", "--version")
 DemoOut_ = option(Path, "Folder for pictures and plans.")
 PlanOut_ = option(Path, "The plan file to write.")
 Overwrite_ = option(bool, "Replace a plan file that exists.", "--overwrite")
-SeveralCalls_ = option(str, "Network calls of a run; several, as in 4,5,8, for a plan for each.")
+SeveralCalls_ = option(
+    str | None, f"Network calls of a run; several, as in 4,5,8, for a plan for each.  [default: {CALLS}]"
+)
+Evaluations_ = option(
+    int | None,
+    "Instead of calls, under guidance: network evaluations of a run, 2 for each call with guidance and 1 for each "
+    "other; which calls have it is searched for.",
+    min=2,
+)
 Method_ = option(
     str | None,
     f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; least_squares for a network "

@@ -107,11 +107,13 @@ def table(*columns: str, title: str = "", left: int = 1) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """A row for each call of a plan, and its end."""
-    made = table("call", "t", "tau", "tau / t", "alpha", "sigma", left=0)
+    guidance = [] if all(plan.guided) else ["guidance"]
+    made = table("call", "t", "tau", "tau / t", "alpha", "sigma", *guidance, left=0)
     for k in range(len(plan)):
         t, tau = float(plan.t[k]), float(plan.tau[k])
         ratio = f"{tau / t:.4f}" if tau != t else "1"
-        made.add_row(str(k), f"{t:.5f}", f"{tau:.5f}", ratio, f"{plan.alpha[k]:.5f}", f"{plan.sigma[k]:.5f}")
+        has = ["yes" if plan.guided[k] else "no"] if guidance else []
+        made.add_row(str(k), f"{t:.5f}", f"{tau:.5f}", ratio, f"{plan.alpha[k]:.5f}", f"{plan.sigma[k]:.5f}", *has)
     made.add_row("end", f"{plan.t[-1]:.5f}", "", "", f"{plan.alpha[-1]:.5f}", f"{plan.sigma[-1]:.5f}", style="dim")
     return made
 
@@ -130,6 +132,8 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """The sampler, the schedule and the provenance of a plan."""
     facts: dict[str, Any] = {"sampler": plan.sampler, "schedule": plan.schedule, "calls": len(plan)}
+    if not all(plan.guided):
+        facts["guidance"] = f"at {sum(plan.guided)} of {len(plan)} calls, {plan.evaluations} evaluations"
     if plan.corrections is not None:
         nonzero = int((plan.corrections != 0).sum())
         facts["corrections"] = f"{nonzero}, at most {float(plan.corrections.abs().max()):.4g}"
@@ -184,7 +188,8 @@ def measure_table(plan: Plan) -> Table:
     distance, calls = plan.provenance["distance"], plan.provenance["reference_calls"]
     names = plan.provenance.get("untuned_plans", {})
     kind = "energy distance" if plan.stochastic else "mean distance"
-    title = f"{len(plan)} calls, {kind} to the end of a {calls}-call run, on held-out noise"
+    calls_made = f"{len(plan)} calls" if all(plan.guided) else f"{len(plan)} calls, {plan.evaluations} evaluations"
+    title = f"{calls_made}, {kind} to the end of a {calls}-call run, on held-out noise"
     made = table("plan", "", "distance", "change", title=title, left=2)
     untuned, best = distance["untuned"], distance.get("best untuned")
     rows = {"the start": ("", untuned)} if best != untuned else {}

@@ -36,6 +36,8 @@ def show_estimate(model: Model, starts: Sequence[Plan] | Sequence[int], tuner: T
     arguments as of `estimate`."""
     for i, start in enumerate(starts):
         given: dict[str, Any] = {"plan": start} if isinstance(start, Plan) else {"calls": start}
+        if "evaluations" in how:
+            given = {}
         found = estimate(model, tuner=tuner, shape=model.shape, device=model.device, **given, **how)
         costs = {name: cost for name, cost in found.costs.items() if not i or name not in SHARED}
         output.result(output.cost_table(costs, f"{len(start) if isinstance(start, Plan) else start} calls"))
@@ -58,13 +60,13 @@ def tune_plans(
 
     Args:
         model: the model.
-        starts: plans to tune, for different numbers of calls, or these numbers.
+        starts: plans to tune, for different numbers of calls, or these numbers; with `evaluations` half of them.
         tuner: the tuner; None for the default, see `tune`.
         data: to tune on; the model's own samples by default.
         seed: of everything that is drawn.
         out: the file.
         made_for: of the model, for the provenance.
-        **how: samples, batch and budget, see `tune`.
+        **how: samples, batch, budget and evaluations, see `tune`.
     """
     how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
     single, plans_given = len(starts) == 1, isinstance(starts[0], Plan)
@@ -81,7 +83,8 @@ def tune_plans(
         with output.Bar("tuning") as bar:
             how |= {"tuner": tuner, "data": data, "seed": seed, "progress": bar.tuning}
             if single:
-                how["plan" if plans_given else "calls"] = starts[0]
+                if "evaluations" not in how:
+                    how["plan" if plans_given else "calls"] = starts[0]
                 found = [tune(model, **how)]
                 keep(found)
             else:
