@@ -5,11 +5,12 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 BIN := .venv/bin
 READY := .venv/ready
 LOWEST := .venv-lowest
+PEERS := .venv/peers
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers check clean
+.PHONY: help demo test test-lowest peers contracts check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +31,11 @@ test-lowest: ## run the tests that concern diffusers with the lowest version tha
 peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }
 	@$(BIN)/python benchmarks/peers.py $(DIFFUSERS)
+
+contracts: $(READY) ## compare the exports with the packages of other programs, which are downloaded without dependencies
+	@$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(PEERS) \
+		cache-dit==1.5.3 k-diffusion==0.1.1.post1 sglang==0.5.23 vllm-omni==0.30.0
+	@TIME_TUNER_PEERS=$(PEERS) $(BIN)/pytest -q tests/test_exports.py tests/integrations
 
 check: $(READY) ## lint, formatting, types, the layers of imports and the structure of the code
 	@$(BIN)/ruff check --quiet

@@ -30,6 +30,11 @@ def read_json(path: Path, most_bytes: int = -1) -> Any:
     """
     with open(path, "rb") as file:
         content = file.read(most_bytes + 1 if most_bytes >= 0 else -1)
+    return parse_json(content, most_bytes)
+
+
+def parse_json(content: bytes, most_bytes: int = -1) -> Any:
+    """The values of JSON of at most so many bytes, any number by default; a ValueError as of `read_json`."""
     if 0 <= most_bytes < len(content):
         raise ValueError(f"it has more than {most_bytes} bytes")
     try:

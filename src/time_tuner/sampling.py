@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._dtypes import HALF
 from .models.base import HookedModel, Model, as_model, check_prediction, check_state
+from .models.fingerprint import warn_of_mismatch
 from .plans.plan import Plan
 from .plans.rows import Call
 from .samplers import Noise
@@ -90,7 +91,12 @@ def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) ->
     Raises:
         ValueError: the model predicts NaN or infinity (the message names the call), or another shape than that of x,
             or the plan was made for another noise schedule than that of the model.
+
+    Warns:
+        UserWarning: the plan was tuned for another network, guidance or size; names what differs.
     """
+    if "made_for" in getattr(plan, "provenance", ()):
+        warn_of_mismatch(plan.provenance, as_model(eps, plan.schedule), x.shape[1:])
     end = x
     for end in trajectory(eps, plan, x, noise):  # noqa: B007 - the last state is what is wanted
         pass

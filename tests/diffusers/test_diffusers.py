@@ -662,13 +662,17 @@ def test_bad_commands_are_one_line(arguments: list[str], message: str, folder: P
 
 
 def test_a_plan_of_another_kind_of_pipeline_is_noticed(tuned: Plan, folder: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="tuned for a ClassConditionalPipeline, and is used in a DDPMPipeline"):
+    with (
+        pytest.warns(UserWarning, match="tuned for another model: architecture"),
+        pytest.warns(UserWarning, match="tuned for a ClassConditionalPipeline, and is used in a DDPMPipeline"),
+    ):
         TimeTunerScheduler.from_plan(tuned, tiny())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TimeTunerScheduler.from_plan(tuned, digits_pipeline())
     tuned.with_provenance(pipeline="FluxPipeline").save(tmp_path / "plan.json")
     how = ["--model", str(folder), "--plan", str(tmp_path / "plan.json"), "-n", "1", "--out", str(tmp_path / "x.npz")]
+    how += ["--label", "3", "--guidance-scale", "2"]
     noted = CliRunner().invoke(app, ["sample", *how])
     assert noted.exit_code == 0 and "tuned for a FluxPipeline" in noted.stderr
 

@@ -17,7 +17,7 @@ from pipelines import FAMILIES, Family, inpaint, random
 from time_tuner import load_model, make_plan, sample
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
 from time_tuner.diffusers.loading import read_pipeline
-from time_tuner.diffusers.scheduler import rest
+from time_tuner.plans.build import rest
 from time_tuner.samplers import sampler_of
 from time_tuner.testing import check_model
 

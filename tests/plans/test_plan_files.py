@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from time_tuner import NoiseScheduleVP, Plan, make_plan
 from time_tuner._files import DEEPEST, read_json, replacing, write_json
 from time_tuner.cli.app import app
-from time_tuner.plans.plan import MOST_BYTES
+from time_tuner.plans.sharing import MOST_BYTES
 
 DISCRETE = NoiseScheduleVP(betas=torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 PLAN = make_plan("dpmpp", DISCRETE, calls=3).with_corrections(seeded(3, 3).tril(-1))

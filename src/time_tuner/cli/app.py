@@ -1,4 +1,4 @@
-"""The command `time-tuner`: demo, tune, sample, show, compare."""
+"""The command `time-tuner`: demo, tune, sample, show, compare, check."""
 
 import logging
 import sys
@@ -14,7 +14,8 @@ from .. import __version__, data, plots
 from ..loading import model_facts
 from ..models.conditions import Conditions
 from ..plans.plan import Plan
-from ..tuners import Budget, tuner_of
+from ..tuners import Budget, check_plan, tuner_of
+from ..tuners.check import SAMPLES as CHECK_SAMPLES
 from . import options, output, sample
 from .options import CALLS, with_model
 
@@ -254,3 +255,30 @@ def compare(
         compared = comparing.compare(loaded, plans, count, seed, batch, bar)
     output.result(comparing.table(compared, seed))
     comparing.write(compared, batch, out)
+
+
+@app.command(short_help="Check whether a plan fits a model.")
+@with_model
+def check(
+    model: str,
+    conditions: Conditions,
+    plan: options.CheckedPlan_,
+    calls: options.ShownCalls_ = None,
+    count: options.CheckSamples_ = CHECK_SAMPLES,
+    seed: options.Seed_ = 0,
+) -> None:
+    """Compare a plan with itself without tuning and with a few untuned plans of as many calls, on few samples.
+
+    What differs from the model that the plan was tuned for is named first. The exit code is 1 if the plan does not fit.
+    """
+    given, load = sample.one_plan(plan, calls), options.loader(model)
+    with output.waiting(f"loading {model}"):
+        loaded = load(conditions)
+    with output.waiting(f"measuring on {count} samples"):
+        found = check_plan(loaded, given, count, seed, batch=sample.batch_of(loaded, conditions))
+    for difference in found.differences:
+        output.note(f"note: {difference}")
+    output.result(output.check_table(found))
+    output.result(f"{found.verdict}.")
+    if found.fits is False:
+        raise typer.Exit(1)

@@ -91,6 +91,8 @@ Runs_ = argument(list[str], "RUN...", f"{RUN}:calls for one of several.")
 RunCount_ = option(
     int | None, "Samples a run.  [default: 100, of pipelines 8, of numbers 10000]", "-n", "--count", min=2
 )
+CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.")
+CheckSamples_ = option(int, "Samples of each run.", "-n", "--count", min=2)
 ComparedOut_ = option(Path | None, "The picture, or .npz for arrays.  [default: comparison.png]")
 
 MODEL_OPTIONS: dict[str, Any] = {

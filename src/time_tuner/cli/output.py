@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..models.counting import Cost
 from ..plans.plan import Plan
+from ..tuners import PlanCheck
 from ..tuners import Progress as TuningProgress
 from ..tuners.guard import unchanged
 
@@ -136,7 +137,14 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     if plan.corrections is not None:
         nonzero = int((plan.corrections != 0).sum())
         facts["corrections"] = f"{nonzero}, at most {float(plan.corrections.abs().max()):.4g}"
-    return {**facts, **plan.provenance}
+    provenance = dict(plan.provenance)
+    made_for = provenance.pop("made_for", None)
+    if isinstance(made_for, dict):  # without the hash and the numbers of the weights
+        network = made_for.get("network") or {}
+        shown = {name: network[name] for name in ("class", "dtype", "quantisation") if name in network}
+        rest = {name: value for name, value in made_for.items() if name != "network"}
+        facts["made for"] = shown | rest
+    return {**facts, **provenance}
 
 
 PURPOSES = {
@@ -199,6 +207,15 @@ def measure_table(plan: Plan) -> Table:
     for name, (which, value) in rows.items():
         change = f"{value / untuned - 1:+.1%}" if untuned and value != untuned else ""
         made.add_row(name, which, f"{value:.4f}", change)
+    return made
+
+
+def check_table(found: PlanCheck) -> Table:
+    """The distances of a plan and of those that it is compared with, from the nearest on."""
+    made = table("plan", "distance", title=f"{len(next(iter(found.distances.values())))} samples")
+    for name, distances in sorted(found.distances.items(), key=lambda each: float(each[1].mean())):
+        made.add_row(name, with_error(distances))
+    made.caption = "± is one standard error."
     return made
 
 

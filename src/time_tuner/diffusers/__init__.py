@@ -1,7 +1,7 @@
 """Plans in diffusers pipelines: a scheduler that runs them, and tuning on the pipeline itself."""
 
 from ..digits.pipeline import ClassConditionalPipeline, digits_pipeline
-from .export import to_sigmas, to_timesteps
+from .export import sdnext_sampler, to_sigmas, to_timesteps
 from .model import PipelineModel
 from .scheduler import TimeTunerScheduler
 from .tune import tune_pipeline
@@ -11,6 +11,7 @@ __all__ = [
     "PipelineModel",
     "TimeTunerScheduler",
     "digits_pipeline",
+    "sdnext_sampler",
     "to_sigmas",
     "to_timesteps",
     "tune_pipeline",

@@ -1,11 +1,14 @@
 """A plan's grid as the lists that other schedulers and programs take; a warning names what they leave out."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..exports import sigma_list, warn_of_loss
 from ..plans.plan import Plan
+from .scheduler import TimeTunerScheduler
 
 APPEND_ZERO = {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "UniPCMultistepScheduler"}
 """The classes whose `set_timesteps(sigmas=)` appends the 0 at the end."""
@@ -27,24 +30,21 @@ def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
     Raises:
         ValueError: the plan starts at alpha = 0, where they are infinite.
     """
-    _warn(plan, "sigmas")
+    sigmas = sigma_list(plan)
     if plan.schedule.shift is not None:
         _notify("schedulers of rectified flows apply their shift to sigmas= too: set it to 1 (set_shift(1.0))")
-    sigmas = plan.schedule.sigma_ratio(plan.step_times)
-    if torch.isinf(sigmas).any():
-        raise ValueError("sigmas of a plan that starts at alpha = 0 (zero terminal SNR) are infinite: use to_timesteps")
     scheduler = getattr(scheduler, "scheduler", scheduler)
     names = {kind.__name__ for kind in type(scheduler).__mro__}
     if appending := names & APPEND_ZERO:
         if sigmas[-1] > 0:
-            _notify(f"{min(appending)} ends at sigma = 0, the plan at {float(sigmas[-1]):.3g}")
-        return sigmas.tolist()[:-1]
+            _notify(f"{min(appending)} ends at sigma = 0, the plan at {sigmas[-1]:.3g}")
+        return sigmas[:-1]
     if "EulerDiscreteScheduler" in names and scheduler.config.timestep_spacing != "leading":
         _notify(
             "EulerDiscreteScheduler begins with noise of deviation sigma, and not sqrt(1 + sigma^2), unless its "
             "timestep_spacing is 'leading'"
         )
-    return sigmas.tolist()
+    return sigmas
 
 
 def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
@@ -57,7 +57,7 @@ def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
     Warns:
         UserWarning: names the parts of the plan that the list leaves out.
     """
-    _warn(plan, "timesteps")
+    warn_of_loss(plan, "timesteps")
     times = plan.schedule.network_time(plan.step_times[:-1])
     if not rounded:
         return times.tolist()
@@ -70,15 +70,27 @@ def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
     return nearest.tolist()
 
 
-def _warn(plan: Plan, what: str) -> None:
-    if not torch.equal(plan.tau, plan.t[:-1]):
-        _notify(f"{what} hold the grid alone: the tuned conditioning times (tau) are lost; use TimeTunerScheduler")
-    if plan.corrections is not None:
-        _notify(f"{what} hold the grid alone: the plan's corrections are lost; use TimeTunerScheduler")
-    if not all(plan.guided):
-        _notify(f"{what} hold the grid alone: guidance is at every call there; use TimeTunerScheduler")
-    _notify(f"{what} hold the grid alone: the sampler is lost; choose {plan.sampler!r} there")
+def sdnext_sampler(plans: Plan | Sequence[Plan], name: str = "Time Tuner") -> dict[str, Any]:
+    """A sampler of SD.Next: its `name`, the `constructor` of its scheduler, and the `config` of its settings.
+
+    SD.Next calls the constructor with the prediction type of the model. Nothing of a plan is lost; SD.Next's own
+    settings of a grid, such as a shift or a timestep spacing, have no effect, and the number of steps must be a number
+    of calls that there is a plan for. SD.Next takes a name that ends in "FlowMatch" for flows; it is added there.
+
+    Raises:
+        ValueError: plans of flows beside others.
+    """
+    several = [plans] if isinstance(plans, Plan) else list(plans)
+    flows = {plan.schedule.shift is not None for plan in several}
+    if len(flows) != 1:
+        raise ValueError("plans must be all of rectified flows, or none of them")
+    name = f"{name} FlowMatch" if flows.pop() and not name.endswith("FlowMatch") else name
+
+    def constructor(prediction_type: str = "epsilon") -> TimeTunerScheduler:
+        return TimeTunerScheduler.from_plan(several, prediction_type=prediction_type)
+
+    return {"name": name, "constructor": constructor, "config": {}}
 
 
 def _notify(text: str) -> None:
-    warnings.warn(text, UserWarning, stacklevel=4)
+    warnings.warn(text, UserWarning, stacklevel=3)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..models.base import Model
+from ..models.fingerprint import network_fingerprint
 from ..models.network import check_labels, num_classes
 from ..schedules import as_float64
 from .config import prediction_of
@@ -188,6 +189,16 @@ class PipelineModel(Model):
         plain = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
         return facts | {name: value for name, value in plain.items() if "prompt" not in name}
 
+    def fingerprint(self) -> dict[str, Any]:
+        return {**pipeline_fingerprint(self.pipe, self._own), "shape": list(self.shape), **self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        """The guidance and the kinds of conditions."""
+        scale = self.facts().get("guidance_scale")
+        kinds = sorted(name for name, value in self._inputs.items() if value is not None and _is_condition(name))
+        usage = {} if scale is None else {"guidance_scale": float(scale)}
+        return usage | {"conditions": [name.replace("_embeds", "") for name in kinds]}
+
     def _batches(self, x: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
         """Batches of the states x, each with the conditions of its rows."""
         numbers = [self._row(i) % self._count for i in range(len(x))]
@@ -321,6 +332,22 @@ def network_of(pipe: Any) -> torch.nn.Module:
         if isinstance(part, torch.nn.Module):
             return part
     raise ValueError(f"{type(pipe).__name__} has no unet and no transformer: it cannot be driven; use model_wrapper")
+
+
+def pipeline_fingerprint(pipe: Any, scheduler: Any = None) -> dict[str, Any]:
+    """The network of a pipeline, and what its scheduler makes of predictions."""
+    prediction = prediction_of(pipe if scheduler is None else scheduler)
+    return {
+        "network": network_fingerprint(network_of(pipe)),
+        "prediction_type": prediction.kind,
+        "clip": "none" if prediction.clip is None else f"{prediction.clip:g}",
+        "thresholding": "none" if prediction.thresholding is None else str(list(prediction.thresholding)),
+        "inverted": prediction.inverted,
+    }
+
+
+def _is_condition(name: str) -> bool:
+    return any(word in name for word in PER_CONDITION) and "negative" not in name and "mask" not in name
 
 
 def _parameters(pipe: Any) -> Mapping[str, Parameter]:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from .._checks import check_int
 from ..models.base import check_state
-from ..plans.build import make_plan
+from ..models.fingerprint import differences
+from ..plans.build import firsts_of, make_plan, rest
 from ..plans.grid import check_noise
 from ..plans.plan import Plan
 from ..plans.rows import Call, Row
@@ -39,6 +39,7 @@ from .config import (
 )
 from .hook import DenoiserHook
 from .interface import MOST_SIGMA, PipelineScheduler
+from .model import pipeline_fingerprint
 from .native_grid import GridArguments, OwnGrid, keeps_timesteps, own_spacing, schedule_in_run, usual_sigmas
 from .refusals import check_pipeline, check_start
 from .step_output import StepOutput
@@ -153,6 +154,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
             check_plan(plan, source)
             check_start(plan, config)
             warn_of_other_pipeline(plan, config)
+            _warn_of_other_network(plan, config)
         return cls._made(plans, prediction_of(source), config_of(source), changes)
 
     @classmethod
@@ -555,7 +557,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
                 f"{', '.join(f'{time:g}' for time in self._times)}: take those of scheduler.timesteps"
             )
         if expected is None or not begun:
-            firsts = _firsts(self._plan)
+            firsts = firsts_of(self._plan)
             return next((k for k in calls if k in firsts), calls[0])
         earlier = [k for k in calls if k < expected]
         if not earlier:
@@ -592,38 +594,18 @@ def _data(prediction: Tensor, quantity: str, x: Tensor, p: Point) -> Tensor:
     return (prediction if quantity == "x0" else (x - p.sigma * prediction) / p.alpha).to(x.dtype)
 
 
-def rest(plan: Plan, begin: int) -> Plan:
-    """The run of a plan from call `begin` on, which is the first call of a step.
-
-    Raises:
-        ValueError: there is no such call, or it is not the first of a step.
-    """
-    firsts = _firsts(plan)
-    if begin >= len(plan):
-        raise ValueError(
-            f"strength leaves none of the plan's {len(plan)} calls: choose a larger one, at least {1 / len(plan):.3g}"
-        )
-    if begin not in firsts:
-        raise ValueError(
-            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, the first of a step of its sampler, "
-            f"got {begin}: choose another strength"
-        )
-    c = plan.corrections
-    return replace(
-        plan,
-        **{name: getattr(plan, name)[begin:] for name in ("t", "alpha", "sigma", "tau")},
-        corrections=None if c is None else c[begin:, begin:],
-        guided=plan.guided[begin:],
-        reuse=None if plan.reuse is None else plan.reuse[begin:, begin:],
-    )
+def _warn_of_other_network(plan: Plan, pipe: Any) -> None:
+    """Warn if the plan was tuned for another network than the pipeline's, or another treatment of its predictions."""
+    made_for = plan.provenance.get("made_for")
+    if not hasattr(pipe, "scheduler") or not isinstance(made_for, Mapping) or not made_for.get("network"):
+        return
+    given = {name: value for name, value in made_for.items() if name not in ("shape", "conditions", "guidance_scale")}
+    if differ := differences(given, pipeline_fingerprint(pipe)):
+        text = "; ".join(map(str, differ))
+        warnings.warn(f"the plan was tuned for another model: {text}", UserWarning, stacklevel=3)
 
 
 def _reads(row: Row) -> set[int]:
     """How many calls ago the tensors are from that a row reads."""
     parts = (row.next_state, row.corrected, row.guidance)
     return {ago for part in parts if part is not None for _, ago in part.terms}
-
-
-def _firsts(plan: Plan) -> list[int]:
-    """The first call of each step."""
-    return [sum(plan.steps[:i]) for i in range(len(plan.steps))]

@@ -102,6 +102,11 @@ class Model(ABC):
         """What the provenance of a plan holds of the model, as plain JSON values."""
         return {}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """The network and how it is used, as plain JSON values, for `models.fingerprint.differences`: the entries
+        "network", "prediction_type", "clip", "thresholding", "guidance_scale", "conditions", as far as known."""
+        return {}
+
 
 class ModelAround(Model):
     """A model that wraps a model. A subclass overrides `predict` to act before or after each prediction."""
@@ -140,6 +145,9 @@ class ModelAround(Model):
 
     def facts(self) -> dict[str, Any]:
         return self.inner.facts()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.inner.fingerprint()
 
 
 class HookedModel(ModelAround):

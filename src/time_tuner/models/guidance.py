@@ -55,6 +55,9 @@ class ClassifierFreeGuidance(ModelAround):
         for_samples(self.schedule.at(time), x)  # they must be as many as there are samples
         return torch.cat([time, time])
 
+    def fingerprint(self) -> dict[str, Any]:
+        return self.inner.fingerprint() | {"guidance_scale": self.scale}
+
     def select(self, rows: Tensor) -> "ClassifierFreeGuidance":
         uncond = self.unconditional
         if len(uncond) > 1:
@@ -93,6 +96,9 @@ class ClassifierGuidance(ModelAround):
         if not guided:
             return prediction, None
         return prediction, self.scale * factor * self._gradient(x, t if tau is None else tau)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.inner.fingerprint() | {"guidance_scale": self.scale}
 
     def _gradient(self, x: Tensor, tau: Any) -> Tensor:
         time = self.inner.input_time(tau, x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._checks import accepts
 from ..schedules import NoiseSchedule, as_float64
 from .base import Model, for_samples
+from .fingerprint import network_fingerprint
 from .predictions import Prediction
 
 TIME_DTYPES = ("float32", "int", "bfloat16", "float16")
@@ -64,6 +65,11 @@ class NetworkModel(Model):
         if self.condition is None or len(self.condition) == 1:
             return self
         return self.with_condition(self.condition[rows.to(self.condition.device)])
+
+    def fingerprint(self) -> dict[str, Any]:
+        conditions = "none" if self.condition is None else "given"
+        kind = self.prediction.name_in_diffusers
+        return {"network": network_fingerprint(self.network), "prediction_type": kind, "conditions": conditions}
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         p = for_samples(self.schedule.at(t), x)

@@ -17,9 +17,11 @@ class Prediction(ABC):
 
     Attributes:
         determines_data: whether the output determines the data where alpha = 0.
+        name_in_diffusers: the `prediction_type` of a scheduler of diffusers for such a network; None if it has none.
     """
 
     determines_data = True
+    name_in_diffusers: str | None = None
 
     @abstractmethod
     def noise(self, output: Tensor, x: Tensor, p: Point) -> Tensor:
@@ -50,6 +52,7 @@ class Noise(Prediction):
     """eps."""
 
     determines_data = False
+    name_in_diffusers = "epsilon"
 
     def noise(self, output: Tensor, x: Tensor, p: Point) -> Tensor:
         return output
@@ -60,6 +63,8 @@ class Noise(Prediction):
 
 class Data(Prediction):
     """x_0: eps = (x - alpha x_0) / sigma."""
+
+    name_in_diffusers = "sample"
 
     def noise(self, output: Tensor, x: Tensor, p: Point) -> Tensor:
         return (x - p.alpha * output) / p.sigma
@@ -74,6 +79,8 @@ class Data(Prediction):
 class V(Prediction):
     """v = alpha eps - sigma x_0 (Salimans & Ho, 2022, https://arxiv.org/abs/2202.00512): eps = (alpha v + sigma x) / c
     and x_0 = (alpha x - sigma v) / c with c = alpha^2 + sigma^2."""
+
+    name_in_diffusers = "v_prediction"
 
     def noise(self, output: Tensor, x: Tensor, p: Point) -> Tensor:
         return (p.alpha * output + p.sigma * x) / p.scale**2
@@ -101,6 +108,8 @@ class Flow(Prediction):
     """The velocity v = eps - x_0 (Liu et al., 2023, https://arxiv.org/abs/2209.03003): eps = (x + alpha v) / c and
     x_0 = (x - sigma v) / c with c = alpha + sigma."""
 
+    name_in_diffusers = "flow_prediction"
+
     def noise(self, output: Tensor, x: Tensor, p: Point) -> Tensor:
         return (x + p.alpha * output) / (p.alpha + p.sigma)
 
@@ -125,6 +134,11 @@ class EDM(Prediction):
 
     sign: int = 1
     sigma_data: float = 0.5
+
+    @property
+    def name_in_diffusers(self) -> str:  # type: ignore[override]
+        """ "epsilon" or, for networks with -c_out, "v_prediction"."""
+        return "epsilon" if self.sign > 0 else "v_prediction"
 
     def _deviation(self, p: Point) -> Tensor:
         return torch.sqrt(self.sigma_data**2 + p.sigma**2)

@@ -2,5 +2,6 @@
 
 from .build import make_plan, parse_run, reference_plan, resample
 from .plan import Plan
+from .schema import plan_schema
 
-__all__ = ["Plan", "make_plan", "parse_run", "reference_plan", "resample"]
+__all__ = ["Plan", "make_plan", "parse_run", "plan_schema", "reference_plan", "resample"]

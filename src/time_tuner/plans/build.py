@@ -1,6 +1,7 @@
 """Plans made from a sampler and a grid: untuned plans, reference plans, and plans for other numbers of calls."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,37 @@ def _monotone_cubic(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     from scipy.interpolate import PchipInterpolator  # takes longer to load than the rest of the library
 
     return np.asarray(PchipInterpolator(x, y)(at)) if len(x) > 1 else np.full(len(at), y[0])
+
+
+def firsts_of(plan: Plan) -> list[int]:
+    """The first call of each step."""
+    return [sum(plan.steps[:i]) for i in range(len(plan.steps))]
+
+
+def rest(plan: Plan, begin: int) -> Plan:
+    """The run of a plan from call `begin` on, which is the first call of a step.
+
+    Raises:
+        ValueError: there is no such call, or it is not the first of a step.
+    """
+    firsts = firsts_of(plan)
+    if begin >= len(plan):
+        raise ValueError(
+            f"strength leaves none of the plan's {len(plan)} calls: choose a larger one, at least {1 / len(plan):.3g}"
+        )
+    if begin not in firsts:
+        raise ValueError(
+            f"a run of this plan may begin at call {', '.join(map(str, firsts))}, the first of a step of its sampler, "
+            f"got {begin}: choose another strength"
+        )
+    c = plan.corrections
+    return replace(
+        plan,
+        **{name: getattr(plan, name)[begin:] for name in ("t", "alpha", "sigma", "tau")},
+        corrections=None if c is None else c[begin:, begin:],
+        guided=plan.guided[begin:],
+        reuse=None if plan.reuse is None else plan.reuse[begin:, begin:],
+    )
 
 
 def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sampler: Sampler | None = None) -> Plan:

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
-from .._files import read_json, same_numbers, write_json
+from .._files import same_numbers, write_json
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
 from ..schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 from .grid import checked_ends, place_calls
 from .rows import Row, compile_rows, predicted_at, with_guidance
+from .sharing import embed, fetch, push, read_values
 
 FORMAT, VERSION = "time-tuner plan", 1
 COLUMNS = ("t", "alpha", "sigma", "tau", "corrections")
 GUIDANCE = ("guided", "reuse")  # entries of plans that leave guidance out of some calls
 ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, *GUIDANCE, "provenance", "schedule", "rows")
 NEEDED = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
-
-MOST_BYTES = 64 * 2**20
-"""The largest plan file that is read; one of 1000 calls with corrections is about as large."""
 
 ROUNDING = 2**-8
 """The largest relative error of a network time that was rounded to bfloat16, which a plan may hold."""
@@ -265,16 +263,22 @@ class Plan:
     def load_several(cls, path: str | os.PathLike[str]) -> "list[Plan]":
         """All plans of a file, from the fewest calls to the most.
 
-        If there is no such file, a name such as "digits/joint-5" is the plan that comes with a bundled model.
+        A safetensors file has plans in its metadata, see `embed`. If there is no such file, a name such as
+        "digits/joint-5" is the plan that comes with a bundled model.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not a valid plan file; names the file.
         """
         try:
-            values = read_json(_found(path), MOST_BYTES)
+            values = read_values(_found(path))
         except ValueError as error:
             raise ValueError(f"{path} is not a plan file: {error}") from None
+        return cls._several(values, path)
+
+    @classmethod
+    def _several(cls, values: Any, path: Any) -> "list[Plan]":
+        """The plans of the values in a file, from the fewest calls to the most."""
         try:
             plans = [cls.from_dict(entry) for entry in (values if isinstance(values, list) else [values])]
         except ValueError as error:
@@ -294,7 +298,11 @@ class Plan:
             OSError: the file cannot be read.
             ValueError: it is not a valid plan file, or has no plan for this number of calls; names the file.
         """
-        plans = {len(plan): plan for plan in cls.load_several(path)}
+        return cls._with_calls(cls.load_several(path), path, calls)
+
+    @classmethod
+    def _with_calls(cls, several: "Sequence[Plan]", path: Any, calls: int | None) -> "Plan":
+        plans = {len(plan): plan for plan in several}
         if calls is None and len(plans) == 1:
             (calls,) = plans
         if calls not in plans:
@@ -303,6 +311,56 @@ class Plan:
                 "--calls, or file.json:CALLS where runs are compared"
             )
         return plans[calls]
+
+    def push_to_hub(self, repo_id: str, *others: "Plan", private: bool | None = None) -> str:
+        """Write the plan, and others for other numbers of calls, with a card into a repository of models on the Hub.
+
+        The card has a picture, tables of the plans and of their distances, and the provenance. The plans of the
+        repository are replaced.
+
+        Args:
+            repo_id: "user/name"; a repository that does not exist is made.
+            *others: plans for other numbers of calls.
+            private: whether a new repository is private; by default as the account has it.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            ValueError: huggingface_hub is missing, another kind of name, or two plans for the same number of calls.
+        """
+        return push([self, *others], repo_id, private)
+
+    @classmethod
+    def from_hub(cls, source: str | os.PathLike[str], calls: int | None = None) -> "Plan":
+        """The plan of a repository on the Hub, of a folder, of a file, or of an http address.
+
+        Args:
+            source: "user/name" or "user/name@revision"; a folder with a `plan.json`; or the address or path of a plan
+                file. What exists as a path is not looked for on the Hub.
+            calls: which plan, of several.
+
+        Raises:
+            OSError: it cannot be reached or read.
+            ValueError: it is no valid plan file or too large, or has no plan for this number of calls.
+        """
+        try:
+            values = fetch(source)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        return cls._with_calls(cls._several(values, source), source, calls)
+
+    def embed(self, path: str | os.PathLike[str], *others: "Plan") -> None:
+        """Write the plan, and others for other numbers of calls, into the metadata of a safetensors file, such as the
+        weights of its network; `Plan.load(path)` reads it there.
+
+        The tensors stay as they are, and the file is replaced whole or not at all.
+
+        Raises:
+            OSError: the file cannot be read or written.
+            ValueError: it is no safetensors file.
+        """
+        embed([self, *others], path)
 
 
 def _found(path: str | os.PathLike[str]) -> Path:

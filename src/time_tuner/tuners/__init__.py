@@ -4,6 +4,7 @@ from ..plans.build import reference_plan
 from .base import Progress, Tuner, TuningRun
 from .budget import Budget
 from .calibration import Calibration
+from .check import PlanCheck, check_plan
 from .distances import efficientnet_distance, features, lpips_distance
 from .guard import ReferenceDistance
 from .joint.tuner import Joint
@@ -24,12 +25,14 @@ __all__ = [
     "LeastSquares",
     "Objective",
     "Parallel",
+    "PlanCheck",
     "Progress",
     "ReferenceDistance",
     "Sequential",
     "Step",
     "Tuner",
     "TuningRun",
+    "check_plan",
     "efficientnet_distance",
     "estimate",
     "features",

@@ -15,6 +15,7 @@ from ..data import check_writable
 from ..models.base import Model, as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
+from ..models.fingerprint import fingerprint_of
 from ..noise import Constraint
 from ..plans.build import default_spacing, make_plan, reference_plan, untuned
 from ..plans.plan import Plan
@@ -258,6 +259,8 @@ def _tuned(
             calibration.try_run("reference run of the guard", model, reference)
         tuner.try_out(model, plan, run)
     notes: dict[str, Any] = {"tuner": _name(tuner), "seed": calibration.seed, "samples": calibration.samples}
+    if made_for := fingerprint_of(model, calibration.shape):
+        notes["made_for"] = made_for
     if tuner.uses_data:
         notes["data"] = "own samples" if calibration.own else "given"
         calibration.x0  # noqa: B018 - own samples are drawn here, before the clock of the budget begins
