@@ -137,7 +137,7 @@ def test_sliced_wasserstein_of_gaussians() -> None:
 
 def test_kernel_distance_of_gaussians() -> None:
     """(x y + 1)^3 of numbers with moments m_k: 1 + 3 m1 m1' + 3 m2 m2' + m3 m3'."""
-    x, y = seeded(20_000, 1), seeded(20_000, 1, seed=1) + 1
+    x, y = seeded(4000, 1), seeded(4000, 1, seed=1) + 1
     first, second = np.array([1, 0, 1, 0]), np.array([1, 1, 2, 4])  # of N(0, 1) and of N(1, 1)
     expected = float(np.array([1, 3, 3, 1]) @ (first - second) ** 2)
     assert kernel_distance(x, y) == pytest.approx(expected, rel=0.1)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import data
+from .. import data, evaluation
+from ..evaluation import FEATURES
 from ..loading import loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
@@ -21,6 +22,7 @@ from ..spacings import SPACINGS, spacing_of
 from ..tuners import SAMPLER, TUNERS, own_plan
 
 CALLS = 10  # the default
+AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
 def option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
@@ -84,6 +86,28 @@ RunCount_ = option(
     int | None, "Samples a run.  [default: 100, of pipelines 8, of numbers 10000]", "-n", "--count", min=2
 )
 ComparedOut_ = option(Path | None, "The picture, or .npz for arrays.  [default: comparison.png]")
+
+EvaluatedRuns_ = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PLAN...", help=f"Plan files; or {RUN}:calls for one of several.", show_default=False),
+]
+EvaluatedPlans_ = option(list[str] | None, "A plan file; the same as PLAN.", "--plans")
+Against_ = option(str, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
+CurveCalls_ = option(str, "Network calls of the untuned samplers.")
+Target_ = option(
+    Path | None,
+    "Data to compare the samples with: a folder of pictures, or an .npz.  [default: the model's own samples]",
+    "--data",
+)
+Features_ = option(
+    str | None,
+    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels, of the bundled models digits]",
+)
+EvaluatedCount_ = option(int | None, "Samples of each run.  [default: 100, of pipelines 8]", "-n", "--count", min=4)
+RankingBudget_ = option(
+    str, "Time to rank all untuned plans in, for each number of calls; none for no ranking.", "--budget"
+)
+ReportOut_ = option(Path, "The folder to write.")
 
 MODEL_OPTIONS: dict[str, Any] = {
     "model": option(

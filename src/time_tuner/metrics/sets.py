@@ -1,4 +1,7 @@
-"""Distances between two sample sets (n, ...) and (m, ...): of samples, or of their features."""
+"""Distances between two sample sets (n, ...) and (m, ...): of samples, or of their features.
+
+Those of all pairs hold matrices (n, n), (n, m) and (m, m) in memory.
+"""
 
 from typing import Any
 
@@ -21,8 +24,7 @@ def energy_distance(x: Any, y: Any) -> float:
         ValueError: samples of two shapes, fewer than two of them, or values that are not finite.
     """
     x, y = two_sets(x, y)
-    n, m = len(x), len(y)
-    return 2 * _total(x, y) / (n * m) - _total(x, x) / (n * (n - 1)) - _total(y, y) / (m * (m - 1))
+    return discrepancy(-pair_distances(x, x), -pair_distances(x, y), -pair_distances(y, y))
 
 
 def sliced_wasserstein(x: Any, y: Any, directions: int = 256, seed: int = 0) -> float:
@@ -65,9 +67,7 @@ def kernel_distance(x: Any, y: Any) -> float:
         ValueError: as for `energy_distance`.
     """
     x, y = two_sets(x, y)
-    n, m = len(x), len(y)
-    own = sum((_kernels(a, a) - _kernels_with_itself(a)) / (len(a) * (len(a) - 1)) for a in (x, y))
-    return own - 2 * _kernels(x, y) / (n * m)
+    return discrepancy(kernels(x, x), kernels(x, y), kernels(y, y))
 
 
 def precision_recall(x: Any, y: Any, neighbours: int = 3) -> tuple[Tensor, Tensor]:
@@ -93,22 +93,22 @@ def precision_recall(x: Any, y: Any, neighbours: int = 3) -> tuple[Tensor, Tenso
 def _within_balls(x: Tensor, y: Tensor, k: int) -> Tensor:
     """1 for each x in a ball around some y through the k-th neighbour of y, else 0; float64 (n,)."""
     # The nearest neighbour of a point among all is the point itself.
-    radii = torch.cat([_distances(part, y).kthvalue(k + 1, dim=1).values for part in y.split(AT_ONCE)])
-    return torch.cat([(_distances(part, y) <= radii).any(1) for part in x.split(AT_ONCE)]).double()
+    radii = torch.cat([pair_distances(part, y).kthvalue(k + 1, dim=1).values for part in y.split(AT_ONCE)])
+    return torch.cat([(pair_distances(part, y) <= radii).any(1) for part in x.split(AT_ONCE)]).double()
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|, without the products that lose precision between near samples."""
+def pair_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j| of samples (n, D) and (m, D), (n, m), without the products that lose precision between near ones."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _total(x: Tensor, y: Tensor) -> float:
-    return sum(float(_distances(part, y).sum()) for part in x.split(AT_ONCE))
+def kernels(x: Tensor, y: Tensor) -> Tensor:
+    """(x_i . y_j / D + 1)^3 of samples (n, D) and (m, D), (n, m)."""
+    return (x @ y.T / x.shape[1] + 1).pow(3)
 
 
-def _kernels(x: Tensor, y: Tensor) -> float:
-    return sum(float((part @ y.T / x.shape[1] + 1).pow(3).sum()) for part in x.split(AT_ONCE))
-
-
-def _kernels_with_itself(x: Tensor) -> float:
-    return float((x.square().sum(1) / x.shape[1] + 1).pow(3).sum())
+def discrepancy(within_x: Tensor, across: Tensor, within_y: Tensor) -> float:
+    """E h(x, x') + E h(y, y') - 2 E h(x, y) over pairs of two different samples, from the matrices of h, (n, n), (n, m)
+    and (m, m): with a kernel h the squared maximum mean discrepancy, with h = -|x - y| the energy distance."""
+    own = sum((float(h.sum()) - float(h.trace())) / (len(h) * (len(h) - 1)) for h in (within_x, within_y))
+    return own - 2 * float(across.mean())
