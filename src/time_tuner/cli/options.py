@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import data, evaluation
+from .._spec import parse_call
 from ..evaluation import FEATURES
 from ..loading import loader_of
 from ..models.base import Model
@@ -20,6 +21,7 @@ from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
 from ..tuners import SAMPLER, TUNERS, own_plan
+from ..tuners.grids import MODEL_SPACINGS
 
 CALLS = 10  # the default
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
@@ -187,7 +189,7 @@ def check_names(sampler: str | None, spacing: str | None) -> None:
     """Raise a ValueError for the text of a sampler or a spacing that is unknown."""
     if sampler is not None:
         sampler_of(sampler)
-    if spacing is not None:
+    if spacing is not None and parse_call(spacing)[0] not in MODEL_SPACINGS:
         spacing_of(spacing)
 
 

@@ -80,10 +80,12 @@ class Report:
         return sorted(self.runs, key=lambda run: (run.kind == REFERENCE, run.calls, order[run.kind]))
 
     def best(self, metric: str, calls: int) -> Run | None:
-        """The best run of so many calls by a metric, the reference left out; None where no run has it."""
+        """The best run of so many calls by a metric, the reference left out; None where no run is."""
         some = [run for run in self.runs if run.calls == calls and metric in run.values and run.kind != REFERENCE]
         sign = -1 if METRICS[metric].more_is_better else 1
-        return min(some, key=lambda run: sign * run.values[metric].value, default=None)
+        some.sort(key=lambda run: sign * run.values[metric].value)
+        alone = len(some) == 1 or (len(some) > 1 and some[0].values[metric].value != some[1].values[metric].value)
+        return some[0] if alone else None
 
     def verdicts(self) -> list[str]:
         """A sentence for each plan: its distance, beside the best untuned plan and the calls of an untuned run that is
