@@ -126,8 +126,10 @@ def test_data_are_measured_once_and_kept(tmp_path: Path) -> None:
     first = evaluate(MODEL, [PLAN], data=data, cache=cache, **QUICK)
     again = evaluate(MODEL, [PLAN], data=data, cache=cache, **QUICK)
     assert [run.values for run in again.runs] == [run.values for run in first.runs]
-    with pytest.raises(ValueError, match="has count '30', not '20'"):
-        evaluate(MODEL, [PLAN], data=data[:20], cache=cache, **QUICK)
+    with pytest.raises(ValueError, match=r"has data .* remove it"):
+        evaluate(MODEL, [PLAN], data=-data, cache=cache, **QUICK)
+    with pytest.raises(ValueError, match="has features 'pixels', not"):
+        evaluate(MODEL, [PLAN], data=data, features=lambda x: x.mean((2, 3)), cache=cache, **QUICK)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The evaluation of plans: all runs are from the same noise, and measured against the same reference and target."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,8 @@ def evaluate(
         batch: the most samples in one network call.
         budget: of the ranking of all untuned plans, for each number of calls of the plans (of `calls` up to 10 where
             there are none), as in `tune`; None: they are not ranked.
-        cache: a .safetensors file that keeps the mean and covariance of the data's features.
+        cache: a .safetensors file that keeps the mean and covariance of the data's features, of these data and of
+            features of this name alone.
         command: that reproduces the report, for its page.
         progress: True for a bar on standard error, or a function that is called with the `Progress`.
 
@@ -122,7 +124,7 @@ def evaluate(
             own = reference_plan(loaded.schedule, min(ends), REFERENCE_CALLS)
             target = Target(decode(loaded, bench.drawn(own, seed + TARGET_SEED), batch), of_features)
         else:
-            target = Target(given, of_features, _moments(given, of_features, feature_name, data, cache))
+            target = Target(given, of_features, _moments(given, of_features, feature_name, cache))
         found = [bench.measured(run, target) for run in runs]
         for n in counts:
             if limit is None:
@@ -302,12 +304,12 @@ def _load(data: Tensor | str | Path, shape: tuple[int, ...]) -> Tensor:
     return data
 
 
-def _moments(data: Tensor, features: Callable[[Tensor], Tensor], name: str, source: Any, cache: Any) -> Moments | None:
-    """The moments of the data's features, from the cache where it has them; None without a cache."""
+def _moments(data: Tensor, features: Callable[[Tensor], Tensor], name: str, cache: Any) -> Moments | None:
+    """The moments of the data's features, from the cache if it has them, of these data; None without a cache."""
     if cache is None:
         return None
-    notes = {"features": name, "data": str(source) if isinstance(source, str | Path) else "a tensor"}
-    notes["count"] = str(len(data))
+    content = hashlib.sha256(data.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    notes = {"features": name, "data": content}
     if Path(cache).exists():
         return Moments.load(cache, **notes)
     found = Moments.of(collect_features(features, data))

@@ -36,7 +36,8 @@ def features_of(features: str | Callable[[Tensor], Tensor]) -> tuple[str, Callab
         name = features
         found = imported("features", name) if ":" in name else FEATURES[choose("features", name, FEATURES)]()
     else:
-        name, found = getattr(features, "__name__", type(features).__name__), features
+        kind = features if hasattr(features, "__qualname__") else type(features)
+        name, found = f"{kind.__module__}:{kind.__qualname__}", features
     if not accepts(found, 1):
         raise ValueError(f"features must be a function of pictures (B, C, H, W), got {features!r}")
     return name, found
