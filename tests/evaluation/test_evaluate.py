@@ -116,6 +116,11 @@ def test_a_number_of_calls_that_a_sampler_cannot_make_is_left_out_and_noted() ->
     assert len([run for run in found.runs if run.kind == "untuned"]) == 1
 
 
+def test_a_plan_that_is_named_as_an_untuned_run_stays_apart() -> None:
+    found = evaluate(MODEL, {"ddim:3": make_plan("ddim", SCHEDULE, 3, "quadratic")}, **QUICK)
+    assert len({run.name for run in found.runs}) == len(found.runs) and run_of(found, "ddim:3, given").kind == "plan"
+
+
 def test_a_stochastic_run_has_no_distance_but_those_of_sets() -> None:
     found = run_of(evaluate(MODEL, against=["ddpm"], calls=[3], samples=6, budget=None), "ddpm:3")
     assert "distance" not in found.values and {"energy", "frechet"} <= found.values.keys()
@@ -137,6 +142,7 @@ def test_data_are_measured_once_and_kept(tmp_path: Path) -> None:
     [
         ({"against": ["dimm"]}, "did you mean"),
         ({"against": ["ddim@ays(model=svd)"]}, "spacing ays has the list of svd"),
+        ({"against": []}, "evaluate needs plans="),
         ({"calls": [0]}, "calls must be a whole number of at least 1"),
         ({"samples": 2}, "samples must be a whole number of at least 4"),
         ({"features": "digit"}, "features must be one of .* did you mean 'digits'"),

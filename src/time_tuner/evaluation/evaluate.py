@@ -108,7 +108,11 @@ def evaluate(
     if limit is not None and limit.seconds is None:
         raise ValueError(f"budget of the ranking must be a time, as in 30s or 1m, got {budget!r}")
     runs, left_out = _untuned(loaded, against, calls)
-    runs += [Run(label, _series(label, plan, named), PLAN, plan) for label, plan in named.items()]
+    taken = {run.name for run in runs}
+    for label, plan in named.items():
+        runs.append(Run(f"{label}, given" if label in taken else label, _series(label, plan, named), PLAN, plan))
+    if not runs:
+        raise ValueError("evaluate needs plans=, or against= with calls=, got none of them")
     counts = sorted({len(plan) for plan in named.values()} or {n for n in calls if n <= FEW_CALLS})
     shape = tuple(decode(loaded, torch.zeros(1, *loaded.shape, device=loaded.device), 1).shape[1:])
     given = None if data is None else _load(data, shape)
@@ -135,6 +139,7 @@ def evaluate(
         found += bench.references(target)
     facts = {
         "model": name or str(loaded.facts().get("pipeline", type(model).__name__)),
+        **{f"model's {key}": value for key, value in loaded.facts().items()},
         "samples": count,
         "seed": seed,
         "features": feature_name,

@@ -156,8 +156,10 @@ class Report:
         near = [one for one in self.runs if one.kind == BEST and one.calls == run.calls and "distance" in one.values]
         for one in near:
             other = one.values["distance"]
-            change = f"{abs(1 - own.value / other.value):.0%} {'nearer' if own.value < other.value else 'farther'}"
-            text += f", {change} than {one.name}, the best untuned plan, at {shown(other)}"
+            if other.value:
+                side = "nearer" if own.value < other.value else "farther"
+                text += f", {abs(1 - own.value / other.value):.0%} {side} than {one.name}, the best untuned plan, at "
+                text += shown(other)
         enough = [one for one in self.runs if one.kind in (UNTUNED, BEST) and "distance" in one.values
                   and one.values["distance"].value <= own.value]  # fmt: skip
         if enough:
