@@ -5,7 +5,7 @@
 Slopes of log error against log step length over 96 to 256 steps from t = 0.8 to 0.2 of the linear schedule, on a
 mixture whose probability flow is known (deterministic samplers) and on a Gaussian by propagated moments (stochastic
 ones): on a graded grid, whose first and last steps are short, and on one even in lam. Then DPM-Solver of order 3 with
-the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown.
+the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown. A file that exists is continued.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from record import of_orders, write
+from record import of_orders, read, write
 from torch import Tensor
 
 from time_tuner import SPACINGS
@@ -59,15 +59,17 @@ def options(sampler: Sampler) -> str:
 
 
 def main(out: Path | None) -> None:
-    names, rows = {kind: name for name, kind in SAMPLERS.items()}, []
+    names, rows = {kind: name for name, kind in SAMPLERS.items()}, read(out)
+    done = {(row["name"], row["options"]) for row in rows}
     for sampler in [one for one in (*EVERY, AsPublished()) if one.convergence]:
-        slopes = {name: measured_order(sampler, grid) for name, grid in (("graded", graded), ("even", even))}
         name = f"`{names[type(sampler)]}`" if type(sampler) in names else "DPM-Solver-3 as published"
         shown = options(sampler)
         about = {"name": name, "options": f"`{shown}`" if shown else "", "declared": sampler.convergence}
-        rows.append({**about, **slopes})
-        print(rows[-1], flush=True)
-    write(out, rows)
+        if (about["name"], about["options"]) not in done:
+            slopes = {kind: measured_order(sampler, grid) for kind, grid in (("graded", graded), ("even", even))}
+            rows.append({**about, **slopes})
+            print(rows[-1], flush=True)
+            write(out, rows)
     print(f"\n{of_orders(rows)}")
 
 

@@ -5,9 +5,10 @@
 For each problem, number of calls and seed: the mean distance to the end of a 100-call run from the same noise, and the
 Frechet distance of samples to the data, on noise that nothing was ranked or tuned on.
 
-Every procedure that tunes has the same budget of network calls. A procedure that chooses a grid alone has the sampler
-that is nearest on it, on the noise of the ranking; one that starts from a plan has the nearest untuned plan of its own
-samplers, as the papers choose samplers, orders and first grids for each network. Ours finds its start in its budget.
+Every procedure that tunes has the same budget of network calls of 64 samples. A procedure that chooses a grid alone has
+the sampler that is nearest on it, on the noise of the ranking; one that starts from a plan has the nearest untuned plan
+of its own samplers, as the papers choose samplers, orders and first grids for each network. Ours finds its start in its
+budget.
 
 These are our own implementations. What a paper tunes is tuned as it says; the optimiser is ours, Gauss-Newton in place
 of Adam or RMSprop, with the same gradients through the whole run. A file that exists is continued.
@@ -29,6 +30,7 @@ from time_tuner.tuners import Calibration, Tuner
 from time_tuner.tuners.grids import curvature, gits, oss
 
 SAMPLERS = ("ddim", "ipndm(order=2)", "ipndm(order=3)", "dpmpp", "dpmpp(order=3)", "unipc", "unipc(order=3)")
+SAMPLES = 64  # of a network call, to tune on
 Table = list[tuple[float, str, Plan]]
 """The untuned plans of a problem with their distances and names, the nearest first."""
 
@@ -45,8 +47,8 @@ class Task:
 
     @property
     def calibration(self) -> Calibration:
-        model, samples = self.problem.model, 256 if self.problem.drawn > 1000 else 64
-        return Calibration(model, self.problem.schedule, None, samples, self.seed, model.shape)
+        model = self.problem.model
+        return Calibration(model, self.problem.schedule, None, SAMPLES, self.seed, model.shape)
 
     def nearest(self, *samplers: str) -> Plan:
         """The nearest untuned plan of these samplers, by the beginnings of their names."""
@@ -126,7 +128,7 @@ if __name__ == "__main__":
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=["digits"])
     parser.add_argument("--calls", nargs="+", type=int, default=[3, 4, 5, 6, 8, 10])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", default="4000calls", help="of each procedure that tunes")
+    parser.add_argument("--budget", default="2000calls", help="of each procedure that tunes")
     parser.add_argument("--samples", type=int, default=64, help="that the untuned plans are ranked on")
     parser.add_argument("--only", nargs="+", choices=PROCEDURES, default=list(PROCEDURES))
     parser.add_argument("--json", dest="out", type=Path, default=None)
