@@ -1,5 +1,6 @@
 """The evaluation of plans: its numbers are those of the metrics, its files agree, and its page needs nothing else."""
 
+import base64
 import csv
 import io
 import json
@@ -7,9 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import seeded
+from PIL import Image
 from pipelines import ddpm
 from torch import Tensor
 from typer.testing import CliRunner
@@ -18,6 +21,7 @@ from time_tuner import NoiseScheduleVP, Plan, SeededNoise, evaluate, exact, make
 from time_tuner.cli.app import app
 from time_tuner.cli.evaluate import split
 from time_tuner.evaluation import METRICS, Report
+from time_tuner.evaluation.page import page
 from time_tuner.metrics import energy_distance, frechet_between, kernel_distance, sliced_wasserstein
 from time_tuner.tuners import ReferenceDistance
 
@@ -107,6 +111,19 @@ def test_the_page_is_one_file_and_shows_texts_as_texts(report: Report, tmp_path:
     assert {run["name"] for run in shown["runs"]} == {run.name for run in report.runs}
     assert "the command" in page
     assert len(page) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("shape", "shades"), [((2,), 0.1), ((1,), 0.5), ((3, 5), None)], ids=["points", "numbers", "others"]
+)
+def test_points_and_numbers_are_drawn_and_other_shapes_are_not(shape: tuple[int, ...], shades: float | None) -> None:
+    model = exact.Mixture(seeded(4, *shape), 0.1).eps(SCHEDULE)
+    text = page(evaluate(model, against=["ddim"], calls=[3], samples=30, budget=None))
+    pictures = re.findall(r"data:image/png;base64,([\w+/=]+)", text)
+    assert len(pictures) == (0 if shades is None else 2)  # of ddim and of the reference
+    for picture in pictures:
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        assert 0 < (drawn < 128).mean() < shades  # ink
 
 
 def test_a_number_of_calls_that_a_sampler_cannot_make_is_left_out_and_noted() -> None:

@@ -38,7 +38,7 @@ MEASURED = 3  # of the ranked plans that are measured; the nearest of them is th
 FEW_CALLS = 10  # the most calls of which the best untuned plan is sought, where there are no plans
 TARGET_SEED = 10**8  # added to the seed, for the noise of the target
 DIGITS = ("digits", "latent-digits")  # the bundled models
-SHOWN = 16  # samples of each run that the page shows
+SHOWN = 16  # samples of each run that the page shows; of numbers and points all
 MOST_DATA = 10_000  # samples that are loaded
 
 logger = logging.getLogger("time_tuner")
@@ -187,7 +187,7 @@ class _Bench:
         if not run.plan.stochastic:
             _, ends, others = self.reference(float(run.plan.t[-1]))
             values = measure_pairs(samples, ends, pictures, others, self.features) | values
-        return run.with_results(values, pictures[:SHOWN])
+        return run.with_results(values, _shown(pictures))
 
     def references(self, target: Target) -> list[Run]:
         """The reference runs, measured against the target."""
@@ -195,7 +195,7 @@ class _Bench:
         for end, (plan, _, pictures) in self._ends.items():
             name = REFERENCE if len(self._ends) == 1 else f"{REFERENCE} to t = {end:.3g}"
             run = Run(name, REFERENCE, REFERENCE, plan)
-            found.append(run.with_results(target.measure(pictures), pictures[:SHOWN]))
+            found.append(run.with_results(target.measure(pictures), _shown(pictures)))
         return found
 
 
@@ -228,6 +228,11 @@ class _Clock:
         self._fraction = max(self._fraction, elapsed / max(elapsed + left, 1e-9))
         if self._listening is not None:
             self._listening(Progress(self.phase, min(1.0, self._fraction), left, self._calls))
+
+
+def _shown(pictures: Tensor) -> Tensor:
+    """Those of the samples that the page shows."""
+    return pictures if pictures[0].numel() <= 2 else pictures[:SHOWN]
 
 
 def _named(plans: Mapping[str, Plan] | Sequence[Plan]) -> dict[str, Plan]:

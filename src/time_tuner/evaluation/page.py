@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -19,6 +19,7 @@ from .measures import METRICS
 from .report import BEST, PLAN, REFERENCE, Report, Run, shown
 
 COLUMNS, LARGEST = 8, 96  # pictures in a row, and pixels along their longer side
+SIDE = 240  # pixels of a scatter plot or a histogram
 SMALL = 64  # pixels of a picture that is enlarged without smoothing
 
 
@@ -120,15 +121,21 @@ def _data(report: Report) -> dict[str, Any]:
     metrics = {n: {"title": METRICS[n].title, "text": METRICS[n].text, "more": METRICS[n].more_is_better}
                for n in report.metrics}  # fmt: skip
     shapes = [run.pictures.shape[1:] for run in report.runs if run.pictures is not None]
+    limits = _limits(report.runs)
     small = bool(shapes) and is_picture(shapes[0]) and max(shapes[0][1:]) <= SMALL
-    return {"metrics": metrics, "runs": [_run(run) for run in report.sorted()], "small": small}
+    return {
+        "metrics": metrics,
+        "runs": [_run(run, limits) for run in report.sorted()],
+        "small": small,
+        "points": limits is not None,
+    }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run, limits: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
     plan, calls = run.plan, len(run.plan)
     values = {name: [v.value, v.low, v.high] for name, v in run.values.items()}
     about: dict[str, Any] = {"name": run.name, "kind": run.kind, "series": run.series, "calls": calls, "values": values}
-    if (picture := _picture(run.pictures)) is not None:
+    if (picture := _picture(run.pictures, limits)) is not None:
         about["picture"] = picture
     if run.kind == REFERENCE:
         return about
@@ -145,18 +152,50 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _picture(pictures: Tensor | None) -> str | None:
-    """Pictures (n, C, H, W) in [-1, 1] as the address of one PNG; points in the plane as a scatter plot; else None."""
+def _picture(pictures: Tensor | None, limits: tuple[Tensor, Tensor] | None) -> str | None:
+    """Pictures (n, C, H, W) in [-1, 1], points in the plane or a histogram of numbers, as the address of one PNG; None
+    for other samples. Points and numbers are drawn within these limits of each axis."""
     if pictures is None:
         return None
-    file = io.BytesIO()
-    if is_picture(pictures.shape[1:]):
+    if is_picture(pictures.shape[1:]) and pictures[0].numel() > 2:
         largest = max(pictures.shape[2:])
         if largest > LARGEST:
             size = [round(side * LARGEST / largest) for side in pictures.shape[2:]]
             pictures = torch.nn.functional.interpolate(pictures.float(), size, mode="bilinear", antialias=True)
         whole = len(pictures) // COLUMNS * COLUMNS or len(pictures)  # rows that are full
-        plots.sample_sheet(pictures[:whole], COLUMNS, 1).save(file, "png", optimize=True)
+        sheet = plots.sample_sheet(pictures[:whole], COLUMNS, 1)
+    elif limits is not None:
+        drawn = _points if pictures[0].numel() == 2 else _histogram
+        sheet = plots.sample_sheet(drawn(pictures.double().flatten(1), *limits), 1, 1)
     else:
         return None
+    file = io.BytesIO()
+    sheet.save(file, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _limits(runs: Sequence[Run]) -> tuple[Tensor, Tensor] | None:
+    """The least and the greatest values of points or numbers of all runs, (1,) or (2,) each; None for other samples."""
+    some = [run.pictures.double().flatten(1) for run in runs if run.pictures is not None]
+    if not some or some[0].shape[1] > 2:
+        return None
+    every = torch.cat(some)
+    low, high = every.amin(0), every.amax(0)
+    pad = (high - low).clamp(min=1e-6) * 0.03
+    return low - pad, high + pad
+
+
+def _points(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A scatter plot of points (n, 2), black on white, (1, 1, SIDE, SIDE)."""
+    columns, rows = ((x - low) / (high - low) * (SIDE - 1)).round().long().T
+    picture = torch.zeros(1, 1, SIDE, SIDE)
+    picture[0, 0, SIDE - 1 - rows, columns] = 1.0
+    return 1 - 2 * torch.nn.functional.max_pool2d(picture, 3, 1, 1)
+
+
+def _histogram(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A histogram of numbers (n, 1), black on white, (1, 1, SIDE / 2, SIDE)."""
+    bins = max(10, min(60, round(2 * len(x) ** (1 / 3))))
+    counts = torch.histc(x, bins, float(low), float(high))
+    heights = (counts / counts.max())[torch.arange(SIDE) * bins // SIDE] * (SIDE // 2)
+    return torch.where(torch.arange(SIDE // 2, 0, -1)[:, None] <= heights, -1.0, 1.0)[None, None]

@@ -163,7 +163,7 @@ function offer() {
 if (pictured.length) {
   for (const run of pictured) {
     const image = make("img", { src: run.picture, alt: `samples of ${run.name}`, "data-run": run.name });
-    image.className = data.small ? "small" : "";
+    image.className = data.points ? "points" : data.small ? "small" : "";
     $("samples").append(image);
   }
   const counts = [...new Set(pictured.filter((r) => r.kind !== "reference").map((r) => r.calls))].sort((a, b) => a - b);
