@@ -5,7 +5,8 @@
 Slopes of log error against log step length over 96 to 256 steps from t = 0.8 to 0.2 of the linear schedule, on a
 mixture whose probability flow is known (deterministic samplers) and on a Gaussian by propagated moments (stochastic
 ones): on a graded grid, whose first and last steps are short, and on one even in lam. Then DPM-Solver of order 3 with
-the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown. A file that exists is continued.
+the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown. A file
+that exists is continued.
 """
 
 import argparse

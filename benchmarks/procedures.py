@@ -88,6 +88,7 @@ PROCEDURES: dict[str, tuple[str, Callable[[Task], Plan]]] = {
     "GS": ("`joint(candidates=1)`, DPM-Solver++", lambda task: task.tuned(Joint(candidates=1), "dpmsolverpp")),
     "DyWeight": ("`joint(candidates=1)`, iPNDM; the sums of its weights move times",
                  lambda task: task.tuned(Joint(candidates=1), "ipndm")),
+    "ours, nearest start": ("`joint`, from the nearest plan, which is given", lambda task: task.tuned(Joint())),
     "ours, least squares": ("`least_squares`, from the nearest plan", lambda task: task.tuned(LeastSquares())),
     "ours": ("`tune(model, calls=...)`",
              lambda task: tune(task.problem.model, calls=task.calls, data=task.calibration, budget=task.budget)),
