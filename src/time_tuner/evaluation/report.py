@@ -80,11 +80,12 @@ class Report:
         return sorted(self.runs, key=lambda run: (run.kind == REFERENCE, run.calls, order[run.kind]))
 
     def best(self, metric: str, calls: int) -> Run | None:
-        """The best run of so many calls by a metric, the reference left out; None where no run is."""
+        """The best run of so many calls by a metric, the reference left out; None where no run is alone the
+        best."""
         some = [run for run in self.runs if run.calls == calls and metric in run.values and run.kind != REFERENCE]
         sign = -1 if METRICS[metric].more_is_better else 1
         some.sort(key=lambda run: sign * run.values[metric].value)
-        alone = len(some) == 1 or (len(some) > 1 and some[0].values[metric].value != some[1].values[metric].value)
+        alone = len(some) > 1 and some[0].values[metric].value != some[1].values[metric].value
         return some[0] if alone else None
 
     def verdicts(self) -> list[str]:
@@ -162,8 +163,8 @@ class Report:
                 text += shown(other)
         enough = [one for one in self.runs if one.kind in (UNTUNED, BEST) and "distance" in one.values
                   and one.values["distance"].value <= own.value]  # fmt: skip
-        if enough:
-            fewest = min(enough, key=lambda one: one.calls)
+        fewest = min(enough, key=lambda one: one.calls, default=run)
+        if fewest.calls != run.calls:
             text += f"; {fewest.series if fewest.kind == UNTUNED else fewest.name} is as near in {fewest.calls} calls"
         return f"{text}."
 

@@ -55,7 +55,7 @@ function plot(box, curves, { xTicks, xLabel, yLabel, xLog, height = 340, flat, l
   let low = yLog ? Math.max(Math.min(...positive), Math.min(...points.map((p) => p.y)) / 3) : Math.min(...ys);
   let high = Math.max(...ys);
   if (yLog) [low, high] = [low / 1.1, high * 1.1];
-  else { const pad = (high - low || Math.abs(high) * 0.1 || 1) * 0.06; [low, high] = [low - pad, high + pad]; }
+  else { const pad = (high - low || Math.abs(high) || 1) * 0.06; [low, high] = [low - pad, high + pad]; }
   const xs = points.map((p) => p.x);
   let [first, last] = [Math.min(...xs), Math.max(...xs)];
   if (xLog) [first, last] = [first / 1.08, last * 1.08];
