@@ -1,17 +1,20 @@
 """Orders of convergence, declared and measured, of every sampler and option of the conformance suite.
 
-    python benchmarks/orders.py
+    python benchmarks/orders.py [--json orders.json]
 
 Slopes of log error against log step length over 96 to 256 steps from t = 0.8 to 0.2 of the linear schedule, on a
 mixture whose probability flow is known (deterministic samplers) and on a Gaussian by propagated moments (stochastic
 ones): on a graded grid, whose first and last steps are short, and on one even in lam. Then DPM-Solver of order 3 with
-the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown.
+the middle state of the paper, where the one here is that of diffusers. Prints a table in Markdown. A file
+that exists is continued.
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from record import of_orders, read, write
 from torch import Tensor
 
 from time_tuner import SPACINGS
@@ -56,15 +59,22 @@ def options(sampler: Sampler) -> str:
     return ", ".join(shown)
 
 
-def main() -> None:
-    names = {kind: name for name, kind in SAMPLERS.items()}
-    print("| name | options | declared | graded grid | even in lam |\n|---|---|---|---|---|")
+def main(out: Path | None) -> None:
+    names, rows = {kind: name for name, kind in SAMPLERS.items()}, read(out)
+    done = {(row["name"], row["options"]) for row in rows}
     for sampler in [one for one in (*EVERY, AsPublished()) if one.convergence]:
-        orders = " | ".join(f"{measured_order(sampler, grid):.2f}" for grid in (graded, even))
         name = f"`{names[type(sampler)]}`" if type(sampler) in names else "DPM-Solver-3 as published"
         shown = options(sampler)
-        print(f"| {name} | {f'`{shown}`' if shown else ''} | {sampler.convergence} | {orders} |", flush=True)
+        about = {"name": name, "options": f"`{shown}`" if shown else "", "declared": sampler.convergence}
+        if (about["name"], about["options"]) not in done:
+            slopes = {kind: measured_order(sampler, grid) for kind, grid in (("graded", graded), ("even", even))}
+            rows.append({**about, **slopes})
+            print(rows[-1], flush=True)
+            write(out, rows)
+    print(f"\n{of_orders(rows)}")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", dest="out", type=Path, default=None)
+    main(**vars(parser.parse_args()))

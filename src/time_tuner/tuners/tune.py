@@ -27,6 +27,7 @@ from .budget import DEFAULT_BUDGET, Budget, Speed, measure_speed
 from .calibration import Calibration
 from .checkpoint import Checkpoint, plain, versions
 from .costs import planned_costs, ranking_pairs
+from .grids import spacing_for
 from .guard import ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
@@ -206,7 +207,8 @@ def own_plan(
     sampler = sampler_of(sampler)
     own = model.spacing if end is None or isinstance(model.spacing, str) else None
     grid = spacing or own or default_spacing(sampler, model.schedule, calls)
-    return make_plan(sampler, model.schedule, calls, grid, end=end).with_provenance(spacing=str(grid))
+    made = make_plan(sampler, model.schedule, calls, spacing_for(model, grid), end=end)
+    return made.with_provenance(spacing=str(grid))
 
 
 def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None) -> Plan:

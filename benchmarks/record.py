@@ -1,0 +1,148 @@
+"""Results of benchmarks: JSON with the environment and the command, and the tables of the pages that are made of them.
+
+    python benchmarks/record.py [--check]
+
+A page has a table between the lines `<!-- table: NAME -->` and `<!-- end -->`, made from `benchmarks/results/NAME.json`
+by the entry of NAME in `TABLES`. The command writes all of them anew; with `--check` it names those that differ.
+"""
+
+import argparse
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from time_tuner.tuners.checkpoint import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def read(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of a file, none where there is no file."""
+    return [] if path is None or not path.exists() else list(json.loads(path.read_text())["rows"])
+
+
+def write(path: Path | None, rows: Rows) -> None:
+    """Write rows with the environment and the command, a row a line; nothing without a path."""
+    if path is None:
+        return
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
+    about = {
+        "command": shlex.join(["python", str(name), *sys.argv[1:]]),
+        "environment": {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **versions(),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(json.dumps(about, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]}}\n')
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def mean(rows: Rows, *names: str) -> float:
+    """The mean of a number over rows, which may be in an object."""
+    total = 0.0
+    for row in rows:
+        value: Any = row
+        for name in names:
+            value = value[name]
+        total += value
+    return total / len(rows)
+
+
+def of_orders(rows: Rows) -> str:
+    return markdown(
+        ("name", "options", "declared", "graded grid", "even in lam"),
+        ([r["name"], r["options"], r["declared"], f"{r['graded']:.2f}", f"{r['even']:.2f}"] for r in rows),
+    )
+
+
+def of_peers(rows: Rows, metric: str = "distance") -> str:
+    """Procedures in rows and calls in columns: the mean over seeds; the best of a column is bold."""
+    calls, names = sorted({row["calls"] for row in rows}), list(dict.fromkeys(row["procedure"] for row in rows))
+    cells = {(name, n): some for name in names for n in calls
+             if (some := [row for row in rows if (row["procedure"], row["calls"]) == (name, n)])}  # fmt: skip
+    values = {key: f"{mean(some, metric):.3f}" for key, some in cells.items()}
+    best = {n: min((values[name, n] for name in names if (name, n) in values), key=float) for n in calls}
+
+    def cell(name: str, n: int) -> str:
+        value = values.get((name, n), "-")
+        return f"**{value}**" if value == best[n] else value
+
+    return markdown(
+        ("procedure", "as", *(f"{n} calls" for n in calls)),
+        ([name, next(row["setting"] for row in rows if row["procedure"] == name), *(cell(name, n) for n in calls)]
+         for name in names),
+    )  # fmt: skip
+
+
+def of_robustness(rows: Rows) -> str:
+    """The distances of a plan after each change, and how much nearer the tuned plan is than the untuned one."""
+    names = ["untuned", "tuned", *(["anew"] if all("anew" in row for row in rows) else [])]
+    return markdown(
+        ("change", *({"anew": "tuned anew"}.get(name, name) for name in names), "tuned is nearer by"),
+        ([r["change"], *(f"{r[name]:.2f}" for name in names), f"{1 - r['tuned'] / r['untuned']:.0%}"] for r in rows),
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "orders": ("orders", of_orders),
+    "peers-distance": ("peers", of_peers),
+    "peers-frechet": ("peers", lambda rows: of_peers(rows, "frechet")),
+    "robustness": ("robustness", of_robustness),
+}
+"""The file and the function of every table."""
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise ValueError(f"table {name!r} is none of {', '.join(TABLES)}")
+        file, made = TABLES[name]
+        kept = json.loads((RESULTS / f"{file}.json").read_text())
+        return f"{match[1]}\n{made(kept['rows'])}\nMeasured with:\n\n```\n{kept['command']}\n```\n\n{match[4]}"
+
+    return TABLE.sub(table, text)
+
+
+def main(check: bool) -> int:
+    changed = 0
+    for page in PAGES:
+        text = page.read_text()
+        if (new := filled(text)) != text:
+            changed += 1
+            print(f"{page.relative_to(ROOT)} {'differs from its JSON' if check else 'is written anew'}")
+            if not check:
+                page.write_text(new)
+    return changed if check else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a page differs")
+    raise SystemExit(main(**vars(parser.parse_args())))

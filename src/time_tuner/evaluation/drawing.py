@@ -1,0 +1,41 @@
+"""Samples of a model by a plan, drawn in batches from seeds of their own; and the reference runs of plans."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..models.base import HookedModel, Model, for_rows
+from ..noise import STEP_NOISE, SeededNoise
+from ..plans.build import reference_plan
+from ..plans.plan import Plan
+from ..sampling import sample
+
+REFERENCE_CALLS = 100
+
+
+def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, advance: Callable[[int], None]) -> Tensor:
+    """Samples (count, ...) of the seeds `seed`, `seed + 1`, ..., at most `batch` in a network call; each depends on its
+    own seed alone. `advance` is called with the number of samples in every call."""
+    assert model.shape is not None
+    drawn = []
+    counted = HookedModel(model, lambda quantity, x, t, prediction: advance(len(x)))
+    for rows in torch.arange(count).split(batch):
+        seeds = [seed + row for row in rows.tolist()]
+        noise = SeededNoise(seeds)(torch.empty(len(rows), *model.shape, device=model.device))
+        steps = SeededNoise([STEP_NOISE + one for one in seeds])
+        drawn.append(sample(for_rows(counted, rows), plan, plan.initial_state(noise), steps).cpu())
+    return torch.cat(drawn)
+
+
+def decode(model: Model, samples: Tensor, batch: int) -> Tensor:
+    """The pictures that samples (n, ...) stand for, in batches; the samples themselves where they have no decoder."""
+    numbers = torch.arange(len(samples)).split(batch)
+    parts = [for_rows(model, rows).decode(samples[rows].to(model.device)).cpu() for rows in numbers]
+    return torch.cat(parts)
+
+
+def reference_plans(model: Model, plans: Iterable[Plan], calls: int = REFERENCE_CALLS) -> dict[float, Plan]:
+    """The plans of the reference runs, by where plans end."""
+    ends = dict.fromkeys(float(plan.t[-1]) for plan in plans)
+    return {end: reference_plan(model.schedule, end, calls) for end in ends}

@@ -1,0 +1,57 @@
+"""The tables of the documentation that are made from the JSON of benchmarks are what that JSON says."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+RECORD = runpy.run_path(str(ROOT / "benchmarks" / "record.py"))
+sys.path.pop(0)
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+MADE = [page for page in RECORD["PAGES"] if RECORD["TABLE"].search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", MADE, ids=lambda page: page.name)
+def test_a_page_agrees_with_its_json(page: Path) -> None:
+    assert RECORD["filled"](page.read_text()) == page.read_text(), "python benchmarks/record.py writes it anew"
+
+
+def test_a_changed_number_is_noticed() -> None:
+    page = ROOT / "docs" / "results.md"
+    start = RECORD["TABLE"].search(page.read_text()).start(3)
+    text = page.read_text()
+    digit = next(i for i in range(start, len(text)) if text[i].isdecimal())
+    changed = text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :]
+    assert RECORD["filled"](changed) == text
+
+
+def test_the_readme_repeats_figures_of_the_results() -> None:
+    readme, results = (page.read_text() for page in (ROOT / "README.md", ROOT / "docs" / "results.md"))
+    rows = re.findall(r"^\| \d+ \|.*$", readme, re.M)
+    figures = {figure for row in rows for figure in re.findall(r"\d+\.\d+", row)}
+    assert len(figures) > 5
+    assert not [figure for figure in figures if figure not in re.findall(r"\d+\.\d+", results)]
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_results_have_their_command_and_environment_and_a_table(file: Path) -> None:
+    kept: dict[str, Any] = json.loads(file.read_text())
+    program, script, *_ = kept["command"].split()
+    assert program == "python" and (ROOT / script).exists()
+    assert {"date", "torch", "python", "threads"} <= kept["environment"].keys() and kept["rows"]
+    names = [name for name, (of, _) in RECORD["TABLES"].items() if of == file.stem]
+    pages = "".join(page.read_text() for page in MADE)
+    assert names and all(f"<!-- table: {name} -->" in pages for name in names)
+
+
+def test_rows_come_back_from_a_file(tmp_path: Path) -> None:
+    rows = [{"problem": "a", "value": 0.1}, {"problem": "b", "value": 1e-9}]
+    RECORD["write"](tmp_path / "rows.json", rows)
+    assert RECORD["read"](tmp_path / "rows.json") == rows
+    assert RECORD["read"](tmp_path / "none.json") == RECORD["read"](None) == []
