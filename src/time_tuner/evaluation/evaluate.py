@@ -297,7 +297,7 @@ def _rank(
     run, began = TuningRun(calibration, limit), time.monotonic()
     pairs = teach(network, usual_teacher(start), run, PAIRS)
     rounds = Rounds.within(None, len(start), len(pairs))
-    ranking = rank(TeacherLoss(network, pairs, robust, run.cost_log), start, run, rounds, limit.seconds - run.seconds)
+    ranking = rank(TeacherLoss(network, pairs, robust, run.cost_log), [start], run, rounds, limit.seconds - run.seconds)
     clock.ranked(time.monotonic() - began, limit.seconds)
     if not ranking:
         logger.warning("no untuned plans of %d calls were ranked: give a larger budget", len(start))
