@@ -1,7 +1,8 @@
 """Plans with guidance at some calls only, beside plans with guidance at all of them, for as many evaluations.
 
     python benchmarks/guided_plans.py [--problems digits network] [--evaluations 8 10 12 16] [--seeds 3] [--json FILE]
-    python benchmarks/guided_plans.py --patterns [--problems digits] [--evaluations 12] [--seeds 2]
+    python benchmarks/guided_plans.py --patterns [--problems digits] [--evaluations 12] [--seeds 2] [--json FILE]
+    python benchmarks/guided_plans.py --left-out [--problems digits] [--json FILE]
 
 The problems: exact class-conditional digits under guidance of scale 3 ("digits"), and the bundled network at scale 2
 and 4 ("network", "network-4"). For each number of evaluations: the best untuned plan with guidance at all calls, and
@@ -9,14 +10,14 @@ with guidance left out of the last ones (five samplers on five spacings, also on
 own); `tune(calls=evaluations / 2)`, with guidance at all calls; and `tune(evaluations=...)`, which searches for the
 pattern.
 Both tune in the same budget of network calls, in which a call with guidance counts as one without: the search evaluates
-the network less often. With `--patterns` each pattern is tuned alone, without and with reuse.
+the network less often. With `--patterns` each pattern is tuned alone, without and with reuse. With `--left-out` an
+untuned plan, UniPC(3) on "quadratic", leaves guidance out of its last calls.
 
 The distance is the mean to the end of a 100-call run with guidance at all calls, from the same noise; with the standard
 error of its mean. Noise and labels are those of no tuning and no ranking. A file that exists is continued.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,7 @@ from typing import Any
 
 import torch
 from problems import JUDGED_ON, RANKED_ON, linear_schedule
-from rich.console import Console
-from rich.table import Table
+from record import of_guidance, of_left_out, of_patterns, read, write
 from sklearn.datasets import load_digits
 
 from time_tuner import Joint, Model, Plan, SeededNoise, load_model, make_plan, tune
@@ -41,6 +41,7 @@ from time_tuner.tuners.joint.candidates import patterns
 SAMPLERS = ("ddim", "dpmpp", "unipc(order=3)", "ipndm(order=2)", "deis")
 GRIDS = ("leading", "quadratic", "uniform", "logsnr", "trailing")
 FULL = "guidance at all calls"
+KINDS = (f"untuned, {FULL}", "untuned, pattern", f"tuned, {FULL}", "tuned, searched")
 
 
 @dataclass(frozen=True)
@@ -132,32 +133,37 @@ def row(problem: Problem, evaluations: int, seed: int, kind: str) -> dict[str, A
     }
 
 
-def main(problems: list[str], evaluations: list[int], seeds: int, by_pattern: bool, out: Path | None) -> None:
-    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out is not None and out.exists() else []
+def left_out(problem: Problem, out: Path | None) -> None:
+    rows = []
+    for calls in (6, 8, 12):
+        for guided in range(calls, calls // 3 - 1, -1):
+            plan = make_plan("unipc(order=3)", problem.model([0]).schedule, calls, "quadratic", guided=guided)
+            key = {"problem": problem.name, "calls": calls, "guided": guided, "evaluations": plan.evaluations}
+            rows.append({**key, **problem.measured(plan)})
+    write(out, rows)
+    print(of_left_out(rows))
+
+
+def main(
+    problems: list[str], evaluations: list[int], seeds: int, by_pattern: bool, leave_out: bool, out: Path | None
+) -> None:
+    if leave_out:
+        left_out(PROBLEMS[problems[0]](), out)
+        return
+    rows = read(out)
     for seed, name, count in product(range(seeds), problems, evaluations):
-        problem, kinds = PROBLEMS[name](), [f"untuned, {FULL}", "untuned, pattern", f"tuned, {FULL}", "tuned, searched"]
+        problem, kinds = PROBLEMS[name](), KINDS
         if by_pattern:
             found = patterns(make_plan("dpmpp", linear_schedule(), count // 2), count)
-            kinds = [f"guided {sum(one.guided)}{more}" for one in found for more in ("", ", reuse")]
+            kinds = tuple(f"guided {sum(one.guided)}{more}" for one in found for more in ("", ", reuse"))
         for kind in kinds:
             key = {"problem": problem.name, "evaluations": count, "seed": seed, "kind": kind}
             if any(key.items() <= one.items() for one in rows) or kind == f"guided {count // 2}, reuse":
                 continue
             rows.append(row(problem, count, seed, kind))
             print(rows[-1], flush=True)
-            if out is not None:
-                out.write_text(json.dumps(rows, indent=1))
-    show(rows)
-
-
-def show(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table("problem", "evaluations", "kind", "calls, guided", "distance of each seed", "error")
-    for problem, count, kind in dict.fromkeys((one["problem"], one["evaluations"], one["kind"]) for one in rows):
-        some = [one for one in rows if (one["problem"], one["evaluations"], one["kind"]) == (problem, count, kind)]
-        at = ", ".join(dict.fromkeys(f"{one['calls']}, {one['guided']}" for one in some))
-        each = " ".join(f"{one['distance']:.3f}" for one in some)
-        table.add_row(problem, str(count), kind, at, each, f"{max(one['error'] for one in some):.3f}")
-    Console(width=140).print(table)
+            write(out, rows)
+    print(of_patterns(rows) if by_pattern else of_guidance(rows))
 
 
 if __name__ == "__main__":
@@ -166,5 +172,6 @@ if __name__ == "__main__":
     parser.add_argument("--evaluations", nargs="+", type=int, default=[8, 10, 12, 16])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--patterns", dest="by_pattern", action="store_true")
+    parser.add_argument("--left-out", dest="leave_out", action="store_true")
     parser.add_argument("--json", dest="out", type=Path, default=None)
     main(**vars(parser.parse_args()))

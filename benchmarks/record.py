@@ -107,7 +107,51 @@ def of_robustness(rows: Rows) -> str:
     )
 
 
+def of_guidance(rows: Rows) -> str:
+    """For each problem and number of evaluations the mean distances over seeds; of the search its calls, and how many
+    of them have guidance, by seed."""
+    out = []
+    for problem, count in dict.fromkeys((row["problem"], row["evaluations"]) for row in rows):
+        of = {kind: [row for row in rows if (row["problem"], row["evaluations"], row["kind"]) == (problem, count, kind)]
+              for kind in dict.fromkeys(row["kind"] for row in rows)}  # fmt: skip
+        if not all(of.values()):
+            continue
+        means, searched = [mean(some, "distance") for some in of.values()], list(of.values())[-1]
+        found = "; ".join(dict.fromkeys(f"{row['calls']}, {row['guided']}" for row in searched))
+        numbers = [f"{value:.3f}" for value in means]
+        out.append([problem, count, len(searched), *numbers, f"{means[-1] / means[-2]:.2f}", found])
+    columns = ("untuned, all calls", "untuned, some", "tuned, all calls", "tuned, searched", "ratio", "calls, guided")
+    return markdown(("problem", "evaluations", "seeds", *columns), out)
+
+
+def of_left_out(rows: Rows) -> str:
+    """The distance of an untuned plan by the number of its calls, and of those with guidance."""
+    return markdown(
+        ("calls", "with guidance", "evaluations", "distance"),
+        ([row["calls"], row["guided"], row["evaluations"], f"{row['distance']:.4f}"] for row in rows),
+    )
+
+
+def of_patterns(rows: Rows) -> str:
+    """The mean distance over seeds of each pattern tuned alone, without reuse and with it."""
+    guided = dict.fromkeys(row["guided"] for row in rows)
+    reuse = {False: "without reuse", True: "with reuse"}
+
+    def cell(count: int, with_reuse: bool) -> str:
+        some = [row for row in rows if row["guided"] == count and row["kind"].endswith("reuse") == with_reuse]
+        return f"{mean(some, 'distance'):.3f}" if some else "-"
+
+    return markdown(
+        ("calls", "with guidance", *reuse.values()),
+        ([next(row["calls"] for row in rows if row["guided"] == count), count, *(cell(count, one) for one in reuse)]
+         for count in guided),
+    )  # fmt: skip
+
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "guidance": ("guidance", of_guidance),
+    "guidance-left-out": ("guidance-left-out", of_left_out),
+    "guidance-patterns": ("guidance-patterns", of_patterns),
     "orders": ("orders", of_orders),
     "peers-distance": ("peers", of_peers),
     "peers-frechet": ("peers", lambda rows: of_peers(rows, "frechet")),

@@ -59,7 +59,7 @@ def test_corrections_are_not_lost_by_tuning_the_conditioning_times() -> None:
             "distance must have a gradient in its first argument",
         ),
         ({"distance": lambda x, y: (x - y).norm(dim=1) / 0}, "eps or distance returned such values"),
-        ({"parts": None}, "parts must be some of times, tau, corrections, got None"),
+        ({"parts": None}, "parts must be some of times, tau, corrections, reuse, got None"),
         ({"teacher": make_plan("ddim", NoiseScheduleFlow(), 9, "quadratic")}, "teacher must be on the plan's schedule"),
         (
             {"distance": lambda x, y: 1.0},

@@ -184,7 +184,7 @@ class FunctionModel(Model):
         self.device = getattr(eps, "device", "cpu")
         self._x0: Callable[..., Tensor] | None = getattr(eps, "x0", None)
         self._parts: Callable[..., Any] | None = getattr(eps, "parts", None)
-        self.evaluations = getattr(eps, "evaluations", 1)
+        self.evaluations = 1 if self._parts is None else getattr(eps, "evaluations", 2)
         self._select: Callable[[Tensor], Any] | None = getattr(eps, "select", None)
         if (self._select is None) != (self.num_conditions is None):
             raise ValueError("eps must have both select(rows) and num_conditions, or none of them")
@@ -220,7 +220,7 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
 
     Args:
         eps: the model or function. A function may have the attributes of a `Model`: `schedule`, `shape`,
-            `num_conditions`, `device`, `x0`, `select`, `parts`, `evaluations`.
+            `num_conditions`, `device`, `x0`, `select`, `parts`, and with that `evaluations`, 2 by default.
         schedule, shape: the noise schedule and the shape of one sample, for a function without these attributes.
 
     Raises:

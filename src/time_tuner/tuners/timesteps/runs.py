@@ -47,6 +47,8 @@ class PlanRun(Run):
         self.plan, self.stochastic = plan, plan.stochastic
 
     def history(self, k: int) -> int:
+        if self.plan.reuse is not None:  # of which any call may need those before
+            return k + 1
         row = self.plan.rows[k]
         parts = (row.guidance, row.corrected, row.next_state)
         return 1 + max((ago for part in parts if part is not None for _, ago in part.terms), default=0)
