@@ -402,7 +402,7 @@ def test_evaluations_are_refused_where_there_is_no_guidance() -> None:
         ValueError, match=r"evaluations=6 needs guidance that can be left out: StableDiffusion3Pipeline"
     ):
         tune_pipeline(family.pipe, evaluations=6, **off)
-    with pytest.raises(ValueError, match="takes the place of calls="):
+    with pytest.raises(ValueError, match="give one of plan=, calls= and evaluations="):
         tune_pipeline(family.pipe, 4, evaluations=6, **family.inputs)
     with pytest.raises(ValueError, match="needs joint tuning"):
         tune_pipeline(family.pipe, tuner="sequential", evaluations=6, **family.inputs)

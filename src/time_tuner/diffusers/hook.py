@@ -1,4 +1,4 @@
-"""The hook on a pipeline's network that leaves guidance out of some calls, and tells what guidance adds at others.
+"""The hook on a pipeline's network that leaves guidance out of some calls, and finds what guidance adds at others.
 
 Under classifier-free guidance a pipeline calls its network for each state with the condition and without it, in one
 batch of twice the states or in two calls, and passes u + w (c - u) to its scheduler, perhaps rescaled. Where guidance

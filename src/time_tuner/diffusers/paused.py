@@ -46,7 +46,7 @@ class Loop(Protocol):
         network_time: what the network receives at the next call, 0-dim.
         point: the solver's point of the state at the next call.
         left: the calls that are left in this run of the loop.
-        guided: whether guidance is to be told apart at the next call, True, or left out, False; None for neither.
+        guided: whether what guidance adds is found at the next call, True, or left out, False; None for neither.
         conditional: what the pipeline would give its scheduler without guidance; None where that is not known.
     """
 

@@ -64,7 +64,7 @@ def check_start(plan: Plan, pipe: Any) -> None:
         )
 
 
-_HALVES = "its network tells the halves of a batch apart"
+_HALVES = "its network treats the halves of a batch differently"
 
 KEEPS_GUIDANCE = {
     "TextToVideoZeroPipeline": _HALVES,

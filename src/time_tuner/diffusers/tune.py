@@ -1,15 +1,25 @@
 """Tuning on a pipeline itself."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .._checks import check_int
 from ..noise import Constraint
 from ..plans.plan import Plan
 from ..samplers import Sampler
-from ..tuners import SAMPLER, Budget, Joint, Progress, ReferenceDistance, Tuner, own_plan, tune, tuner_of
+from ..tuners import (
+    SAMPLER,
+    Budget,
+    Joint,
+    Progress,
+    ReferenceDistance,
+    Tuner,
+    own_plan,
+    pattern_search,
+    tune,
+    tuner_of,
+)
 from .model import BATCH, PipelineModel
 from .native_grid import OwnGrid
 from .refusals import check_start
@@ -88,13 +98,7 @@ def tune_pipeline(
             kind = type(tuner or Joint()).__name__
             raise ValueError(f"{name} is an option of the tuner: give tuner={kind}({name}=...), or the text of it")
     if evaluations is not None:
-        check_int("evaluations", evaluations, 2)
-        if calls is not None or not isinstance(tuner, Joint | None):
-            raise ValueError(
-                f"evaluations={evaluations} takes the place of calls=, and needs joint tuning, got calls={calls} and "
-                f"tuner={tuner!r}: leave these out"
-            )
-        calls, tuner = evaluations // 2, replace(tuner or Joint(), evaluations=evaluations)
+        calls, tuner = pattern_search(evaluations, None, calls, tuner)
     calls = 8 if calls is None else calls
     with PipelineModel(pipe, prompts, class_labels, batch, **inputs) as model:
         if evaluations is not None and model.undivided is not None:

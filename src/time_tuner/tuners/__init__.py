@@ -11,7 +11,18 @@ from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .timesteps.objectives import OBJECTIVES, Objective, Step
 from .timesteps.tuner import Parallel, Sequential
-from .tune import REFERENCE_CALLS, SAMPLER, TUNERS, Estimate, estimate, own_plan, tune, tune_several, tuner_of
+from .tune import (
+    REFERENCE_CALLS,
+    SAMPLER,
+    TUNERS,
+    Estimate,
+    estimate,
+    own_plan,
+    pattern_search,
+    tune,
+    tune_several,
+    tuner_of,
+)
 
 __all__ = [
     "OBJECTIVES",
@@ -38,6 +49,7 @@ __all__ = [
     "features",
     "lpips_distance",
     "own_plan",
+    "pattern_search",
     "reference_plan",
     "tune",
     "tune_several",

@@ -156,7 +156,7 @@ def tune(
         check_writable(Path(checkpoint))
     model, free = as_model(eps, None if plan is None else plan.schedule, shape), any_start or plan is None
     if evaluations is not None:
-        calls, tuner = _search(evaluations, plan, calls, tuner)
+        calls, tuner = pattern_search(evaluations, plan, calls, tuner)
     plan = _start(model, plan, calls, end)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
@@ -222,7 +222,7 @@ def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None
     return plan
 
 
-def _search(evaluations: int, plan: Plan | None, calls: int | None, tuner: Tuner | None) -> tuple[int, Tuner]:
+def pattern_search(evaluations: int, plan: Plan | None, calls: int | None, tuner: Tuner | None) -> tuple[int, Tuner]:
     """The number of calls with guidance at all of them, and the tuner that searches for others of so many
     evaluations."""
     check_int("evaluations", evaluations, 2)
@@ -470,7 +470,7 @@ def estimate(
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
     free = any_start or plan is None
     if evaluations is not None:
-        calls, tuner = _search(evaluations, plan, calls, tuner)
+        calls, tuner = pattern_search(evaluations, plan, calls, tuner)
     model = BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch)
     plan = _start(model, plan, calls, end)
     calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
