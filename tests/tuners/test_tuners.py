@@ -209,6 +209,29 @@ def test_a_gain_that_may_be_chance_is_set_back(deviation: float, kept: bool) -> 
     assert found.provenance["reverted_calls"] == ([] if kept else [0, 1, 2])
 
 
+@pytest.mark.parametrize(("more", "kept"), [(0.1, True), (-0.1, False)])
+def test_more_noise_decides_where_the_first_leaves_open_which_plan_is_better(more: float, kept: bool) -> None:
+    untuned = make_plan("ddim", SCHEDULE, calls=3)
+    tuned = untuned.with_tau(untuned.tau * torch.tensor([0.99, 1, 1], dtype=torch.float64))
+    unsure = 0.1 + 2 * torch.tensor([1.0, -1.0]).repeat(50)
+    larger = Gains(*[torch.full((100,), more)] * 3)
+    found = guarded(tuned, untuned, Gains(unsure, unsure, unsure), more=lambda: larger)
+    assert torch.equal(found.tau, tuned.tau if kept else untuned.tau)
+    assert found.provenance["distance"]["unguarded"] == pytest.approx(1 - more)
+
+
+@pytest.mark.parametrize("gain", [0.1, -0.1])
+def test_no_more_noise_is_used_where_the_first_decides(gain: float) -> None:
+    untuned = make_plan("ddim", SCHEDULE, calls=3)
+    tuned = untuned.with_tau(untuned.tau * torch.tensor([0.99, 1, 1], dtype=torch.float64))
+    sure = gain + 0.1 * torch.tensor([1.0, -1.0]).repeat(50)
+
+    def unused() -> ReferenceDistance:
+        raise AssertionError("more noise was used")
+
+    guarded(tuned, untuned, Gains(sure, sure, sure), more=unused)
+
+
 @METHODS
 def test_tuning_helps_on_noise_and_seeds_it_has_not_seen(method: str) -> None:
     eps = DIGITS.eps(SCHEDULE)

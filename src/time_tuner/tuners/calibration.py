@@ -113,9 +113,9 @@ class Calibration:
         first = first_seed(self.seed, purpose)
         return self.states(range(first, first + count))
 
-    def held_out(self) -> Tensor:
-        """Noise for the guard, (samples, ...), on which nothing is tuned."""
-        return self._noise(HELD_OUT, self.samples)
+    def held_out(self, times: int = 1) -> Tensor:
+        """Noise for the guard, (times * samples, ...), on which nothing is tuned; that for fewer times is its first."""
+        return self._noise(HELD_OUT, times * self.samples)
 
     def trial(self, model: Model) -> CalibrationBatch:
         """Two samples, of noise in place of data: for calls that only show whether something works."""

@@ -6,7 +6,7 @@ from ..plans.plan import Plan
 from .base import Tuner
 from .budget import Budget, Speed, forward
 from .calibration import OWN_CALLS
-from .guard import ReferenceDistance
+from .guard import MOST_NOISE, ReferenceDistance
 from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, teacher_cost, teacher_of
 from .ranking import ROUNDS, SHARE, Rounds
@@ -47,13 +47,16 @@ def planned_costs(
             costs["ranking"] = ranking, rounds.cost(len(plan), batch)
             usual, most = costs.get("teacher", (Cost(), Cost()))
             costs["teacher"] = usual + made, most + own
+    again = 1
     if guard is True:
-        costs["reference"] = (run * len(reference_plan(plan.schedule, float(plan.t[-1]), reference_calls)),) * 2
+        reference = run * len(reference_plan(plan.schedule, float(plan.t[-1]), reference_calls))
+        again += MOST_NOISE
+        costs["reference"] = reference, reference * again
     if guard is not False:
         # The untuned plans, the tuned one, and one for each call that may be set back, of which two are usual.
         others = 2 * ("ranking" in costs)
         fewest, most_runs = min(4, 2 + len(plan)) + others, 2 + len(plan) + others
-        costs["guard"] = run * (len(plan) * fewest), run * (len(plan) * most_runs)
+        costs["guard"] = run * (len(plan) * fewest), run * (len(plan) * most_runs * again)
     return costs
 
 

@@ -20,6 +20,8 @@ from ..schedules import NoiseSchedule, as_float64
 from .base import PARTS
 from .ranking import Ranked, differs_only_in
 
+MOST_NOISE = 4  # times as much noise, at most, where the first leaves open which plan is better: half its error
+
 
 class ReferenceDistance:
     """The distance between the ends of plans and the end of a many-step run from the same noise.
@@ -119,6 +121,7 @@ def guarded(
     rounded: Callable[[Tensor], Tensor] = as_float64,
     ranking: Sequence[Ranked] = (),
     parts: Sequence[str] = PARTS,
+    more: Callable[[], ReferenceDistance | None] | None = None,
 ) -> Plan:
     """The tuned plan, what of it is better than the untuned one, or an untuned plan that is better, with the distances
     in its provenance.
@@ -126,7 +129,8 @@ def guarded(
     Conditioning times are set back to those of the untuned plan, in their ratio to t, one at a time, last first, while
     that lowers the distance; `rounded` gives the times that the network receives for them. Where the gain over an
     untuned plan is below its standard error, the untuned plan remains: that from which tuning started, or one of the
-    two nearest of the ranking, if it differs from that in these parts.
+    two nearest of the ranking, if it differs from that in these parts. Where neither a gain nor a loss is above its
+    standard error, `more` gives a distance on more noise, if any, which decides.
     """
     if len(plan) == len(untuned):
         same = plan.t[:-1] == untuned.t[:-1]
@@ -152,6 +156,8 @@ def guarded(
     fallbacks = [(before, untuned), *((d, one.plan) for d, one in others if differs_only_in(parts, one.plan, untuned))]
     nearest, fallback = min(fallbacks, key=lambda each: float(each[0].mean()))
     gain, error = gain_with_error(nearest, after, plan.stochastic)
+    if abs(gain) < error and more is not None and (larger := more()) is not None:
+        return guarded(plan, untuned, larger, rounded, ranking, parts)
     if gain < error:
         best, after, reverted = fallback, nearest, list(range(len(plan)))
     measured = {"untuned": before, "tuned": after, "unguarded": unguarded}

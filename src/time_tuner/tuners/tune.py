@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .calibration import Calibration
 from .checkpoint import Checkpoint, plain, versions
 from .costs import planned_costs, ranking_pairs
 from .grids import spacing_for
-from .guard import ReferenceDistance, guarded, unchanged
+from .guard import MOST_NOISE, ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
 from .joint.teacher import SHARE as TEACHER_SHARE
@@ -278,17 +279,32 @@ def _tuned(
     if guard is False:
         return tuned
     if isinstance(guard, ReferenceDistance):
-        judge = guard.counted(log)
+        judge, more = guard.counted(log), None
     else:
-        end, x, seed = float(plan.t[-1]), calibration.held_out(), calibration.seed
-        with log.purpose("reference"):
-            judge = ReferenceDistance(model, plan.schedule, end, x, REFERENCE_CALLS, seed, calibration.constraint)
+        judge, more = _judge(model, plan, run), partial(_larger_judge, model, plan, run)
     with log.purpose("guard"):
         parts = PARTS if free else tuner.tunes
-        found = guarded(tuned, received(model, untuned(plan)), judge, model.rounded_times, run.ranking, parts)
+        start = received(model, untuned(plan))
+        found = guarded(tuned, start, judge, model.rounded_times, run.ranking, parts, more)
     if run.stopped and run.state and unchanged(found):
         logger.warning("%s, and nothing was gained: give a larger one", run.stopped)
     return found
+
+
+def _judge(model: BatchedModel, plan: Plan, run: TuningRun, times: int = 1) -> ReferenceDistance:
+    """The distance of the guard, on so many times as much noise as there are samples."""
+    calibration, x = run.calibration, run.calibration.held_out(times)
+    with run.cost_log.purpose("reference"):
+        return ReferenceDistance(
+            model, plan.schedule, float(plan.t[-1]), x, REFERENCE_CALLS, calibration.seed, calibration.constraint
+        )
+
+
+def _larger_judge(model: BatchedModel, plan: Plan, run: TuningRun) -> ReferenceDistance | None:
+    """The distance on more noise, as much as costs no more than tuning did, and MOST_NOISE times as much at most."""
+    spent = {purpose: run.cost_log.of(purpose).evaluations for purpose in ("tuning", "reference")}
+    times = min(MOST_NOISE, spent["tuning"] // max(1, spent["reference"]))
+    return _judge(model, plan, run, times) if times > 1 else None
 
 
 def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, evaluations: int) -> Sequence[Ranked]:
