@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -195,7 +196,9 @@ class Plan:
 
     def with_provenance(self, **values: Any) -> "Plan":
         """The same run with these entries added to its provenance."""
-        return replace(self, provenance={**self.provenance, **values})
+        made = copy(self)  # not a new plan, whose columns are checked and whose rows are compiled again
+        object.__setattr__(made, "provenance", {**self.provenance, **values})
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values; `rows` follow from the others, for programs without this library."""

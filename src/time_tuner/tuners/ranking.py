@@ -5,7 +5,7 @@ Tuning starts from the nearest of these plans, and the guard compares with it. T
 quarter of them on 16, of these the best quarter on 64, and then on 256.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import overload
@@ -50,8 +50,13 @@ def untuned_plans(plan: Plan, fixed_start: bool = False) -> dict[str, Plan]:
     call where there is only noise is often wasted: "unipc(order=3):5@quadratic, 1 late" has the last 5 steps of 6.
     With a fixed start all begin where the plan does.
     """
+    return dict(each_untuned_plan(plan, fixed_start))
+
+
+def each_untuned_plan(plan: Plan, fixed_start: bool = False) -> Iterator[tuple[str, Plan]]:
+    """The names and plans of `untuned_plans`, each made when it is needed."""
     grids: dict[int, dict[str, Tensor]] = {}
-    found = dict[tuple[int, int], tuple[str, Plan]]()
+    places = dict[tuple[int, int], tuple[Sampler, str, Tensor]]()
     for i, sampler in enumerate(_samplers(plan)):
         try:
             steps = len(sampler.steps(len(plan), bool(plan.t[-1] == 0)))
@@ -60,9 +65,11 @@ def untuned_plans(plan: Plan, fixed_start: bool = False) -> dict[str, Plan]:
         if steps not in grids:
             grids[steps] = _grids(plan, steps, fixed_start)
         for j, (name, times) in enumerate(grids[steps].items()):
-            made = make_plan(sampler, plan.schedule, len(plan), times=times, guided=plan.guided)
-            found[i + j, i] = f"{sampler_text(sampler)}:{len(plan)}@{name}", made.with_provenance(spacing=name)
-    return {f"{name}{_guidance(plan)}": one for name, one in (found[place] for place in sorted(found))}
+            places[i + j, i] = sampler, name, times
+    guided, guidance = None if all(plan.guided) else plan.guided, _guidance(plan)
+    for _, (sampler, name, times) in sorted(places.items(), key=lambda place: place[0]):
+        made = make_plan(sampler, plan.schedule, len(plan), times=times, guided=guided)
+        yield f"{sampler_text(sampler)}:{len(plan)}@{name}{guidance}", made.with_provenance(spacing=name)
 
 
 def _guidance(plan: Plan) -> str:
@@ -75,11 +82,15 @@ def _guidance(plan: Plan) -> str:
     return f", guidance at {at}"
 
 
-def _received(model: Model, starts: Sequence[Plan]) -> dict[str, Plan]:
-    """The untuned plans for each of some plans, in turn, with the times that the network receives."""
-    tables = [list(untuned_plans(start, model.fixed_start).items()) for start in starts]
-    inturn = (each for row in zip_longest(*tables) for each in row if each is not None)
-    return {name: received(model, one) for name, one in inturn}
+def _received(model: Model, starts: Sequence[Plan], most: int) -> dict[str, Plan]:
+    """The first untuned plans, `most` of them, for each of some plans in turn, with the times that the network
+    receives."""
+    tables = [each_untuned_plan(start, model.fixed_start) for start in starts]
+    inturn, found = (each for row in zip_longest(*tables) for each in row if each is not None), dict[str, Plan]()
+    while len(found) < most and (each := next(inturn, None)) is not None:
+        name, one = each
+        found[name] = received(model, one)
+    return found
 
 
 def _samplers(plan: Plan) -> list[Sampler]:
@@ -197,7 +208,7 @@ class Ranking(Sequence[Ranked]):
     @classmethod
     def from_dict(cls, losses: Mapping[str, float], model: Model, starts: Sequence[Plan]) -> "Ranking":
         """The ranking of an earlier run for the same model and plans."""
-        plans = _received(model, starts)
+        plans = _received(model, starts, len(losses))
         return cls([Ranked(name, plans[name], loss) for name, loss in losses.items()])
 
 
@@ -248,7 +259,7 @@ def rank(loss: TeacherLoss, starts: Sequence[Plan], run: TuningRun, rounds: Roun
     The order is that of the mean root of the distances, which depends less on the few runs that end far away.
     """
     began, out = run.seconds, list[Ranked]()
-    left = list(_received(loss.model, starts).items())[: rounds.plans]
+    left = list(_received(loss.model, starts, rounds.plans).items())
     for i, size in enumerate(rounds.pairs):
         rows, done = torch.arange(size), list[tuple[float, Ranked]]()
         for name, one in left:

@@ -14,7 +14,7 @@ from ...samplers.ddim import DDIM
 from ..budget import forward
 from ..least_squares import rows_in_turn
 from ..network_times import received
-from ..ranking import APART, Ranked, differs_only_in, untuned_plans
+from ..ranking import APART, Ranked, differs_only_in, each_untuned_plan
 from .loss import TeacherLoss
 from .teacher import CALLS, TeacherPath
 
@@ -140,7 +140,8 @@ class CorrectedPlans:
 
     def _table(self) -> Iterator[Plan]:
         """The untuned plans, made when they are needed."""
-        yield from untuned_plans(self.plan, self.loss.model.fixed_start).values()
+        for _, one in each_untuned_plan(self.plan, self.loss.model.fixed_start):
+            yield one
 
     def _corrected(self, base: Plan, path: TeacherPath, rows: Tensor) -> Plan:
         """The plan with its corrections by least squares on some of the pairs of the path."""
