@@ -10,7 +10,7 @@ PEERS := .venv/peers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers contracts check clean
+.PHONY: help demo test test-lowest peers contracts check docs drawings clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,8 +44,15 @@ check: $(READY) ## lint, formatting, types, the layers of imports and the struct
 	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
 	@$(BIN)/pytest -q --no-header tests/test_structure.py >.venv/structure.log || { cat .venv/structure.log; exit 1; }
 
+docs: $(READY) ## build the site of the documentation into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'The site is in site/. To search in it: $(BIN)/python -m http.server -d site'
+
+drawings: $(READY) ## draw the pictures of the documentation anew, docs/drawings/*.py to docs/images/*.svg
+	@$(BIN)/python docs/drawings
+
 clean: ## remove the environment, caches, builds and the demo's output
-	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
+	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -18,9 +18,28 @@ from .plans.plan import Plan
 from .plans.rows import Call
 from .sampling import advance
 
+__all__ = [
+    "cache_dit_mask",
+    "k_diffusion_sampler",
+    "save_with_tails",
+    "sdcpp_arguments",
+    "sglang_request",
+    "sigma_list",
+    "vllm_omni_params",
+    "warn_of_loss",
+    "webui_scheduler",
+]
+
 
 def sigma_list(plan: Plan, what: str = "sigmas") -> list[float]:
     """The noise levels of the step ends, S + 1 falling numbers: sigma / alpha, or sigma in a rectified flow.
+
+    Args:
+        plan: the plan.
+        what: the name of the list in the warning.
+
+    Returns:
+        The numbers.
 
     Warns:
         UserWarning: names the parts of the plan that the list leaves out.
@@ -41,6 +60,12 @@ def webui_scheduler(plans: Plan | Sequence[Plan]) -> Callable[..., Tensor]:
 
     The number n of steps chooses the plan. The range of sigmas is not used. Samplers, conditioning times and
     corrections are lost: choose a sampler there that calls the network once a step, such as "DPM++ 2M" for dpmpp.
+
+    Args:
+        plans: a plan, or several for different numbers of steps.
+
+    Returns:
+        The function.
 
     Warns:
         UserWarning: names the parts of the plans that the list leaves out.
@@ -67,7 +92,17 @@ def sdcpp_arguments(plan: Plan) -> list[str]:
     Its denoisers use the list as it is, without a shift. The sampler, conditioning times and corrections are lost:
     choose `--sampling-method` there.
 
-    Warns, Raises: see `sigma_list`.
+    Args:
+        plan: the plan.
+
+    Returns:
+        The four arguments.
+
+    Warns:
+        UserWarning: names the parts of the plan that the list leaves out.
+
+    Raises:
+        ValueError: the plan starts at alpha = 0, where they are infinite.
     """
     sigmas = sigma_list(plan)
     return ["--steps", str(len(sigmas) - 1), "--sigmas", ",".join(f"{sigma:.6g}" for sigma in sigmas)]
@@ -84,6 +119,9 @@ def vllm_omni_params(plan: Plan, shift: float | None = None) -> dict[str, Any]:
     Args:
         plan: a plan in a rectified flow that ends at 0.
         shift: what the scheduler there applies; by default the shift of the plan's schedule. 1 for none.
+
+    Returns:
+        The two fields.
 
     Warns:
         UserWarning: names the parts of the plan that the list leaves out.
@@ -107,6 +145,9 @@ def sglang_request(plan: Plan, shift: float | None = None) -> dict[str, Any]:
         plan: the plan.
         shift: what the scheduler there applies, in a rectified flow; by default the shift of the plan's schedule.
 
+    Returns:
+        The two fields.
+
     Warns:
         UserWarning: names the parts of the plan that the lists leave out.
 
@@ -128,6 +169,12 @@ def k_diffusion_sampler(plan: Plan) -> Callable[..., Tensor]:
     arithmetic of the plan is kept; its conditioning times are lost, since the model derives its time from sigma.
     `sigmas` must be `(plan.sigma / plan.alpha)`, K + 1 numbers. `noise_sampler(sigma, sigma_next)` draws noise, as
     those of k-diffusion do; by default the noise has a seed of its own.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        The sampler function.
 
     Warns:
         UserWarning: the plan has tuned conditioning times.
@@ -185,6 +232,9 @@ def cache_dit_mask(plan: Plan, cached: int) -> dict[str, Any]:
         plan: the plan, with one call in each step.
         cached: the number of calls to cache.
 
+    Returns:
+        The two fields.
+
     Raises:
         ValueError: several calls in a step, or more calls to cache than fit.
     """
@@ -207,12 +257,21 @@ def save_with_tails(plan: Plan, path: str | PathLike[str]) -> None:
     """Write a plan, and the rest of its run from each later step on, into one file.
 
     The ComfyUI node needs them for runs from an image: the rows of a run that begins later are others.
+
+    Args:
+        plan: the plan.
+        path: the file to write.
     """
     Plan.save_several([plan, *(rest(plan, first) for first in firsts_of(plan)[1:])], path)
 
 
 def warn_of_loss(plan: Plan, what: str) -> None:
-    """Warn of the parts of a plan that its grid alone, as `what`, leaves out."""
+    """Warn of the parts of a plan that its grid alone, as `what`, leaves out.
+
+    Args:
+        plan: the plan.
+        what: what is written of it, for the message.
+    """
     if not torch.equal(plan.tau, plan.t[:-1]):
         _notify(f"{what} hold the grid alone: the tuned conditioning times (tau) are lost; use TimeTunerScheduler")
     if plan.corrections is not None:

@@ -36,6 +36,9 @@ def load_model(name: str, label: Any = None, guidance_scale: float | None = None
         guidance_scale: of classifier-free guidance; the model's own by default, which is 1 (none) for digits.
         **conditions: see `Conditions`.
 
+    Returns:
+        The model under the given conditions, on the given device.
+
     Raises:
         ValueError: names the argument, what was got and the way out.
     """

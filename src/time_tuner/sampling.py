@@ -16,6 +16,15 @@ from .plans.rows import Call
 from .samplers import Noise
 from .schedules import NoiseSchedule
 
+__all__ = [
+    "advance",
+    "coefficients",
+    "predict",
+    "sample",
+    "sample_in_turn",
+    "trajectory",
+]
+
 ModelLike: TypeAlias = Model | Callable[..., Tensor]
 """A model, or a function `eps(x, t, tau)`."""
 
@@ -25,6 +34,17 @@ def predict(model: Model, plan: Plan, k: int, x: Tensor, tau: Tensor | None = No
 
     A call without guidance evaluates the network under the condition alone; what it reuses of other calls is left out.
     The conditioning time tau and the solver's time t are the plan's by default.
+
+    Args:
+        model: the model.
+        plan: the plan.
+        k: the number of the call, from 0.
+        x: the state, (B, ...).
+        tau: the conditioning time; the plan's by default.
+        t: the solver's time; the plan's by default.
+
+    Returns:
+        The prediction, (B, ...).
 
     Raises:
         ValueError: the prediction has another shape than x, the row predicts x0 and the model cannot, or the plan
@@ -67,6 +87,9 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
         noise: called with x, draws standard normal noise of its shape for stochastic samplers; `torch.randn_like` by
             default.
 
+    Returns:
+        An iterator over the states, (B, ...) each.
+
     Raises:
         ValueError: eps is no model, x is no tensor of numbers, or the plan was made for another noise schedule than
             that of eps.
@@ -88,12 +111,21 @@ def trajectory(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None
 def sample(eps: ModelLike, plan: Plan, x: Tensor, noise: Noise | None = None) -> Tensor:
     """The state at the end of the plan, (B, ...); arguments as for `trajectory`.
 
-    Raises:
-        ValueError: the model predicts NaN or infinity (the message names the call), or another shape than that of x,
-            or the plan was made for another noise schedule than that of the model.
+    Args:
+        eps: a model, or a function `eps(x, t, tau)`.
+        plan: the plan.
+        x: the state at `plan.t[0]`, (B, ...), real or complex: `plan.initial_state(noise)`.
+        noise: draws standard normal noise for stochastic samplers, see `trajectory`.
+
+    Returns:
+        The state, of the shape, the dtype and the device of x.
 
     Warns:
         UserWarning: the plan was tuned for another network, guidance or size; names what differs.
+
+    Raises:
+        ValueError: the model predicts NaN or infinity (the message names the call), or another shape than that of x,
+            or the plan was made for another noise schedule than that of the model.
     """
     if "made_for" in getattr(plan, "provenance", ()):
         warn_of_mismatch(plan.provenance, as_model(eps, plan.schedule), x.shape[1:])
@@ -114,7 +146,11 @@ def sample_in_turn(runs: Sequence[tuple[ModelLike, Plan]], x: Tensor, noise: Noi
 
     Args:
         runs: models, or functions `eps(x, t, tau)`, each with its plan.
-        x: the state at the first time of the first plan, and `noise`: see `trajectory`.
+        x: the state at the first time of the first plan, (B, ...).
+        noise: draws standard normal noise for stochastic samplers, see `trajectory`.
+
+    Returns:
+        The state, of the shape, the dtype and the device of x.
 
     Raises:
         ValueError: a plan begins elsewhere than the one before ends, and see `sample`.
@@ -182,6 +218,18 @@ def advance(
     `past` is what `advance` returned for the call before, `()` for the first call. `prediction` is the prediction in
     the state x at call k, and `added` what guidance has added to it, see `evaluate`. `noise` draws standard normal
     noise of the shape of x.
+
+    Args:
+        plan: the plan.
+        k: the number of the call, from 0.
+        past: what `advance` returned for the call before, `()` for the first call.
+        x: the state at call k, (B, ...).
+        prediction: the prediction in x at call k, see `predict`.
+        noise: draws standard normal noise of the shape of x.
+        added: what guidance has added to the prediction, see `evaluate`; None without guidance.
+
+    Returns:
+        The next state, and the calls.
     """
     row, dtype = plan.rows[k], x.dtype
     if prediction.dtype is not dtype and dtype not in HALF:
@@ -199,6 +247,12 @@ def coefficients(plan: Plan) -> Tensor:
     predictions after guidance, or with what is reused of it.
 
     It is the loop itself, run on unit vectors.
+
+    Args:
+        plan: the plan, whose times, conditioning times and corrections may carry gradients.
+
+    Returns:
+        The table, float64 (K, 1 + 2 K).
     """
     calls = len(plan)
     unit = torch.eye(1 + 2 * calls, dtype=torch.float64)

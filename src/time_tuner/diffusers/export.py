@@ -24,6 +24,9 @@ def to_sigmas(plan: Plan, scheduler: Any = None) -> list[float]:
         scheduler: the scheduler that receives them, or a pipeline with it. Those of `APPEND_ZERO` append the 0 at the
             end themselves: for them the last number is left out. UniPCMultistepScheduler takes them as a numpy array.
 
+    Returns:
+        The numbers, S + 1, or S where the scheduler appends the 0.
+
     Warns:
         UserWarning: names the parts of the plan that the list leaves out, and what the scheduler does to it.
 
@@ -54,6 +57,9 @@ def to_timesteps(plan: Plan, rounded: bool = True) -> list[float]:
         plan: the plan.
         rounded: whether they are rounded to whole numbers, which most schedulers do by themselves.
 
+    Returns:
+        The numbers.
+
     Warns:
         UserWarning: names the parts of the plan that the list leaves out.
     """
@@ -76,6 +82,13 @@ def sdnext_sampler(plans: Plan | Sequence[Plan], name: str = "Time Tuner") -> di
     SD.Next calls the constructor with the prediction type of the model. Nothing of a plan is lost; SD.Next's own
     settings of a grid, such as a shift or a timestep spacing, have no effect, and the number of steps must be a number
     of calls that there is a plan for. SD.Next takes a name that ends in "FlowMatch" for flows; it is added there.
+
+    Args:
+        plans: a plan, or several for different numbers of calls.
+        name: in the list of samplers there.
+
+    Returns:
+        The entries `name`, `constructor` and `config`.
 
     Raises:
         ValueError: plans of flows beside others.

@@ -66,9 +66,11 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
     Args:
         plans: one for each number of calls, as `Plan.to_dict` has them.
         prediction_type: what the network predicts: "epsilon", "sample", "v_prediction" or "flow_prediction".
-        clip_sample, clip_sample_range: whether the predicted data is kept in [-range, range].
-        thresholding, dynamic_thresholding_ratio, sample_max_value: whether it is thresholded instead, and how, see
-            `dynamically_thresholded`.
+        clip_sample: whether the predicted data is kept in [-clip_sample_range, clip_sample_range].
+        clip_sample_range: the range of the predicted data.
+        thresholding: whether the predicted data is thresholded instead, see `dynamically_thresholded`.
+        dynamic_thresholding_ratio: the `ratio` of the thresholding.
+        sample_max_value: the `maximum` of the thresholding.
         num_train_timesteps: the number of levels that the network was trained at; some pipelines read it.
         made_from: the class of the scheduler that this one replaces.
         sigma_data: the deviation of the data, for pipelines that read it; None where noise is not that of EDM.
@@ -268,6 +270,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
 
     @property
     def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the plan in use."""
         return self._plan.schedule
 
     @property

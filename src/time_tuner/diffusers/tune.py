@@ -67,9 +67,10 @@ def tune_pipeline(
             Instead of them `prompt_embeds=` (n, ...) and what belongs to it, or `class_labels=`; None for a pipeline
             without conditions.
         class_labels: labels.
-        sampler, spacing: the untuned plan that tuning starts from, as `make_plan` takes them. By default it starts from
-            the best one of every deterministic sampler, on every spacing and on the grid of the pipeline's own
-            scheduler; where one of them is given, from DPM-Solver++(2M), or on that grid.
+        sampler: of the untuned plan that tuning starts from, as `make_plan` takes it. By default tuning starts from the
+            best plan of every deterministic sampler, on every spacing and on the grid of the pipeline's own scheduler;
+            where a spacing is given, from DPM-Solver++(2M).
+        spacing: of that untuned plan; where a sampler is given, the grid of the pipeline's own scheduler by default.
         end: the time where the plan ends, see `make_plan`; by default that of the spacing. With it the grid of
             the pipeline's own scheduler, which ends elsewhere, is no start.
         evaluations: instead of `calls`, of a pipeline under classifier-free guidance: the best plan of at most so many
@@ -78,7 +79,11 @@ def tune_pipeline(
         samples: the number of samples to tune on, and of others to measure on.
         batch: the most samples in one network call.
         data: latents to calibrate on, (n, ...); the pipeline's own samples by default.
-        seed, guard, budget, checkpoint, progress: see `tune`.
+        seed: of all noise.
+        guard: see `tune`.
+        budget: of tuning, see `tune`.
+        checkpoint: a file that keeps what is found, see `tune`.
+        progress: called with the `Progress`, see `tune`.
         noise: the constraint of the noise, see `tune`; a run of the pipeline then needs first states under it, which
             most pipelines take as `latents=`.
         **inputs: of the pipeline's call: `guidance_scale`, `height`, `negative_prompt`, `image`, ...; a single value is

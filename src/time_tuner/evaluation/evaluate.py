@@ -31,7 +31,12 @@ from .features import PIXELS, features_of
 from .measures import Target, measure_pairs
 from .report import BEST, PLAN, REFERENCE, UNTUNED, Report, Run, environment
 
-AGAINST, CALLS = ("ddim", "dpmpp", "unipc(order=3)"), (5, 8, 10, 20, 50)
+AGAINST = ("ddim", "dpmpp", "unipc(order=3)")
+"""The untuned samplers of a report, by default."""
+
+CALLS = (5, 8, 10, 20, 50)
+"""Their numbers of calls, by default."""
+
 SAMPLES, BATCH = 100, 256
 PAIRS = 64  # of the teacher, that the untuned plans are ranked on
 MEASURED = 3  # of the ranked plans that are measured; the nearest of them is the best untuned one

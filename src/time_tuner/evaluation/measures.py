@@ -27,7 +27,13 @@ MOST = 1000  # samples of the target that distances of all pairs take
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of runs: its title, what it compares, and whether more of it is better."""
+    """A metric of runs: its title, what it compares, and whether more of it is better.
+
+    Attributes:
+        title: in tables and pictures.
+        text: what the metric compares, in a sentence.
+        more_is_better: whether a larger value is better.
+    """
 
     title: str
     text: str

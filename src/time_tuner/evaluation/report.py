@@ -50,6 +50,7 @@ class Run:
         return len(self.plan)
 
     def with_results(self, values: Mapping[str, Interval], pictures: Tensor) -> "Run":
+        """The run with these metrics and pictures."""
         return replace(self, values=dict(values), pictures=pictures)
 
 

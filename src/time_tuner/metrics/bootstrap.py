@@ -12,7 +12,13 @@ from .._checks import check_int
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, and the interval from `low` to `high` that holds the true one with some probability."""
+    """A value, and the interval from `low` to `high` that holds the true one with some probability.
+
+    Attributes:
+        value: the value.
+        low: the lower end.
+        high: the upper end.
+    """
 
     value: float
     low: float
@@ -48,6 +54,9 @@ def bootstrap(
         draws: how many times.
         seed: of the draws.
         level: the probability of the interval.
+
+    Returns:
+        The value and its interval.
 
     Raises:
         ValueError: fewer than two draws, or a level that is no probability.

@@ -16,6 +16,13 @@ def exact_moments(data: Gaussian, plan: Plan) -> tuple[Tensor, Tensor]:
 
     Every call is affine in the noise, so that the loop itself carries both: a state is held by its weights on 1, x_T
     and each of the draws.
+
+    Args:
+        data: the distribution of the data.
+        plan: the plan, deterministic or not.
+
+    Returns:
+        The mean and the standard deviation, each of a sample's shape.
     """
     calls = len(plan)
     unit = torch.eye(calls + 2, dtype=torch.float64)

@@ -27,6 +27,9 @@ def collect_features(features: Callable[[Tensor], Tensor], samples: Tensor, batc
         samples: (n, ...).
         batch: the most samples in a call of `features`.
 
+    Returns:
+        The features, (n, D).
+
     Raises:
         ValueError: no function, a network in training mode, or features that are not finite or not (B, ...).
     """
@@ -51,6 +54,9 @@ def efficientnet_features(size: int = 224) -> Callable[[Tensor], Tensor]:
 
     Args:
         size: to which pictures are resized, at least 32; the network was trained at 224.
+
+    Returns:
+        A function of pictures, (B, C, H, W) in [-1, 1] -> (B, 1280).
 
     Raises:
         ValueError: the extra "perceptual" is not installed. Nothing is downloaded: the weights are a package.

@@ -19,6 +19,11 @@ class Moments:
 
     `a + b` are the moments of both sets together: of batches, or of parts that processes have measured (Chan et al.,
     1983, https://doi.org/10.1080/00031305.1983.10483115).
+
+    Attributes:
+        count: the number of samples.
+        mean: of the samples, (D,).
+        scatter: the sum of their centred squares, (D, D).
     """
 
     count: int
@@ -106,8 +111,13 @@ def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
     sum of the singular values of B^{1/2} A^{1/2}, which keeps full precision where a covariance is singular.
 
     Args:
-        mean_a, mean_b: (D,), tensors or arrays.
-        cov_a, cov_b: (D, D), symmetric, no eigenvalue below zero.
+        mean_a: (D,), a tensor or an array.
+        cov_a: (D, D), symmetric, no eigenvalue below zero.
+        mean_b: (D,).
+        cov_b: (D, D), as `cov_a`.
+
+    Returns:
+        The squared distance.
 
     Raises:
         ValueError: shapes that do not fit together, values that are not finite, no covariance.
@@ -123,6 +133,12 @@ def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
 
 def moments(features: Any) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D) of samples (B, ...), each flattened to D numbers, in float64.
+
+    Args:
+        features: samples, (B, ...).
+
+    Returns:
+        The mean, (D,), and the covariance, (D, D).
 
     Raises:
         ValueError: fewer than two samples, or values that are not finite.
@@ -140,6 +156,9 @@ def frechet_between(x: Any, y: Any) -> float:
     Args:
         x: (B, ...).
         y: (C, ...), or the `Moments` of such samples.
+
+    Returns:
+        The squared distance.
 
     Raises:
         ValueError: samples of two shapes, fewer than two of them, or values that are not finite.

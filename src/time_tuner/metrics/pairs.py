@@ -15,6 +15,13 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
     Computed in float32, or in the inputs' own type where that is finer. It carries gradients, and what is not finite
     stays so.
 
+    Args:
+        x: samples, (B, ...).
+        y: their partners, (B, ...).
+
+    Returns:
+        The distances, (B,).
+
     Raises:
         ValueError: two shapes, or no batch dimension.
     """
@@ -28,6 +35,13 @@ def distance(x: Tensor, y: Tensor) -> Tensor:
 def rmse(x: Tensor, y: Tensor) -> Tensor:
     """The root of the mean squared difference of each sample from its partner, (B,): ||x - y|| / sqrt(D).
 
+    Args:
+        x: samples, (B, ...).
+        y: their partners, (B, ...).
+
+    Returns:
+        The root of the mean squared differences, (B,).
+
     Raises:
         ValueError: as for `distance`.
     """
@@ -38,8 +52,12 @@ def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     """The peak signal-to-noise ratio of each sample in dB, (B,): 20 log10(data_range / RMSE), infinite where x = y.
 
     Args:
-        x, y: (B, ...).
+        x: samples, (B, ...).
+        y: their partners, (B, ...).
         data_range: between the least and the largest value; 2 for pictures in [-1, 1].
+
+    Returns:
+        The ratios in dB, (B,).
 
     Raises:
         ValueError: as for `distance`, or a range that is not positive.

@@ -20,6 +20,13 @@ def energy_distance(x: Any, y: Any) -> float:
     The pairs x, x' are of two different samples, so that the mean is 0 for samples of one distribution, and a value may
     be below it (Szekely and Rizzo, 2013, https://doi.org/10.1016/j.jspi.2013.03.018).
 
+    Args:
+        x: a set, (n, ...).
+        y: a set, (m, ...).
+
+    Returns:
+        The distance, not squared.
+
     Raises:
         ValueError: samples of two shapes, fewer than two of them, or values that are not finite.
     """
@@ -35,9 +42,13 @@ def sliced_wasserstein(x: Any, y: Any, directions: int = 256, seed: int = 0) -> 
     which is exact. Sets that are d apart, but otherwise the same, have |d| / sqrt(D) on average.
 
     Args:
-        x, y: the sets, of any two sizes.
+        x: a set, (n, ...).
+        y: a set of any size, (m, ...).
         directions: of projection; the same ones for the same number, seed and size of a sample.
         seed: of the directions.
+
+    Returns:
+        The distance.
 
     Raises:
         ValueError: as for `energy_distance`.
@@ -63,6 +74,13 @@ def kernel_distance(x: Any, y: Any) -> float:
     Over all samples at once, of any two numbers, where others average over random subsets. The mean is 0 for samples of
     one distribution, and a value may be below it.
 
+    Args:
+        x: features of samples, (n, D).
+        y: features of data, (m, D).
+
+    Returns:
+        The squared discrepancy.
+
     Raises:
         ValueError: as for `energy_distance`.
     """
@@ -81,6 +99,9 @@ def precision_recall(x: Any, y: Any, neighbours: int = 3) -> tuple[Tensor, Tenso
         x: features of samples, (n, ...).
         y: features of data, (m, ...).
         neighbours: k.
+
+    Returns:
+        Precision of each sample, (n,), and recall of each of the data, (m,).
 
     Raises:
         ValueError: samples of two shapes, no more of them than `neighbours`, or values that are not finite.

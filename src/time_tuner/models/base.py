@@ -221,7 +221,11 @@ def as_model(eps: Any, schedule: NoiseSchedule | None = None, shape: tuple[int, 
     Args:
         eps: the model or function. A function may have the attributes of a `Model`: `schedule`, `shape`,
             `num_conditions`, `device`, `x0`, `select`, `parts`, and with that `evaluations`, 2 by default.
-        schedule, shape: the noise schedule and the shape of one sample, for a function without these attributes.
+        schedule: the noise schedule, for a function without this attribute.
+        shape: the shape of one sample, for a function without this attribute.
+
+    Returns:
+        The model; a `Model` as it is.
 
     Raises:
         ValueError: eps is neither, such as a network without a wrapper, or there is no schedule.

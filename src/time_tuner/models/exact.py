@@ -31,6 +31,10 @@ class Gaussian:
     """Data x_0 ~ N(mean, std^2) in every coordinate; `mean` and `std` are numbers or tensors of a sample's shape.
 
     eps(x, tau) = sigma (x - alpha mean) / (alpha^2 std^2 + sigma^2), with alpha, sigma at tau.
+
+    Args:
+        mean: of the data, a number or a tensor of a sample's shape.
+        std: of the data, positive; a number or a tensor of a sample's shape.
     """
 
     def __init__(self, mean: Any = 0.0, std: Any = 1.0) -> None:
@@ -67,6 +71,11 @@ class Mixture:
     With v = alpha^2 std^2 + sigma^2, eps(x, tau) = sigma (x - alpha m) / v, where m = sum_i w_i means_i and
     w = softmax(log weights_i + (2 alpha x . means_i - alpha^2 |means_i|^2) / (2 v)), alpha and sigma at tau. With a
     data set as `means` this is that data set's own denoiser.
+
+    Args:
+        means: the M points, (M, ...).
+        std: the deviation around each point, a positive number.
+        weights: of the points, (M,); equal by default.
     """
 
     def __init__(self, means: Any, std: float, weights: Sequence[float] | Tensor | None = None) -> None:
@@ -126,7 +135,14 @@ class Mixture:
 
 class ConditionalMixture(Mixture):
     """A mixture whose points have classes 0 .. C - 1: the exact predictions with a class and without one, and their
-    classifier-free guidance; `labels` are the classes of the points, (M,). Other arguments are those of `Mixture`."""
+    classifier-free guidance; `labels` are the classes of the points, (M,). Other arguments are those of `Mixture`.
+
+    Args:
+        means: the M points, (M, ...).
+        labels: the classes of the points, (M,).
+        std: the deviation around each point, a positive number.
+        weights: of the points, (M,); equal by default.
+    """
 
     def __init__(self, means: Any, labels: Any, std: float, weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(means, std, weights)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..schedules import NoiseSchedule, Point
 
+__all__ = ["PREDICTIONS", "Prediction"]
+
 
 class Prediction(ABC):
     """What a network predicts in the state x = alpha x_0 + sigma eps at a point p.

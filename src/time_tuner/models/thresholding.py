@@ -20,6 +20,9 @@ def clipped(eps: Any, limit: float = 1.0, schedule: NoiseSchedule | None = None)
         limit: the range of the data.
         schedule: needed where `eps` has none.
 
+    Returns:
+        The model, whose predicted noise follows from the clipped data.
+
     Raises:
         ValueError: a limit that is not positive, or no schedule.
     """
@@ -39,9 +42,14 @@ def dynamically_thresholded(
     by limit / s.
 
     Args:
-        eps, limit, schedule: as for `clipped`.
+        eps: a model, or any callable `eps(x, t, tau)` that has a `schedule`.
         ratio: which quantile.
+        limit: the range of the data.
         maximum: s is at most this (diffusers' `sample_max_value`).
+        schedule: needed where `eps` has none.
+
+    Returns:
+        The model, whose predicted noise follows from the thresholded data.
 
     Raises:
         ValueError: names the argument, what was got and the way out.

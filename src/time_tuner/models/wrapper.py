@@ -112,8 +112,12 @@ class model_wrapper(Model):  # noqa: N801 - the published name, called like a fu
         """The model under these conditions.
 
         Args:
-            condition, uncond_condition: (B, ...), or (1, ...) for one that all samples share; or a `DataLoader` of
-                them, or of dicts that hold them as `label`, which is read to its end, in its order.
+            condition: (B, ...), or (1, ...) for one that all samples share; or a `DataLoader` of them, or of dicts that
+                hold them as `label`, which is read to its end, in its order.
+            uncond_condition: the condition of the unconditional prediction, as `condition`.
+
+        Returns:
+            The model.
 
         Raises:
             ValueError: a condition is missing that the guidance needs, or given without guidance; or a label is none

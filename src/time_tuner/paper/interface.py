@@ -57,7 +57,11 @@ class TimeTuner:
             timesteps: the K network times, in any order: levels n (discrete schedules) or times t (continuous ones).
                 The run ends at the least trained time, or at 0 when a call is made there.
             t_ratios: K tuned ratios tau / t; or a tuned plan of this sampler, which brings its own grid.
-            sampler, options: a sampler, or its text, such as "ddim" or "ddim(eta=0.5)"; and options of it.
+            sampler: a sampler, or its text, such as "ddim" or "ddim(eta=0.5)".
+            options: of the sampler.
+
+        Returns:
+            The plan.
 
         Raises:
             ValueError: names the argument, what was got and the way out.
@@ -103,7 +107,23 @@ class TimeTuner:
         verbose: bool = False,
         noise: Noise | None = None,
     ) -> Any:
-        """DDIM from the noise x (B, ...); `eta` is 0, or the plan's, by default. See `sample` for the rest."""
+        """DDIM from the noise x (B, ...); `eta` is 0, or the plan's, by default. See `sample` for the rest.
+
+        Args:
+            x: the state at the first time, standard normal noise.
+            num_steps: network calls, see `plan`.
+            timesteps: the network times of the calls, see `plan`.
+            t_ratios: tuned ratios, or a plan, see `plan`.
+            eta: 0 is deterministic, 1 is DDPM with the smaller variance.
+            condition: see `sample`.
+            uncond_condition: see `sample`.
+            return_intermediates: see `sample`.
+            verbose: show progress.
+            noise: draws the noise of a stochastic sampler; `torch.randn_like` by default.
+
+        Returns:
+            The samples; with `return_intermediates` also the states.
+        """
         options = {} if eta is None else {"eta": eta}
         return self.sample(
             x, "ddim", num_steps, timesteps, t_ratios, condition, uncond_condition, return_intermediates, verbose,
@@ -128,12 +148,20 @@ class TimeTuner:
 
         Args:
             x: the state at the first time, standard normal noise.
-            sampler, num_steps, timesteps, t_ratios, options: see `plan`.
-            condition, uncond_condition: what the network is conditioned on, (B, ...) or (1, ...).
+            sampler: see `plan`.
+            num_steps: network calls, see `plan`.
+            timesteps: the network times of the calls, see `plan`.
+            t_ratios: tuned ratios, or a plan, see `plan`.
+            condition: what the network is conditioned on, (B, ...) or (1, ...).
+            uncond_condition: the condition of the unconditional prediction, (B, ...) or (1, ...).
             return_intermediates: also return `{"x_t": [...], "x0_pred": [...]}`: the states, and the data predicted in
                 them, K + 1 entries each: x itself, then one for every call.
             verbose: show progress.
             noise: draws the noise of a stochastic sampler; `torch.randn_like` by default.
+            options: of the sampler.
+
+        Returns:
+            The samples; with `return_intermediates` also the states.
         """
         plan = self.plan(num_steps, timesteps, t_ratios, sampler, **options)
         eps = self._bound(condition, uncond_condition)
@@ -185,12 +213,19 @@ class TimeTuner:
             step_fn: DDIM by default; `ddim_step_fn`, `step_fn("dpmpp", order=2)` of this tuner, or a function of your
                 own, see `StepFn`.
             encode_fn: takes images to latents.
-            num_steps, timesteps: see `plan`.
+            num_steps: network calls, see `plan`.
+            timesteps: the network times of the calls, see `plan`.
             tune_type: "sequential" or "parallel".
+            lr: of Adam, the published optimiser.
+            total_iters: batches of Adam for each ratio.
+            verbose: show progress.
             seed: of all noise.
             samples: to tune on.
             step_fn_kwargs: given to step_fn at every call; `uncond_condition` is also that of guidance: one condition,
                 or one for each image of a batch of the loader, or of the samples.
+
+        Returns:
+            The ratios, float64 (K,).
 
         Raises:
             ValueError: names the argument, what was got and the way out.

@@ -47,6 +47,9 @@ def make_plan(
         guided: so many first calls alone have guidance, or those of these flags, see `Plan.with_guidance`: under
             classifier-free guidance the others cost one evaluation instead of two. All by default.
 
+    Returns:
+        The untuned plan.
+
     Raises:
         ValueError: an argument cannot be used, such as a spacing that begins the run where the state is data rather
             than noise, see `plans.grid.check_noise`.
@@ -141,6 +144,13 @@ def resample(plan: Plan, calls: int) -> Plan:
     step to 0 stays one step, since the network was not trained at the times in it. Guidance is at the same share of the
     first calls, rounded up.
 
+    Args:
+        plan: the plan, tuned or not.
+        calls: the new number of calls.
+
+    Returns:
+        The plan of `calls` calls, without corrections.
+
     Raises:
         ValueError: a number of calls that the sampler cannot make.
     """
@@ -218,6 +228,9 @@ def reference_plan(schedule: NoiseSchedule, end: float, calls: int = 100, sample
         end: the time at which it ends; for 0 the last step goes from the least trained time to 0.
         calls: the number of calls; at most the number of trained levels are made.
         sampler: DPM-Solver++(2M) by default.
+
+    Returns:
+        The plan.
     """
     calls = min(calls, schedule.levels or calls)
     return make_plan(sampler or DPMSolverPP(2), schedule, calls=calls, times=schedule.even_times(calls, end=end))
@@ -227,6 +240,14 @@ def parse_run(text: str, schedule: NoiseSchedule, spacing: str | None = None) ->
     """The untuned plan of `sampler(option=value, ...):calls@spacing(option=value, ...)`, such as "ddim(eta=0.5):10".
 
     Options and spacing may be left out; `spacing` is the spacing of a text without one.
+
+    Args:
+        text: the run, such as "ddim(eta=0.5):10@karras(rho=5)".
+        schedule: the noise schedule of the network.
+        spacing: of a text that names none.
+
+    Returns:
+        The untuned plan.
 
     Raises:
         ValueError: the text has another form, or names an unknown sampler, spacing or option.

@@ -40,8 +40,10 @@ class Plan:
     Attributes:
         sampler: the rule that combines the predictions.
         schedule: the noise schedule that the points lie on.
-        t, alpha, sigma: the points, float64 of shape (K + 1,). A sampler with several calls a step (Heun) may call the
+        t: the times of the points, float64 (K + 1,), falling. A sampler with several calls a step (Heun) may call the
             network twice at one time, so that a call is identified by its index.
+        alpha: of the points, float64 (K + 1,).
+        sigma: of the points, float64 (K + 1,).
         tau: the conditioning time of each call, (K,); the network receives `schedule.network_time(tau)`. An untuned
             plan has `tau = t[:K]`.
         corrections: None, or C (K, K), strictly lower triangular, which adds

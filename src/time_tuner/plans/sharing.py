@@ -20,6 +20,8 @@ from .._files import parse_json, read_json, replacing
 if TYPE_CHECKING:
     from .plan import Plan
 
+__all__ = ["write_folder"]
+
 FILE, PICTURE, CARD = "plan.json", "plan.svg", "README.md"
 
 ENTRY = "time_tuner_plan"
@@ -67,7 +69,13 @@ def push(plans: "Sequence[Plan]", repo_id: str, private: bool | None = None) -> 
 
 
 def write_folder(plans: "Sequence[Plan]", folder: str | os.PathLike[str], source: str = "") -> None:
-    """Write plans, a card and its picture into a folder, which `fetch` reads."""
+    """Write plans, a card and its picture into a folder, which `fetch` reads.
+
+    Args:
+        plans: for different numbers of calls.
+        folder: is made if it does not exist.
+        source: where the card says that the plans are from, such as the id of a repository.
+    """
     from .plan import Plan
 
     path = Path(folder)

@@ -55,6 +55,9 @@ def sampler_of(sampler: Sampler | str, **options: Any) -> Sampler:
         sampler: a sampler, or the text of one.
         **options: options that replace those of the sampler.
 
+    Returns:
+        The sampler.
+
     Raises:
         ValueError: another text, an unknown name or option, or a value that the option does not take.
     """
@@ -70,6 +73,12 @@ def sampler_of(sampler: Sampler | str, **options: Any) -> Sampler:
 def sampler_to_dict(sampler: Sampler) -> dict[str, Any]:
     """The name of the sampler in the table and its options, as plain JSON values.
 
+    Args:
+        sampler: a sampler whose class is in the table.
+
+    Returns:
+        The entry `name` and one entry for each option.
+
     Raises:
         ValueError: the sampler's class is not in the table.
     """
@@ -81,7 +90,14 @@ def sampler_to_dict(sampler: Sampler) -> dict[str, Any]:
 
 def sampler_text(sampler: Sampler) -> str:
     """The text from which `sampler_of` makes this sampler, with the options that are not usual, such as
-    "ddim(eta=0.5)"; of a sampler that is not in the table its class."""
+    "ddim(eta=0.5)"; of a sampler that is not in the table its class.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The text.
+    """
     name = next((name for name, kind in SAMPLERS.items() if kind is type(sampler)), type(sampler).__name__)
     known: tuple[Field[Any], ...] = fields(sampler) if is_dataclass(sampler) else ()
     given = [f"{f.name}={getattr(sampler, f.name)}" for f in known if getattr(sampler, f.name) != f.default]
@@ -90,6 +106,12 @@ def sampler_text(sampler: Sampler) -> str:
 
 def sampler_from_dict(values: Mapping[str, Any]) -> Sampler:
     """The inverse of `sampler_to_dict`; options that are left out have their defaults.
+
+    Args:
+        values: the entry `name` and the options.
+
+    Returns:
+        The sampler.
 
     Raises:
         ValueError: an unknown name or option, or a value that the option does not take.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -44,6 +44,9 @@ class Sampler:
     the points alone. A plan therefore calls them once for each of its calls, with unit vectors in place of images, and
     runs the weights that it finds. It refuses a sampler that is not linear.
     """
+
+    paper: ClassVar[str] = ""
+    """Where the rule was published, for tables: "authors, year, address"."""
 
     @property
     def convergence(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class DDIM(Sampler):
       with the smaller variance, also known as Euler ancestral.
     """
 
+    paper: ClassVar[str] = "Song et al., 2021, https://arxiv.org/abs/2010.02502"
     eta: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Denoising diffusion probabilistic models (Ho et al., 2020), https://arxiv.org/abs/2006.11239."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class DDPM(Sampler):
       beta~_t).
     """
 
+    paper: ClassVar[str] = "Ho et al., 2020, https://arxiv.org/abs/2006.11239"
     variance: str = "large"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Diffusion exponential integrator sampler (Zhang & Chen, 2023), https://arxiv.org/abs/2204.13902."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class DEIS(Multistep):
     where P goes through the last `order` predictions of the noise. As in diffusers P is a polynomial in log rho = -lam
     (the paper's tAB takes one in t), for which the integral is a closed form. `lower_order_final`: see `Multistep`.
     """
+
+    paper: ClassVar[str] = "Zhang & Chen, 2023, https://arxiv.org/abs/2204.13902"
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:
         x, b, hh = frame(past[-1], q, data=False)

@@ -27,6 +27,7 @@ class DPMSolver(Sampler):
       solution in most runs, see `benchmarks/singlestep.py`.
     """
 
+    paper: ClassVar[str] = "Lu et al., 2022, https://arxiv.org/abs/2206.00927"
     order: int = 2
     stage_weight: str = "taylor"
     data: ClassVar[bool] = False
@@ -64,4 +65,5 @@ class DPMSolverPPSingle(DPMSolver):
     """The same rule for the data prediction (Lu et al., 2022, https://arxiv.org/abs/2211.01095, alg. 1 for order 2):
     x0 for eps, alpha and sigma exchanged, -h for h."""
 
+    paper: ClassVar[str] = "Lu et al., 2022, https://arxiv.org/abs/2211.01095"
     data: ClassVar[bool] = True

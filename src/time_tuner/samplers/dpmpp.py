@@ -1,6 +1,7 @@
 """Multistep DPM-Solver++ of the ODE and of the SDE (Lu et al., 2022), https://arxiv.org/abs/2211.01095."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class DPMSolverPP(Multistep):
       converges as order 2. "taylor" is w = 2, with which it converges as order 3.
     """
 
+    paper: ClassVar[str] = "Lu et al., 2022, https://arxiv.org/abs/2211.01095"
     algorithm_type: str = "dpmsolver++"
     third_order_weight: str = "published"
 
@@ -57,6 +59,8 @@ class SDEDPMSolverPP(Multistep):
 
     with D0, D1 as in `DPMSolverPP`. Order 1 is DDIM with eta = 1.
     """
+
+    paper: ClassVar[str] = "Lu et al., 2022, https://arxiv.org/abs/2211.01095"
 
     def __post_init__(self) -> None:
         check_option(self, "order", (1, 2))

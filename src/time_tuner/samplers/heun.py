@@ -1,6 +1,7 @@
 """Heun's method on the probability-flow ODE (Karras et al., 2022), https://arxiv.org/abs/2206.00364, alg. 1."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Heun(Sampler):
     call.
     """
 
+    paper: ClassVar[str] = "Karras et al., 2022, https://arxiv.org/abs/2206.00364"
     convergence = 2
 
     def steps(self, calls: int, to_zero: bool = True) -> tuple[int, ...]:

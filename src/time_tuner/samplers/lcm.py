@@ -2,6 +2,7 @@
 consistency models (Luo et al., 2023, https://arxiv.org/abs/2310.04378, alg. 3)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class LCM(Sampler):
     given the state, with which runs lose deviation at every number of calls.
     """
 
+    paper: ClassVar[str] = "Song et al., 2023, https://arxiv.org/abs/2303.01469"
     convergence = 0
 
     def step(self, past: tuple[Evaluation, ...], q: Point, noise: Noise) -> Tensor:

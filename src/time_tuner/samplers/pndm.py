@@ -1,6 +1,7 @@
 """Pseudo numerical methods (Liu et al., 2022), https://arxiv.org/abs/2202.09778: iPNDM and PNDM."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class IPNDM(Sampler):
     The weights are those of even steps in sigma / alpha on every grid, which limits the order to 2.
     """
 
+    paper: ClassVar[str] = "Zhang & Chen, 2023, https://arxiv.org/abs/2204.13902"
     order: int = 4
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class PNDM(Sampler):
     Both are of order 2, as the paper proves.
     """
 
+    paper: ClassVar[str] = "Liu et al., 2022, https://arxiv.org/abs/2202.09778"
     skip_prk_steps: bool = True
     convergence = 2
 

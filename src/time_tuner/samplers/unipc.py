@@ -1,6 +1,7 @@
 """UniPC, a predictor-corrector of any order (Zhao et al., 2023), https://arxiv.org/abs/2302.04867."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class UniPC(Sampler):
     - `corrector`: whether UniC follows UniP.
     """
 
+    paper: ClassVar[str] = "Zhao et al., 2023, https://arxiv.org/abs/2302.04867"
     order: int = 2
     solver_type: str = "bh2"
     corrector: bool = True

@@ -49,6 +49,12 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of these values: the inverse of `NoiseSchedule.to_dict`.
 
+    Args:
+        values: the entry `name`, a name in `SCHEDULES`, and the arguments of the class.
+
+    Returns:
+        The noise schedule.
+
     Raises:
         ValueError: an unknown name, or values that the schedule does not take.
     """

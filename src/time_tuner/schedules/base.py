@@ -17,13 +17,26 @@ three digits."""
 
 
 def as_float64(t: Any) -> Tensor:
-    """`t` as a float64 CPU tensor of its own shape; gradients are kept."""
+    """`t` as a float64 CPU tensor of its own shape; gradients are kept.
+
+    Args:
+        t: a number, a sequence, an array or a tensor.
+
+    Returns:
+        The tensor.
+    """
     return torch.as_tensor(t, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point on a schedule: the time t, and alpha and sigma there, 0-dim each (or all of one shape)."""
+    """A point on a schedule: the time t, and alpha and sigma there, 0-dim each (or all of one shape).
+
+    Attributes:
+        t: the time.
+        alpha: the weight of the data in the state.
+        sigma: the weight of the noise in the state.
+    """
 
     t: Tensor
     alpha: Tensor
@@ -155,7 +168,15 @@ class NoiseSchedule(ABC):
 
 
 def as_schedule(name: str, schedule: Any) -> NoiseSchedule:
-    """The noise schedule, if it is one; the ValueError for something else names the argument."""
+    """The noise schedule, if it is one; the ValueError for something else names the argument.
+
+    Args:
+        name: of the argument, for the message.
+        schedule: what was given.
+
+    Returns:
+        The noise schedule.
+    """
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(
             f"{name} must be a noise schedule, got {type(schedule).__name__}: for betas, NoiseScheduleVP('discrete', "

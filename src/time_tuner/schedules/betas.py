@@ -19,6 +19,15 @@ def named_betas(name: str = "linear", N: int = 1000, beta_start: float = 1e-4, b
     - "squaredcos_cap_v2": of alpha_bar(t) = cos^2(pi/2 (t + 0.008) / 1.008), at most 0.999 (Nichol & Dhariwal, 2021).
     - "sigmoid": beta_start + (beta_end - beta_start) sigmoid(u), u even from -6 to 6 (Xu et al., 2022).
 
+    Args:
+        name: of the list above.
+        N: the number of levels.
+        beta_start: the first beta; of no effect for "squaredcos_cap_v2".
+        beta_end: the last beta; of no effect for "squaredcos_cap_v2".
+
+    Returns:
+        The betas.
+
     Raises:
         ValueError: another name, or N < 1.
     """
@@ -42,6 +51,12 @@ def rescale_zero_terminal_snr(betas: Values) -> Tensor:
 
     alpha is shifted and scaled so that its last value is exactly 0 and its first is kept (Lin et al., 2024, alg. 1,
     https://arxiv.org/abs/2305.08891).
+
+    Args:
+        betas: of all N levels, (N,).
+
+    Returns:
+        The alphas_cumprod, float64 (N,), for `NoiseScheduleVP(alphas_cumprod=...)`.
     """
     levels = checked_levels("betas", betas)
     if len(levels) < 2:
@@ -64,6 +79,9 @@ def respaced_betas(betas: Values, indices: Any) -> Tensor:
     Args:
         betas: of all N levels.
         indices: the K levels to keep, whole numbers in 0 .. N-1, strictly rising.
+
+    Returns:
+        The betas of the K levels.
 
     Raises:
         ValueError: names the argument, what was got and the way out.

@@ -103,6 +103,16 @@ def resolution_shift(
 
     mu is linear in the tokens: base_shift at base_tokens, max_shift at max_tokens. A 1024 x 1024 image, whose latents
     are 64 x 64 patches, has 4096 tokens.
+
+    Args:
+        tokens: the number of patches of the image.
+        base_shift: mu at `base_tokens`.
+        max_shift: mu at `max_tokens`.
+        base_tokens: a number of tokens.
+        max_tokens: another number of tokens.
+
+    Returns:
+        The shift, for `NoiseScheduleFlow(shift=...)`.
     """
     return math.exp(mu_of(tokens, base_shift, max_shift, base_tokens, max_tokens))
 

@@ -46,6 +46,9 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
             see `resolution_shift`, which is the rule of Flux.1.
         mu: that shift itself, as pipelines pass it to `set_timesteps`, instead of tokens.
 
+    Returns:
+        The noise schedule.
+
     Raises:
         ValueError: a class that is not known, or is for models of another kind; entries that do not determine the
             noise; a dynamic shift without tokens or mu.
@@ -78,6 +81,12 @@ def distilled(config: Any) -> str | None:
     """What the model of a scheduler, or of its configuration, was distilled to; None for others, as far as it shows.
 
     The network of such a model predicts the end of a long step: solvers of an ODE do not converge with it.
+
+    Args:
+        config: a scheduler, or its configuration.
+
+    Returns:
+        The kind of the distilled model in words, or None.
     """
     entries = getattr(config, "config", config)
     if not isinstance(entries, Mapping):

@@ -198,7 +198,11 @@ def scheduler_facts(config: Any, tokens: int | None = None, mu: float | None = N
 
     Args:
         config: a scheduler, or its configuration; without the name of its class it must have all entries of one.
-        tokens, mu: of a shift that depends on the image, see `schedule_from`.
+        tokens: of a shift that depends on the image, see `schedule_from`.
+        mu: that shift itself, see `schedule_from`.
+
+    Returns:
+        The facts of the scheduler.
 
     Raises:
         ValueError: as of `schedule_from`; diffusers is missing; no class, or several, have these entries.

@@ -27,7 +27,8 @@ class NoiseScheduleVE(NoiseSchedule):
     no levels.
 
     Args:
-        sigma_min, sigma_max: the range of noise that the network was trained with.
+        sigma_min: the least noise that the network was trained with.
+        sigma_max: the most noise that the network was trained with.
         sigma_data: the deviation of the data, for the preconditioning of `model_wrapper(..., model_type="edm")`; None
             for a network without it.
         network_input: what the network receives: "log", log(sigma) / 4 as in EDM (its c_noise); "sigma" itself;

@@ -29,8 +29,10 @@ class NoiseScheduleVP(NoiseSchedule):
 
     Args:
         schedule: "discrete", "linear" or "cosine".
-        betas, alphas_cumprod: one of them, (N,), in (0, 1), for "discrete".
-        continuous_beta_0, continuous_beta_1: b0 and b1 of "linear".
+        betas: for "discrete": (N,), in (0, 1); or `alphas_cumprod`.
+        alphas_cumprod: for "discrete": (N,), in (0, 1); instead of `betas`.
+        continuous_beta_0: b0 of "linear".
+        continuous_beta_1: b1 of "linear".
         dtype: of the values that the `marginal_*` functions and `inverse_lambda` return.
 
     Raises:

@@ -39,6 +39,12 @@ def spacing_of(text: str | Spacing) -> Spacing:
     """The spacing of a text `name(option=value, ...)`, such as "karras(rho=5)"; the names are those of `SPACINGS`. A
     function is a spacing itself.
 
+    Args:
+        text: the text, or a function.
+
+    Returns:
+        The spacing, a function `spacing(schedule, steps, start=None, end=None)`.
+
     Raises:
         ValueError: another text, an unknown name or option, or text where the option is a number.
     """

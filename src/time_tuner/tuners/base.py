@@ -163,6 +163,14 @@ class TuningRun:
     made. The time left follows from the sample evaluations left (of those `planned`) and the pace so far; for the
     tuner's own work from the share of it that is done, or from the clock of its budget, whichever is less.
 
+    Args:
+        calibration: data, noise and seeds.
+        budget: of tuning; no limit by default.
+        cost_log: where network calls are counted.
+        checkpoint: the file that keeps the state, or None.
+        listener: called with the `Progress`, or None.
+        planned: the sample evaluations that the run will make, by purpose.
+
     Attributes:
         calibration: data, noise and seeds.
         budget: of tuning.

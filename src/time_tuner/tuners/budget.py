@@ -23,7 +23,8 @@ class Budget:
     as two. The seconds pass by the clock: a slow machine does less in them.
 
     Attributes:
-        calls, seconds: the limits.
+        calls: the most network calls; None for no limit.
+        seconds: the most seconds; None for no limit.
         default: whether it stands in for a budget that was not given.
     """
 

@@ -58,7 +58,8 @@ class Calibration:
     """Data x_0 and noise to tune on, and noise for the guard, which has seeds of its own.
 
     Args:
-        eps, schedule: the model.
+        eps: a model, or a function `eps(x, t, tau)`.
+        schedule: its noise schedule.
         data: x_0 as a tensor (n, ...), or an iterable of samples or of batches; a batch may also be a mapping with an
             `image`, or a tuple that begins with one. None: the ends of 50-call runs of the model, its own samples.
         samples: the number of samples to tune on, and of those for the guard.

@@ -93,6 +93,9 @@ def check_plan(
         reference_calls: of the reference run.
         noise: the constraint of the noise, see `tune`.
 
+    Returns:
+        The verdict, the distances of the runs, and what differs from the model of the tuning.
+
     Raises:
         ValueError: a plan for another noise schedule, an untuned one that draws noise, or no shape.
     """

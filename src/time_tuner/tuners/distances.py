@@ -42,6 +42,9 @@ def features(network: Callable[[Tensor], Any], size: int | None = None, channels
         size: to which pictures are resized, (size, size); None for the size that they have.
         channels: of the network; grey pictures have their channel repeated.
 
+    Returns:
+        The distance: a function of two batches of pictures that returns one number for each pair, (B,).
+
     Raises:
         ValueError: no function of pictures, or a network in training mode; in the distance, pictures or features of
             another shape.
@@ -79,6 +82,9 @@ def efficientnet_distance(size: int = 224) -> Distance:
     Args:
         size: to which pictures are resized, at least 32; the network was trained at 224.
 
+    Returns:
+        The distance: a function of two batches of pictures that returns one number for each pair, (B,).
+
     Raises:
         ValueError: the extra "perceptual" is not installed. Nothing is downloaded: the weights are a package.
     """
@@ -92,6 +98,9 @@ def lpips_distance(net: str = "alex") -> Distance:
 
     Args:
         net: "alex", "vgg" or "squeeze".
+
+    Returns:
+        The distance: a function of two batches of pictures that returns one number for each pair, (B,).
 
     Raises:
         ValueError: the extra "perceptual" is not installed, or torchvision's weights of the network are not on disk;

@@ -32,6 +32,8 @@ from ..schedules.base import even_grid
 from ..spacings import SPACINGS, Spacing
 from ..spacings.by_snr import noise_at
 
+__all__ = ["MODEL_SPACINGS", "curvature", "gits", "oss"]
+
 STEPS, SAMPLES, BATCH = 60, 64, 256
 
 
@@ -98,6 +100,9 @@ def gits(
         samples: that the errors are averaged over.
         seed: of their noise.
         steps: of the teacher, among whose times the grid is chosen.
+
+    Returns:
+        The spacing.
     """
     if not 0 < coefficient < math.inf:
         raise ValueError(f"coefficient of gits must be positive, got {coefficient!r}")
@@ -126,6 +131,15 @@ def oss(model: ModelLike, samples: int = SAMPLES, seed: int = 0, steps: int = ST
 
     For each number of steps and each point, the run that is nearest to the teacher there is kept. Arguments as for
     `gits`; each step of the grid costs as many evaluations as the teacher.
+
+    Args:
+        model: with the shape of a sample.
+        samples: that the errors are averaged over.
+        seed: of their noise.
+        steps: of the teacher, among whose times the grid is chosen.
+
+    Returns:
+        The spacing.
     """
 
     def choose(path: Path, count: int) -> list[int]:
@@ -153,6 +167,15 @@ def curvature(model: ModelLike, samples: int = SAMPLES, seed: int = 0, steps: in
     r"""Even steps in int |d eps / d s|^{1/2} ds along a teacher's path, which gives all steps of DDIM the same error.
 
     The error of a step of length h is |d eps / ds| h^2 / 2. Arguments as for `gits`.
+
+    Args:
+        model: with the shape of a sample.
+        samples: that the errors are averaged over.
+        seed: of their noise.
+        steps: of the teacher, among whose times the grid is chosen.
+
+    Returns:
+        The spacing.
     """
 
     def choose(path: Path, count: int) -> Tensor:

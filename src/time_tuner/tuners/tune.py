@@ -57,6 +57,12 @@ logger = logging.getLogger("time_tuner")
 def tuner_of(tuner: Tuner | str) -> Tuner:
     """The tuner of a text `name(option=value, ...)`, such as "joint(pairs=128)", or the given tuner itself.
 
+    Args:
+        tuner: a tuner, or the text of one; the names are those of `TUNERS`.
+
+    Returns:
+        The tuner.
+
     Raises:
         ValueError: another text, an unknown name or option, or a value that the option does not take.
     """
@@ -204,7 +210,18 @@ def own_plan(
 ) -> Plan:
     """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance; to the
     spacing's own end unless another is given, see `make_plan`. To another end a model's spacing that is no text, such
-    as the grid of a pipeline's own scheduler, is replaced by the default of the schedule."""
+    as the grid of a pipeline's own scheduler, is replaced by the default of the schedule.
+
+    Args:
+        model: the model, whose `schedule` and spacing are used.
+        calls: the number of network calls.
+        sampler: a sampler, or the text of one.
+        spacing: the spacing; that of the model by default.
+        end: the time where the run ends; that of the spacing by default.
+
+    Returns:
+        The untuned plan; its provenance names the spacing.
+    """
     sampler = sampler_of(sampler)
     own = model.spacing if end is None or isinstance(model.spacing, str) else None
     grid = spacing or own or default_spacing(sampler, model.schedule, calls)
@@ -225,7 +242,17 @@ def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None
 
 def pattern_search(evaluations: int, plan: Plan | None, calls: int | None, tuner: Tuner | None) -> tuple[int, Tuner]:
     """The number of calls with guidance at all of them, and the tuner that searches for others of so many
-    evaluations."""
+    evaluations.
+
+    Args:
+        evaluations: the most evaluations of a run.
+        plan: the plan that was given to `tune`, which must be None.
+        calls: those that were given to `tune`, which must be None.
+        tuner: a `Joint` tuner, or None for the default one.
+
+    Returns:
+        The number of calls of the start, and the tuner.
+    """
     check_int("evaluations", evaluations, 2)
     if plan is not None or calls is not None:
         raise ValueError(
@@ -402,11 +429,23 @@ def tune_several(
     In joint tuning each also has the one before as a warm start. A budget is for each.
 
     Args:
-        eps, tuner, data, seed, samples, shape, device, checkpoint, noise: see `tune`.
+        eps: a model, or a function `eps(x, t, tau)`.
         plans: for different numbers of calls, on one schedule.
-        calls, end: instead of plans, numbers of calls, and where these plans end, as in `tune`.
+        tuner: a tuner, or the text of one, see `tune`.
+        data: x_0 to calibrate on, see `tune`.
+        seed: of all noise.
+        calls: instead of plans: the numbers of calls.
+        end: instead of plans, with `calls`: where these plans end, as in `tune`.
+        samples: to tune on, and as many for the guard.
+        shape: of one sample, where neither the data nor the model have one.
+        device: where the model is.
+        checkpoint: a file that keeps what is found, see `tune`.
+        noise: the constraint of the noise, see `tune`.
         done: called with the finished plans, after each.
         **how: `guard`, `batch`, `budget` and `progress`, see `tune`.
+
+    Returns:
+        The tuned plans, from the fewest calls to the most.
 
     Raises:
         ValueError: two plans for the same number of calls; and see `tune`.
@@ -481,7 +520,27 @@ def estimate(
     budget: str | int | Budget | None = None,
 ) -> Estimate:
     """What `tune` with these arguments will cost, after a few network calls that are timed; `own_samples` where no data
-    will be given."""
+    will be given.
+
+    Args:
+        eps: a model, or a function `eps(x, t, tau)`.
+        plan: the plan from which tuning would start, see `tune`.
+        tuner: a tuner, or the text of one, see `tune`.
+        calls: instead of a plan, see `tune`.
+        evaluations: instead of a plan or `calls`, see `tune`.
+        end: with `calls` or `evaluations`, see `tune`.
+        any_start: see `tune`.
+        samples: to tune on, and as many for the guard.
+        batch: the most samples in one network call.
+        shape: of one sample, for a model that does not know it.
+        device: where the model is.
+        own_samples: whether the model draws the calibration data; False where data will be given.
+        guard: whether the plan will be compared with untuned ones.
+        budget: of tuning, see `tune`.
+
+    Returns:
+        The usual and the largest cost of each purpose, and the time that they take.
+    """
     samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
     batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
     free = any_start or plan is None

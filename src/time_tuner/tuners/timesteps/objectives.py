@@ -26,7 +26,8 @@ class Step:
     """A step that is tuned.
 
     Attributes:
-        run, k: the step leads from point k of this run to point k + 1.
+        run: the run that the step belongs to.
+        k: the number of the call: the step leads from point k of the run to point k + 1.
         state: the calls that call k looks back on, and the state x_k.
         batch: the data, the noise in them and the model.
         known: `untuned_noise`, where it is known already.

@@ -44,7 +44,8 @@ class TimestepTuner(Tuner):
         objective: a name in `OBJECTIVES`, an `Objective`, or a function `f(step, x) -> (B,)`. By default "substeps",
             and "published" for samplers that draw noise and for Adam.
         last: whether the last ratio is tuned too.
-        lr, iterations: of Adam, for each ratio, 0.002 and 500 by default; every iteration has 64 fresh samples.
+        lr: of Adam, 0.002 by default.
+        iterations: of Adam, for each ratio, 500 by default; every iteration has 64 fresh samples.
     """
 
     strategy: ClassVar[str]
