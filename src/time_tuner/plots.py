@@ -1,5 +1,6 @@
 """Pictures: sample sheets, comparisons from the same noise, distributions, and the parts of a plan."""
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._checks import require
+from ._checks import choose, require
 from ._files import replacing
 from .data import is_picture
 from .models.exact import ExactModel, Gaussian
@@ -18,6 +19,7 @@ from .plans.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
@@ -37,16 +39,20 @@ class Strip:
     note: str = ""
 
 
-def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "") -> "Figure":
+def image_grid(
+    strips: Sequence[Strip], title: str = "", footnote: str = "", reference: int | None = None
+) -> "Figure":
     """Rows of pictures, one below the other, to be compared column by column.
 
     Args:
         strips: the rows, with equally many pictures of one size.
         title: above the rows.
         footnote: below them; it may have several lines.
+        reference: the number of the row that the others are compared with. Below each other row stands a map of the
+            difference, white where there is none; its caption is the note of the row.
 
     Raises:
-        ValueError: no rows, or rows that do not match.
+        ValueError: no rows, rows that do not match, or a reference that is none of them.
     """
     if not strips:
         raise ValueError("image_grid needs at least one row of pictures")
@@ -58,16 +64,28 @@ def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "") -> 
             )
     if len(shape) != 4 or not shape[0] or not is_picture(shape[1:]):
         raise ValueError(f"pictures must have shape (n, 1, H, W) or (n, 3, H, W), got {shape}")
+    if reference is not None and reference not in range(len(strips)):
+        raise ValueError(f"reference must be the number of a row, 0 to {len(strips) - 1}, got {reference}")
     count, _, height, width = shape
     larger = max(1, round(CELL / width))
     wide, high = (count * (width * larger + GAP) - GAP) / DPI, height * larger / DPI
-    figure, panels = _figure(len(strips), 1, (wide + 2.2, len(strips) * (high + 0.08) + 0.9))
-    for axes, strip in zip(panels, strips, strict=True):
-        axes.imshow(_mosaic(strip.images, count, GAP, larger), cmap="gray", vmin=0, vmax=1)
+    # 1. The rows: of pictures, and below each but the reference the difference from it.
+    rows: list[tuple[str, Any, bool]] = []
+    for i, strip in enumerate(strips):
+        compared = reference is not None and i != reference
+        caption = f"{strip.caption}\n{strip.note}" if strip.note and not compared else strip.caption
+        rows.append((caption, _mosaic(strip.images, count, GAP, larger), False))
+        if reference is not None and compared:
+            difference = (strip.images - strips[reference].images).abs().amax(1, keepdim=True) - 1
+            rows.append((strip.note, _mosaic(difference, count, GAP, larger, background=0.0), True))
+    # 2. The figure.
+    figure, panels = _figure(len(rows), 1, (wide + 2.4, len(rows) * (high + 0.06) + 1.0))
+    for axes, (caption, pixels, is_map) in zip(panels, rows, strict=True):
+        axes.imshow(pixels, cmap=_difference_colours() if is_map else "gray", vmin=0, vmax=1)
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[], anchor="E")  # what is left over is for captions
-        caption = f"{strip.caption}\n{strip.note}" if strip.note else strip.caption
-        axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, color=INK)
+        weight = "bold" if reference is not None and not is_map else "normal"
+        axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, color=INK, weight=weight)
     figure.suptitle(title, fontsize=13, weight="bold", color=INK)
     figure.supxlabel(footnote, fontsize=8, color=SOFT)
     return figure
@@ -160,7 +178,8 @@ def target_density(eps: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def plot_plan(plans: Plan | Mapping[str, Plan], title: str = "") -> "Figure":
-    """What tuning changed in plans: the conditioning times tau, their ratios to the solver's times t, and corrections.
+    """What tuning changed in plans: the conditioning times tau, their ratios to the solver's times t, and corrections;
+    with a caption that explains the panels.
 
     Args:
         plans: one plan, or several by the name that each has in the legend.
@@ -191,6 +210,17 @@ def plot_plan(plans: Plan | Mapping[str, Plan], title: str = "") -> "Figure":
     for axes, (name, matrix) in zip(heat, corrections.items(), strict=True):
         _heat_map(figure, axes, matrix.detach(), f"Corrections, {name}")
     figure.suptitle(title, fontsize=13, weight="bold", color=INK)
+    caption = (
+        "A run goes from noise, on the left, to data. Every marker is a network call: its place on the axis is the time "
+        "of the state, where the grid puts the call,\nand its height is the time that the network receives. On the "
+        "dashed line both are equal, as in an untuned plan."
+    )
+    if heat:
+        caption += (
+            " A cell of a map says how much of an earlier call's prediction is added after a call;\nwithout tuning all "
+            "cells are white."
+        )
+    figure.supxlabel(caption, fontsize=8, color=SOFT)
     return figure
 
 
@@ -220,11 +250,49 @@ def save(picture: "Figure | Image", path: Path) -> None:
             picture.save(file, format=kind)
 
 
-def _mosaic(images: Tensor, columns: int, gap: int, larger: int) -> Any:
-    """Pictures (n, C, H, W) in [-1, 1] as one, (H, W) or (H, W, 3) in [0, 1]: enlarged, in rows, with white between."""
+def _difference_colours() -> "Colormap":
+    """White where nothing differs, darker the more: also in gray, and to the colour-blind."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("difference", ["white", COLOURS[1], "#3d1a00"])
+
+
+def save_animation(frames: "Sequence[Figure]", path: Path, seconds: float = 1.0) -> None:
+    """Write figures of one size as a GIF or a WebP file, by its suffix, which begins again after the last.
+
+    Args:
+        frames: the figures, in their order.
+        path: the file; it appears whole or not at all.
+        seconds: that each figure is seen; the last one is seen three times as long.
+
+    Raises:
+        ValueError: no figures, or a file of another kind.
+        OSError: the file cannot be written.
+    """
+    require("PIL", "plots")
+    from PIL import Image
+
+    kind = choose("the suffix of an animation", path.suffix.lower(), (".gif", ".webp")).removeprefix(".")
+    if not frames:
+        raise ValueError("save_animation needs at least one figure")
+    drawn = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        frame.savefig(buffer, format="png", dpi=DPI / 2)
+        image = Image.open(buffer).convert("RGB")
+        drawn.append(image.quantize(64) if kind == "gif" else image)
+    durations = [round(1000 * seconds)] * (len(drawn) - 1) + [round(3000 * seconds)]
+    first, *others = drawn
+    with replacing(path) as file:
+        first.save(file, format=kind, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _mosaic(images: Tensor, columns: int, gap: int, larger: int, background: float = 1.0) -> Any:
+    """Pictures (n, C, H, W) in [-1, 1] as one, (H, W) or (H, W, 3) in [0, 1]: enlarged, in rows, with the background
+    between."""
     n, channels, height, width = images.shape
     height, width, rows = height * larger, width * larger, math.ceil(n / columns)
-    sheet = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    sheet = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), background)
     for i, image in enumerate((images.detach().float().cpu().clamp(-1, 1) + 1) / 2):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[:, y : y + height, x : x + width] = image.repeat_interleave(larger, 1).repeat_interleave(larger, 2)

@@ -1,10 +1,7 @@
-"""The command `time-tuner`: demo, tune, sample, show, compare, evaluate, check."""
+"""The command `time-tuner`: demo, doctor, tune, show, check, sample, compare, evaluate."""
 
-import logging
 import sys
-import traceback
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +14,34 @@ from ..models.conditions import Conditions
 from ..plans.plan import Plan
 from ..tuners import Budget, check_plan, tuner_of
 from ..tuners.check import SAMPLES as CHECK_SAMPLES
-from . import options, output, sample
+from . import options, output, sample, values
+from .errors import Commands
+from .help import EXIT_CODES, Command, examples
 from .options import AGAINST, CALLS, CURVE_CALLS, with_model
 
 FEW_SAMPLES, SAMPLES = 32, 256  # to tune pipelines, and other models, on
 PICTURES = (".png", ".svg", ".pdf")
 
 
-class Commands(typer.core.TyperGroup):
-    """The group of commands, in which every error is one line on standard error and an exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command, then exit: 0, 2 for an error, 130 for Ctrl-C."""
-        kwargs["standalone_mode"] = False
-        log, handler = logging.getLogger("time_tuner"), output.LogHandler()
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: output.note(f"warning: {message}")
-                code = super().main(*args, **kwargs)
-        except Exception as error:
-            print(f"error: {' '.join(_message(error).split())}", file=sys.stderr)
-            sys.exit(2)
-        finally:
-            log.removeHandler(handler)
-        if code == 130:
-            print("interrupted: the command has written nothing", file=sys.stderr)
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _message(error: Exception) -> str:
-    """What is wrong, without an error number; with the place of an error that nobody has foreseen."""
-    if isinstance(error, typer.TyperException):
-        return str(error.format_message())
-    if isinstance(error, OSError) and error.strerror:
-        file = error.filename2 or error.filename  # of a move, the one that was meant
-        return f"{file}: {error.strerror}" if file else error.strerror
-    if isinstance(error, ValueError | OSError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    return f"{type(error).__name__} at {own[-1].filename}:{own[-1].lineno}: {error}"
-
-
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Make an already trained diffusion model sample well in a few steps, without touching its weights.",
-    epilog="Start with: time-tuner demo",
+    epilog="\n".join(
+        [
+            examples(
+                "time-tuner demo                          # what tuning does, in three minutes",
+                "time-tuner tune --calls 5 --budget 2m    # a plan for the bundled digits network",
+                "time-tuner tune --help                   # the options of a command",
+                "time-tuner --install-completion          # names of commands, options and values by the Tab key",
+            ),
+            "",
+            "Exit codes:",
+            *(f"  {code:<5}{text}" for code, text in EXIT_CODES.items()),
+        ]
+    ),
 )
 
 
@@ -86,10 +59,24 @@ def root(context: typer.Context, version: options.Version_ = False) -> None:
     if version:
         print(f"time-tuner {__version__}")
     elif context.invoked_subcommand is None:
-        print(context.get_help())
+        typer.echo(context.get_help())
 
 
-@app.command(short_help="See what tuning does: the bundled digits, side by side.")
+START, PLANS, DRAWING = "Begin here", "Plans", "Samples"
+
+
+def command(name: str, group: str, summary: str, *lines: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What makes a function a command: its name, its group, its line in the list of commands, and its examples."""
+    return app.command(name, cls=Command, rich_help_panel=group, short_help=summary, epilog=examples(*lines))
+
+
+@command(
+    "demo",
+    START,
+    "See what tuning does: pictures of a few calls, untuned and tuned.",
+    "time-tuner demo",
+    "time-tuner demo --out pictures --seed 100    # other noise",
+)
 def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 0) -> None:
     """Tune 5 calls of the bundled digits network, and compare the plans with untuned runs from the same noise.
 
@@ -101,7 +88,38 @@ def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 
     run(out, seed)
 
 
-@app.command(short_help="Make a plan for a number of network calls.")
+@command(
+    "doctor",
+    START,
+    "Say what is installed, and whether it works.",
+    "time-tuner doctor",
+    "time-tuner doctor --json",
+)
+def doctor(device: options.DoctorDevice_ = None, as_json: options.Json_ = False) -> None:
+    """Say what is installed, which extras are missing, how fast the network is here, and whether it samples as it should.
+
+    The bundled network draws each digit, and a classifier that was trained apart must recognise the digits; a run on the
+    tutorial's Gaussian must have the moments that follow from its coefficients. The exit code is 1 if one of them fails.
+    """
+    from .doctor import examine
+
+    found = examine(device)
+    output.report(found.to_dict() if as_json else None, found.table())
+    if not found.works:
+        raise typer.Exit(1)
+
+
+@command(
+    "tune",
+    PLANS,
+    "Make a plan for a number of network calls.",
+    "time-tuner tune --calls 5 --budget 2m --out plan.json",
+    "time-tuner tune --calls 4,5,8 --budget 2m --out plans.json            # a plan for each",
+    "time-tuner tune --calls 5 --budget 2m --dry-run                       # what it costs",
+    "time-tuner tune --model my_module:model --calls 8 --budget 5m         # a network of your own",
+    "time-tuner tune --model path/to/pipeline --prompts prompts.txt --calls 8 --budget 10m",
+    "time-tuner tune --label 3 --guidance-scale 2 --evaluations 8 --budget 2m",
+)
 @with_model
 def tune(
     model: str,
@@ -115,9 +133,10 @@ def tune(
     spacing: options.Spacing_ = None,
     end: options.End_ = None,
     budget: options.Budget_ = None,
-    samples: options.Samples_ = None,
+    samples: options.TunedSamples_ = None,
     data_path: options.Data_ = None,
     dry_run: options.DryRun_ = False,
+    as_json: options.Json_ = False,
     seed: options.Seed_ = 0,
 ) -> None:
     """Find the best plan for a number of network calls, measure it on held-out noise, and save it.
@@ -153,12 +172,85 @@ def tune(
     if evaluations is not None:
         starts, how["evaluations"] = [evaluations // 2], evaluations
     if dry_run:
-        show_estimate(loaded, starts, tuner, own_samples=x0 is None, **how)
+        show_estimate(loaded, starts, tuner, as_json, own_samples=x0 is None, **how)
     else:
-        tune_plans(loaded, starts, tuner, x0, seed, out, made_for, **how)
+        tune_plans(loaded, starts, tuner, x0, seed, out, made_for, as_json, **how)
 
 
-@app.command("sample", short_help="Draw samples, by a plan or untuned.")
+@command(
+    "show",
+    PLANS,
+    "Print a plan, and plot it; or the facts of a model.",
+    "time-tuner show digits/joint-5 --out plan.png",
+    "time-tuner show digits/joint-5 --json",
+    "time-tuner show --model latent-digits",
+)
+def show(
+    plan: options.ShownPlan_ = None,
+    model: options.ShownModel_ = None,
+    calls: options.ShownCalls_ = None,
+    out: options.ShownOut_ = None,
+    as_json: options.Json_ = False,
+) -> None:
+    """Print plans: where the network is called, what it receives, how the plan was made, and what tuning has gained."""
+    if out is not None:
+        options.check_suffix(out, *PICTURES)
+    if (plan is None) == (model is None):
+        raise ValueError("give either PLAN, a plan file, or --model")
+    if model is not None:
+        options.loader(model)
+        facts = model_facts(model)
+        output.report({"model": model, **facts} if as_json else None, output.facts_table(facts))
+        return
+    assert plan is not None
+    plans = options.read_plans(plan, calls)
+    if out is not None:
+        plots.save(plots.plot_plan(plans, f"What was tuned in {plan}"), out)
+    texts = [text for one in plans.values() for text in output.plan_texts(one)]
+    given = {**values.of_plans(plans), **({} if out is None else {"picture": out})}
+    output.report(given if as_json else None, *texts, *([] if out is None else [f"wrote {out}"]))
+
+
+@command(
+    "check",
+    PLANS,
+    "Check whether a plan fits a model.",
+    "time-tuner check digits/joint-5 --label 3",
+    "time-tuner check plan.json --model my_module:model -n 64",
+)
+@with_model
+def check(
+    model: str,
+    conditions: Conditions,
+    plan: options.CheckedPlan_,
+    calls: options.ShownCalls_ = None,
+    count: options.CheckSamples_ = CHECK_SAMPLES,
+    as_json: options.Json_ = False,
+    seed: options.Seed_ = 0,
+) -> None:
+    """Compare a plan with itself without tuning and with a few untuned plans of as many calls, on few samples.
+
+    What differs from the model that the plan was tuned for is named first. The exit code is 1 if the plan does not fit.
+    """
+    given, load = sample.one_plan(plan, calls), options.loader(model)
+    with output.waiting(f"loading {model}"):
+        loaded = load(conditions)
+    with output.waiting(f"measuring on {count} samples"):
+        found = check_plan(loaded, given, count, seed, batch=sample.batch_of(loaded, conditions))
+    for difference in found.differences:
+        output.note(f"note: {difference}")
+    output.report(values.of_check(found) if as_json else None, output.check_table(found), f"{found.verdict}.")
+    if found.fits is False:
+        raise typer.Exit(1)
+
+
+@command(
+    "sample",
+    DRAWING,
+    "Draw samples, by a plan or untuned.",
+    "time-tuner sample --plan digits/joint-5 --label 3 -n 64 --out threes.png",
+    "time-tuner sample --sampler 'ddim(eta=0.5)' --spacing quadratic --calls 20 --out samples.npz",
+)
 @with_model
 def sample_command(
     model: str,
@@ -196,35 +288,13 @@ def sample_command(
     output.result(f"{count} samples in {len(made)} calls, {by}\nwrote {out}")
 
 
-@app.command(short_help="Print a plan, and plot it; or the facts of a model.")
-def show(
-    plan: options.ShownPlan_ = None,
-    model: options.ShownModel_ = None,
-    calls: options.ShownCalls_ = None,
-    out: options.ShownOut_ = None,
-) -> None:
-    """Print plans: where the network is called, what it receives, how the plan was made, and what tuning has gained."""
-    if out is not None:
-        options.check_suffix(out, *PICTURES)
-    if (plan is None) == (model is None):
-        raise ValueError("give either PLAN, a plan file, or --model")
-    if model is not None:
-        options.loader(model)
-        output.result(output.facts_table(model_facts(model)))
-        return
-    assert plan is not None
-    plans = options.read_plans(plan, calls)
-    for one in plans.values():
-        output.result(output.facts_table(output.plan_facts(one)))
-        output.result(output.plan_table(one))
-        if {"distance", "reverted_calls"} <= one.provenance.keys():
-            output.result(f"{output.verdict(one)}.")
-    if out is not None:
-        plots.save(plots.plot_plan(plans, f"What was tuned in {plan}"), out)
-        output.result(f"wrote {out}")
-
-
-@app.command(short_help="Compare runs of one model side by side.")
+@command(
+    "compare",
+    DRAWING,
+    "Compare runs of one model side by side.",
+    "time-tuner compare ddim:5@leading digits/joint-5 ddim:20@leading -n 20 --out comparison.png",
+    "time-tuner compare --model gaussian ddpm:1000 ddpm:10 ddim:10    # the tutorial's comparison",
+)
 @with_model
 def compare(
     model: str,
@@ -233,11 +303,10 @@ def compare(
     spacing: options.Spacing_ = None,
     count: options.RunCount_ = None,
     out: options.ComparedOut_ = None,
+    as_json: options.Json_ = False,
     seed: options.Seed_ = 0,
 ) -> None:
     """Compare runs of one model from the same noise: their samples, their distances to a reference run, their costs.
-
-    The tutorial's comparison: time-tuner compare --model gaussian ddpm:1000 ddpm:10 ddim:10
     """
     from . import compare as comparing
 
@@ -254,38 +323,19 @@ def compare(
     batch = sample.batch_of(loaded, conditions)
     with output.Bar(f"{count} samples of each run", comparing.work(loaded, plans, count)) as bar:
         compared = comparing.compare(loaded, plans, count, seed, batch, bar)
-    output.result(comparing.table(compared, seed))
-    comparing.write(compared, batch, out)
+    written = comparing.write(compared, batch, out)
+    note = f"wrote {written}" if written else "these samples are no pictures: --out runs.npz keeps them as arrays"
+    given = {**comparing.values_of(compared, seed), "out": written}
+    output.report(given if as_json else None, comparing.table(compared, seed), note)
 
 
-@app.command(short_help="Check whether a plan fits a model.")
-@with_model
-def check(
-    model: str,
-    conditions: Conditions,
-    plan: options.CheckedPlan_,
-    calls: options.ShownCalls_ = None,
-    count: options.CheckSamples_ = CHECK_SAMPLES,
-    seed: options.Seed_ = 0,
-) -> None:
-    """Compare a plan with itself without tuning and with a few untuned plans of as many calls, on few samples.
-
-    What differs from the model that the plan was tuned for is named first. The exit code is 1 if the plan does not fit.
-    """
-    given, load = sample.one_plan(plan, calls), options.loader(model)
-    with output.waiting(f"loading {model}"):
-        loaded = load(conditions)
-    with output.waiting(f"measuring on {count} samples"):
-        found = check_plan(loaded, given, count, seed, batch=sample.batch_of(loaded, conditions))
-    for difference in found.differences:
-        output.note(f"note: {difference}")
-    output.result(output.check_table(found))
-    output.result(f"{found.verdict}.")
-    if found.fits is False:
-        raise typer.Exit(1)
-
-
-@app.command(short_help="Measure plans beside everything else in as few calls, as one page.")
+@command(
+    "evaluate",
+    DRAWING,
+    "Measure plans beside everything else in as few calls, as one page.",
+    "time-tuner evaluate digits/joint-5 --out report",
+    "time-tuner evaluate plan.json --model my_module:model --against 'ddim,unipc(order=3)@quadratic' --calls 5,10",
+)
 @with_model
 def evaluate(
     model: str,
@@ -299,6 +349,7 @@ def evaluate(
     count: options.EvaluatedCount_ = None,
     budget: options.RankingBudget_ = "1m",
     out: options.ReportOut_ = Path("report"),
+    as_json: options.Json_ = False,
     seed: options.Seed_ = 0,
 ) -> None:
     """Measure plans beside untuned samplers and beside the best of all untuned plans, from the same noise.
@@ -308,4 +359,4 @@ def evaluate(
     from .evaluate import run
 
     given = {"against": against, "calls": calls, "data": data_path, "features": features, "count": count}
-    run(model, conditions, [*(plans or ()), *(runs or ())], out, {**given, "budget": budget, "seed": seed})
+    run(model, conditions, [*(plans or ()), *(runs or ())], out, {**given, "budget": budget, "seed": seed}, as_json)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..metrics import distance, exact_moments
 from ..models.base import Model
 from ..models.exact import ExactModel, Gaussian
 from ..plans.plan import Plan
-from . import output
+from . import output, values
 from .options import check_names, read_plans, untuned_plan
 
 if TYPE_CHECKING:
@@ -109,23 +109,51 @@ def work(model: Model, plans: Mapping[str, Plan], count: int) -> int:
     return count * sum(map(len, [*plans.values(), *reference_plans(model, plans.values()).values()]))
 
 
+def measured(comparison: Comparison) -> list[dict[str, Any]]:
+    """What the table has of each run: the mean, the standard deviation and the distance by their values of each sample
+    (n,), None where there is no distance; of the tutorial's Gaussian the exact mean and standard deviation."""
+    exact, count = gaussian_of(comparison.model), len(comparison.reference.samples)
+    rows = []
+    for run in comparison.runs:
+        flat = run.samples.double().reshape(count, -1)
+        squares = (flat - flat.mean()).square().mean(1)  # of each sample
+        std = float(squares.mean().sqrt())
+        row = {"run": run.name, "calls": len(run.plan), "evaluations": count * len(run.plan)}
+        row |= {"mean": flat.mean(1), "std": squares / (2 * std) + std / 2, "distance": run.distances}
+        if exact is not None:
+            mean, deviation = (float(value.mean()) for value in exact_moments(exact, run.plan))
+            row |= {"exact mean": mean, "exact std": deviation}
+        rows.append(row)
+    return rows
+
+
+def gaussian_of(model: Model) -> Gaussian | None:
+    """The Gaussian whose exact moments are known, if the model is that of one."""
+    return model.distribution if isinstance(model, ExactModel) and isinstance(model.distribution, Gaussian) else None
+
+
+def values_of(comparison: Comparison, seed: int) -> dict[str, Any]:
+    """The table as plain values: a mean and its standard error for each figure of samples."""
+    runs = [
+        {name: values.mean(value) if isinstance(value, Tensor) else value for name, value in row.items()}
+        for row in measured(comparison)
+    ]
+    count = len(comparison.reference.samples)
+    return {"samples": count, "seed": seed, "reference calls": len(comparison.reference.plan), "runs": runs}
+
+
 def table(comparison: Comparison, seed: int) -> Table:
     """A row for each run: mean and standard deviation, and either their exact values or the distance; and the cost."""
-    model, runs = comparison.model, comparison.runs
-    count = len(runs[0].samples)
-    exact = model.distribution if isinstance(model, ExactModel) and isinstance(model.distribution, Gaussian) else None
+    exact, count = gaussian_of(comparison.model), len(comparison.reference.samples)
     columns = ("distance",) if exact is None else ("exact\nmean", "exact\nstd")
     made = output.table("run", "calls", "evaluations", "mean", "std", *columns, title=f"{count:,} samples, seed {seed}")
-    for run in runs:
-        values = run.samples.double().reshape(count, -1)
-        squares = (values - values.mean()).square().mean(1)  # of each sample
-        std = float(squares.mean().sqrt())
-        moments = (output.with_error(values.mean(1)), output.with_error(squares / (2 * std) + std / 2))
+    for row in measured(comparison):
         if exact is not None:
-            more = tuple(f"{float(value.mean()):.5f}" for value in exact_moments(exact, run.plan))
+            more = tuple(f"{row[name]:.5f}" for name in ("exact mean", "exact std"))
         else:
-            more = ("-" if run.distances is None else output.with_error(run.distances),)
-        made.add_row(run.name, str(len(run.plan)), f"{count * len(run.plan):,}", *moments, *more)
+            more = ("-" if row["distance"] is None else output.with_error(row["distance"]),)
+        moments = (output.with_error(row["mean"]), output.with_error(row["std"]))
+        made.add_row(row["run"], str(row["calls"]), f"{row['evaluations']:,}", *moments, *more)
     if exact is not None:
         made.add_row("the data", *[""] * 4, f"{float(exact.mean.mean()):.5f}", f"{float(exact.std.mean()):.5f}")
     made.caption = "± is one standard error. evaluations: network calls x samples in them. " + (
@@ -141,34 +169,40 @@ def picture(comparison: Comparison, batch: int) -> "Figure | None":
     """The runs side by side, the reference first: pictures, points, or histograms with the density of the data; None
     where samples of this shape cannot be drawn."""
     model, reference = comparison.model, comparison.reference
-    runs = {f"reference, {len(reference.plan)} calls": reference} | {run.name: run for run in comparison.runs}
     if reference.samples[0].numel() <= 2:
+        runs = {f"reference, {len(reference.plan)} calls": reference} | {run.name: run for run in comparison.runs}
         density = plots.target_density(model)
         shown = list(runs.items())[int(density is not None) :]  # the density is the reference
         return plots.distributions({name: run.samples for name, run in shown}, density)
-    strips = []
-    for name, run in runs.items():
-        note = "" if run.distances is None else f"distance {float(run.distances.mean()):.2f}"
-        strips.append(plots.Strip(name, decode(model, run.samples[:PICTURES], batch), note))
-    if not data.is_picture(strips[0].images.shape[1:]):
+    first = strip(model, reference, batch, f"reference, {len(reference.plan)} calls")
+    if not data.is_picture(first.images.shape[1:]):
         return None
-    footnote = f"distance: to the reference, mean of {len(reference.samples)} samples"
-    return plots.image_grid(strips, "The same noise in every column", footnote)
+    strips = [first, *(strip(model, run, batch) for run in comparison.runs)]
+    footnote = (
+        f"Every column begins from the same noise. Below a row: where it differs from the reference, white is equal. "
+        f"distance: to the reference, mean of {len(reference.samples)} samples"
+    )
+    title = f"{len(comparison.runs)} runs beside the reference"
+    return plots.image_grid(strips, title, footnote, reference=0)
 
 
-def write(comparison: Comparison, batch: int, out: Path | None) -> None:
+def strip(model: Model, run: Run, batch: int, caption: str | None = None) -> plots.Strip:
+    """The first samples of a run as a row of pictures, with the distance of all of them."""
+    note = "" if run.distances is None else f"distance {float(run.distances.mean()):.2f}"
+    return plots.Strip(caption or run.name, decode(model, run.samples[:PICTURES], batch), note)
+
+
+def write(comparison: Comparison, batch: int, out: Path | None) -> Path | None:
     """Write the runs as a picture, or as arrays of an .npz file by their names; without a file, as a picture if there
-    is one."""
+    is one. Returns the path, None if nothing was written."""
     if out is not None and out.suffix.lower() == ".npz":
         data.save_arrays({run.name: run.samples for run in (comparison.reference, *comparison.runs)}, out)
-    elif (figure := picture(comparison, batch)) is not None:
-        out = out or Path("comparison.png")
-        plots.save(figure, out)
-    else:
-        shape = tuple(comparison.reference.samples.shape[1:])
-        output.result(f"samples of shape {shape} are no pictures: --out runs.npz keeps them as arrays")
-        return
-    output.result(f"wrote {out}")
+        return out
+    if (figure := picture(comparison, batch)) is None:
+        return None
+    out = out or Path("comparison.png")
+    plots.save(figure, out)
+    return out
 
 
 def usual_count(model: Model) -> int:

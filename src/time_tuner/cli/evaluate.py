@@ -14,7 +14,14 @@ from ..plans.plan import Plan
 from . import compare, options, output
 
 
-def run(model: str, conditions: Conditions, texts: Sequence[str], out: Path, given: Mapping[str, Any]) -> None:
+def run(
+    model: str,
+    conditions: Conditions,
+    texts: Sequence[str],
+    out: Path,
+    given: Mapping[str, Any],
+    as_json: bool = False,
+) -> None:
     """Evaluate the plans of these texts, print the table, and write the report into a folder.
 
     Args:
@@ -23,6 +30,7 @@ def run(model: str, conditions: Conditions, texts: Sequence[str], out: Path, giv
         texts: of plans, as `compare.read_runs` takes them.
         out: the folder.
         given: the values of the other options, by their names on the command line.
+        as_json: whether the result is printed as JSON.
     """
     if out.is_file():
         raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
@@ -52,7 +60,9 @@ def run(model: str, conditions: Conditions, texts: Sequence[str], out: Path, giv
             command=command(model, conditions, texts, out, given),
             progress=bar.tuning,
         )
-    output.result(str(report), "", *(f"wrote {path}" for path in report.write(out)))
+    written = report.write(out)
+    values = {**report.to_dict(), "out": written}
+    output.report(values if as_json else None, str(report), "", *(f"wrote {path}" for path in written))
 
 
 def split(text: str) -> list[str]:

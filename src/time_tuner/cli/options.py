@@ -13,11 +13,11 @@ import typer
 from .. import data, evaluation
 from .._spec import parse_call
 from ..evaluation import FEATURES
-from ..loading import loader_of
+from ..loading import BUNDLED, loader_of
 from ..models.base import Model
 from ..models.conditions import Conditions
 from ..noise import STEP_NOISE
-from ..plans.plan import Plan
+from ..plans.plan import Plan, bundled_plans
 from ..samplers import SAMPLERS, sampler_of
 from ..spacings import SPACINGS, spacing_of
 from ..tuners import SAMPLER, TUNERS, own_plan
@@ -27,117 +27,177 @@ CALLS = 10  # the default
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
-def option(kind: Any, text: str, *flags: str, **more: Any) -> Any:
-    """An option of this type, with its help; by default its flag is the name of the parameter."""
-    return Annotated[kind, typer.Option(*flags, help=text, **more)]
+def option(kind: Any, group: str, text: str, *flags: str, **more: Any) -> Any:
+    """An option of this type, with its group in the help and its help; by default its flag is the name of the
+    parameter."""
+    return Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=group, **more)]
 
 
-def argument(kind: Any, name: str, text: str) -> Any:
+def argument(kind: Any, name: str, text: str, **more: Any) -> Any:
     """An argument of this type, with its help."""
-    return Annotated[kind, typer.Argument(metavar=name, help=text, show_default=False)]
+    return Annotated[kind, typer.Argument(metavar=name, help=text, show_default=False, **more)]
 
 
-Sampler_ = option(str | None, f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]")
-Start_ = option(
-    str | None,
-    f"Start from this sampler: {', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: the best untuned "
-    "plan of all samplers and spacings]",
-    "--sampler",
-)
+def one_of(*names: str) -> dict[str, Any]:
+    """The completion of a value that starts with one of these names."""
+    return {"autocompletion": lambda incomplete: [name for name in names if name.startswith(incomplete)]}
+
+
+def plan_files(incomplete: str) -> list[str]:
+    """The completion of a plan: bundled plans, and the plan files and folders of the current folder."""
+    files = [f"{path}/" if path.is_dir() else str(path) for path in Path().glob(f"{incomplete}*")]
+    return [name for name in (*bundled_plans(), *files) if name.startswith(incomplete)]
+
+
+PLAN_FILE: dict[str, Any] = {"autocompletion": plan_files}
+RUN = "sampler(option=value):calls@spacing, as in 'ddim(eta=0.5):10@quadratic'; or a plan file or a bundled plan, with "
+OUTPUT, PLAN, TUNING, SAMPLES, COMPARISON = "Output", "Plan", "Tuning", "Samples", "Comparison"
+
+# Several commands.
+Json_ = option(bool, OUTPUT, "Print one JSON object instead, for scripts.", "--json")
+Seed_ = option(int, SAMPLES, "Of the first sample; the next ones count up.", min=0, max=STEP_NOISE - 1)
 Spacing_ = option(
     str | None,
+    PLAN,
     f"Grid: {', '.join(SPACINGS)}; with options as in 'karras(rho=5)'.  [default: that of the schedule, of pipelines "
     "that of their own scheduler]",
+    **one_of(*SPACINGS),
 )
-Seed_ = option(int, "Of the first sample; the next ones count up.", min=0, max=STEP_NOISE - 1)
+Version_ = option(bool, "Options", "Print the version and exit.", "--version")
 
-Version_ = option(bool, "Print the version and exit.", "--version")
-DemoOut_ = option(Path, "Folder for pictures and plans.")
-PlanOut_ = option(Path, "The plan file to write.")
-Overwrite_ = option(bool, "Replace a plan file that exists.", "--overwrite")
+# demo, doctor
+DoctorDevice_ = option(str | None, "Model", "cpu, cuda, ...  [default: cpu]", "--device")
+DemoOut_ = option(Path, OUTPUT, "Folder for pictures and plans.")
+
+# tune
+Calls_ = option(int | None, PLAN, f"Network calls; which plan, of a file of several.  [default: {CALLS}]")
 SeveralCalls_ = option(
-    str | None, f"Network calls of a run; several, as in 4,5,8, for a plan for each.  [default: {CALLS}]"
+    str | None, PLAN, f"Network calls of a run; several, as in 4,5,8, for a plan for each.  [default: {CALLS}]"
 )
 Evaluations_ = option(
     int | None,
+    PLAN,
     "Instead of calls, under guidance: network evaluations of a run, 2 for each call with guidance and 1 for each "
     "other; which calls have it is searched for.",
     min=2,
 )
-Method_ = option(
+Start_ = option(
     str | None,
-    f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; least_squares for a network "
-    "without gradients; sequential for a sampler that draws noise, and --data]",
+    PLAN,
+    f"Start from this sampler: {', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: the best untuned "
+    "plan of all samplers and spacings]",
+    "--sampler",
+    **one_of(*SAMPLERS),
 )
 End_ = option(
     float | None,
+    PLAN,
     "The time t where the run ends, for a decoder or a second plan that takes a state with noise left.  [default: that "
     "of the spacing]",
 )
-Budget_ = option(str | None, "What tuning may spend, as in 20000calls, 60s or 2m.")
-Samples_ = option(int | None, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", min=2)
+Method_ = option(
+    str | None,
+    TUNING,
+    f"{', '.join(TUNERS)}; with options as in 'joint(pairs=128)'.  [default: joint; least_squares for a network "
+    "without gradients; sequential for a sampler that draws noise, and --data]",
+    **one_of(*TUNERS),
+)
+Budget_ = option(str | None, TUNING, "What tuning may spend, as in 20000calls, 60s or 2m.")
+TunedSamples_ = option(
+    int | None, TUNING, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", "--samples", min=2
+)
 Data_ = option(
-    Path | None, "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]", "--data"
+    Path | None, TUNING, "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]", "--data"
 )
-DryRun_ = option(bool, "Print what it will cost, and do nothing.", "--dry-run")
-SamplesOut_ = option(Path, "Where to: .png for pictures, .npz for arrays.")
-Plan_ = option(str | None, "A plan file, or a bundled plan; instead of sampler and spacing.")
-Calls_ = option(int | None, f"Network calls; which plan, of a file of several.  [default: {CALLS}]")
-Count_ = option(int | None, "How many samples.  [default: 64, of pipelines 4]", "-n", "--count", min=1)
-ShownPlan_ = Annotated[
-    str | None, typer.Argument(metavar="PLAN", help="A plan file, or a bundled plan.", show_default=False)
-]
-ShownModel_ = option(str | None, "Instead of a plan: a model, or a pipeline.")
-ShownCalls_ = option(int | None, "Which plan, of a file of several.  [default: all]")
-ShownOut_ = option(Path | None, "Plot what was tuned: .png, .svg or .pdf.")
-RUN = "sampler(option=value):calls@spacing, as in 'ddim(eta=0.5):10@quadratic'; or a plan file or a bundled plan, with "
-Runs_ = argument(list[str], "RUN...", f"{RUN}:calls for one of several.")
-RunCount_ = option(
-    int | None, "Samples a run.  [default: 100, of pipelines 8, of numbers 10000]", "-n", "--count", min=2
-)
-CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.")
-CheckSamples_ = option(int, "Samples of each run.", "-n", "--count", min=2)
-ComparedOut_ = option(Path | None, "The picture, or .npz for arrays.  [default: comparison.png]")
+DryRun_ = option(bool, OUTPUT, "Print what it will cost, and do nothing.", "--dry-run")
+PlanOut_ = option(Path, OUTPUT, "The plan file to write.")
+Overwrite_ = option(bool, OUTPUT, "Replace a plan file that exists.", "--overwrite")
 
-EvaluatedRuns_ = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PLAN...", help=f"Plan files; or {RUN}:calls for one of several.", show_default=False),
-]
-EvaluatedPlans_ = option(list[str] | None, "A plan file; the same as PLAN.", "--plans")
-Against_ = option(str, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
-CurveCalls_ = option(str, "Network calls of the untuned samplers.")
+# sample
+Plan_ = option(
+    str | None, PLAN, "A plan file, or a bundled plan; instead of sampler and spacing.", "--plan", **PLAN_FILE
+)
+Sampler_ = option(
+    str | None,
+    PLAN,
+    f"{', '.join(SAMPLERS)}; with options as in 'ddim(eta=0.5)'.  [default: {SAMPLER}]",
+    **one_of(*SAMPLERS),
+)
+Count_ = option(int | None, SAMPLES, "How many samples.  [default: 64, of pipelines 4]", "-n", "--count", min=1)
+SamplesOut_ = option(Path, OUTPUT, "Where to: .png for pictures, .npz for arrays.")
+
+# show
+ShownPlan_ = argument(str | None, "PLAN", "A plan file, or a bundled plan.", **PLAN_FILE)
+ShownModel_ = option(str | None, "Model", "Instead of a plan: a model, or a pipeline.", **one_of(*BUNDLED))
+ShownCalls_ = option(int | None, PLAN, "Which plan, of a file of several.  [default: all]")
+ShownOut_ = option(Path | None, OUTPUT, "Plot what was tuned: .png, .svg or .pdf.")
+
+# compare
+Runs_ = argument(list[str], "RUN...", f"{RUN}:calls for one of several.", **PLAN_FILE)
+RunCount_ = option(
+    int | None, SAMPLES, "Samples a run.  [default: 100, of pipelines 8, of numbers 10000]", "-n", "--count", min=2
+)
+ComparedOut_ = option(Path | None, OUTPUT, "The picture, or .npz for arrays.  [default: comparison.png]")
+
+# check
+CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.", **PLAN_FILE)
+CheckSamples_ = option(int, SAMPLES, "Samples of each run.", "-n", "--count", min=2)
+
+# evaluate
+EvaluatedRuns_ = argument(
+    list[str] | None, "PLAN...", f"Plan files; or {RUN}:calls for one of several.", **PLAN_FILE
+)
+EvaluatedPlans_ = option(list[str] | None, PLAN, "A plan file; the same as PLAN.", "--plans")
+Against_ = option(str, COMPARISON, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
+CurveCalls_ = option(str, COMPARISON, "Network calls of the untuned samplers.")
 Target_ = option(
     Path | None,
+    COMPARISON,
     "Data to compare the samples with: a folder of pictures, or an .npz.  [default: the model's own samples]",
     "--data",
 )
 Features_ = option(
     str | None,
+    COMPARISON,
     f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels, of the bundled models digits]",
+    **one_of(*FEATURES),
 )
-EvaluatedCount_ = option(int | None, "Samples of each run.  [default: 100, of pipelines 8]", "-n", "--count", min=4)
+EvaluatedCount_ = option(
+    int | None, SAMPLES, "Samples of each run.  [default: 100, of pipelines 8]", "-n", "--count", min=4
+)
 RankingBudget_ = option(
-    str, "Time to rank all untuned plans in, for each number of calls; none for no ranking.", "--budget"
+    str,
+    COMPARISON,
+    "Time to rank all untuned plans in, for each number of calls; none for no ranking.",
+    "--budget",
 )
-ReportOut_ = option(Path, "The folder to write.")
+ReportOut_ = option(Path, OUTPUT, "The folder to write.")
 
 MODEL_OPTIONS: dict[str, Any] = {
     "model": option(
         str,
-        "digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: the folder "
+        "Model",
+        f"{', '.join(BUNDLED)}, package.module:function of your own, or a diffusers pipeline: the folder "
         "that it was saved to, or its id on the Hub.",
+        **one_of(*BUNDLED),
     ),
-    "label": option(str | None, "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
-    "prompt": option(str | None, "Of a pipeline that takes prompts."),
-    "prompts": option(Path | None, "A file of prompts, one a line, used in a cycle."),
-    "negative_prompt": option(str | None, "For all prompts."),
-    "guidance_scale": option(float | None, "Classifier-free guidance; 1 for none.  [default: the model's own]"),
-    "height": option(int | None, "Of a pipeline's pictures, in pixels."),
-    "width": option(int | None, "Of a pipeline's pictures, in pixels."),
-    "dtype": option(str | None, "Of a pipeline: float32, float16 or bfloat16."),
-    "device": option(str | None, "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
-    "offload": option(bool | None, "Keep the parts of a pipeline off the device until they are needed.", "--offload"),
-    "batch": option(int | None, "The most samples in one network call.  [default: 256, of pipelines 4]", min=1),
+    "label": option(str | None, "Model", "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
+    "guidance_scale": option(
+        float | None, "Model", "Classifier-free guidance; 1 for none.  [default: the model's own]"
+    ),
+    "device": option(str | None, "Model", "cpu, cuda, ...  [default: cpu, of pipelines cuda if any]"),
+    "batch": option(
+        int | None, "Model", "The most samples in one network call.  [default: 256, of pipelines 4]", min=1
+    ),
+    "prompt": option(str | None, "Pipelines", "Of a pipeline that takes prompts."),
+    "prompts": option(Path | None, "Pipelines", "A file of prompts, one a line, used in a cycle."),
+    "negative_prompt": option(str | None, "Pipelines", "For all prompts."),
+    "height": option(int | None, "Pipelines", "Of the pictures, in pixels."),
+    "width": option(int | None, "Pipelines", "Of the pictures, in pixels."),
+    "dtype": option(str | None, "Pipelines", "float32, float16 or bfloat16."),
+    "offload": option(
+        bool | None, "Pipelines", "Keep the parts off the device until they are needed.", "--offload"
+    ),
 }
 """The options of every command that runs a model, by the names of their parameters."""
 

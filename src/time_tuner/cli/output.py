@@ -1,5 +1,6 @@
 """What the command line prints: results on standard output, progress and notes on standard error."""
 
+import json
 import logging
 import math
 import time
@@ -29,6 +30,27 @@ def result(*items: str | Table) -> None:
     """Print texts and tables on standard output."""
     for item in items:
         stdout.print(item, soft_wrap=isinstance(item, str))
+
+
+def report(values: Mapping[str, Any] | None, *items: str | Table) -> None:
+    """Print values as one JSON object, in which a number that is not finite is null; or without values the items."""
+    if values is None:
+        result(*items)
+    else:
+        print(json.dumps(_plain(values), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def note(text: str) -> None:
@@ -145,6 +167,16 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         rest = {name: value for name, value in made_for.items() if name != "network"}
         facts["made for"] = shown | rest
     return {**facts, **provenance}
+
+
+def plan_texts(plan: Plan) -> list[str | Table]:
+    """What `show` prints of a plan: its facts, its calls, and what tuning has gained."""
+    return [facts_table(plan_facts(plan)), plan_table(plan), *([f"{verdict(plan)}."] if measured(plan) else [])]
+
+
+def measured(plan: Plan) -> bool:
+    """Whether the provenance of a plan has what the guard has measured."""
+    return {"distance", "reverted_calls"} <= plan.provenance.keys()
 
 
 PURPOSES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..models.base import Model
 from ..plans.plan import Plan
 from ..tuners import Tuner, estimate, tune, tune_several
-from . import output
+from . import output, values
 
 SHARED = ("teacher", "data")  # purposes whose cost several plans share
 
@@ -31,17 +31,23 @@ def check_new(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} exists: name another file (--out other.json), or give --overwrite")
 
 
-def show_estimate(model: Model, starts: Sequence[Plan] | Sequence[int], tuner: Tuner | None, **how: Any) -> None:
+def show_estimate(
+    model: Model, starts: Sequence[Plan] | Sequence[int], tuner: Tuner | None, as_json: bool, **how: Any
+) -> None:
     """Print what tuning from these plans, or for these numbers of calls, will cost, and about how long it takes;
     arguments as of `estimate`."""
+    estimates, texts = list[Any](), list[Any]()
     for i, start in enumerate(starts):
         given: dict[str, Any] = {"plan": start} if isinstance(start, Plan) else {"calls": start}
         if "evaluations" in how:
             given = {}
         found = estimate(model, tuner=tuner, shape=model.shape, device=model.device, **given, **how)
         costs = {name: cost for name, cost in found.costs.items() if not i or name not in SHARED}
-        output.result(output.cost_table(costs, f"{len(start) if isinstance(start, Plan) else start} calls"))
-        output.result(f"about {output.duration(found.seconds)} at the speed of this model here")
+        count = len(start) if isinstance(start, Plan) else start
+        estimates.append(values.of_cost(costs, found.seconds, count))
+        texts.append(output.cost_table(costs, f"{count} calls"))
+        texts.append(f"about {output.duration(found.seconds)} at the speed of this model here")
+    output.report({"estimates": estimates} if as_json else None, *texts)
 
 
 def tune_plans(
@@ -52,6 +58,7 @@ def tune_plans(
     seed: int,
     out: Path,
     made_for: Mapping[str, Any],
+    as_json: bool = False,
     **how: Any,
 ) -> None:
     """Tune plans, write them into one file, and print what tuning has gained.
@@ -66,6 +73,7 @@ def tune_plans(
         seed: of everything that is drawn.
         out: the file.
         made_for: of the model, for the provenance.
+        as_json: whether the result is printed as JSON.
         **how: samples, batch, budget and evaluations, see `tune`.
     """
     how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
@@ -77,7 +85,8 @@ def tune_plans(
             plans[0].save(out)
         else:
             Plan.save_several(plans, out)
-            output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")
+            if not as_json:
+                output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")
 
     try:
         with output.Bar("tuning") as bar:
@@ -99,8 +108,7 @@ def tune_plans(
         sys.exit(130)
     for path in kept_files(out):
         path.unlink()
-    for plan in found:
-        output.result(output.measure_table(plan))
-    if len(found) == 1:
-        output.result(f"{output.verdict(found[0])}.")
-    output.result(f"wrote {out}")
+    texts: list[Any] = [output.measure_table(plan) for plan in found]
+    verdicts = [f"{output.verdict(found[0])}."] if single else []
+    given = {**values.of_plans(found), "out": out}
+    output.report(given if as_json else None, *texts, *verdicts, f"wrote {out}")

@@ -368,16 +368,23 @@ class Plan:
         embed([self, *others], path)
 
 
+BUNDLED = Path(__file__).parents[1] / "digits" / "assets" / "plans"
+
+
+def bundled_plans() -> list[str]:
+    """The names of the plans that come with the bundled models, such as "digits/joint-5"."""
+    return sorted(file.relative_to(BUNDLED).with_suffix("").as_posix() for file in BUNDLED.rglob("*.json"))
+
+
 def _found(path: str | os.PathLike[str]) -> Path:
     """The file itself, or the plan of that name, with ".json" or without, that comes with a bundled model."""
-    folder = Path(__file__).parents[1] / "digits" / "assets" / "plans"
-    bundled = folder / f"{os.fspath(path).removesuffix('.json')}.json"
+    bundled = BUNDLED / f"{os.fspath(path).removesuffix('.json')}.json"
     if Path(path).exists():
         return Path(path)
-    if bundled.is_file() and folder in bundled.resolve().parents:
+    if bundled.is_file() and BUNDLED in bundled.resolve().parents:
         return bundled
-    names = sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.json"))
-    raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; plans that come with a model: {', '.join(names)}")
+    names = ", ".join(bundled_plans())
+    raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; plans that come with a model: {names}")
 
 
 def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
