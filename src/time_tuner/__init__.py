@@ -1,5 +1,6 @@
 """Makes an already trained diffusion model sample well in a few steps, without touching its weights."""
 
+from ._distributed import share_work
 from .evaluation import evaluate
 from .loading import load_model
 from .models import exact
@@ -58,6 +59,7 @@ __all__ = [
     "respaced_betas",
     "sample",
     "schedule_from",
+    "share_work",
     "trajectory",
     "tune",
     "tune_several",

@@ -1,5 +1,6 @@
 """Files that are replaced whole or not at all, and JSON that people can read."""
 
+import io
 import json
 import math
 import os
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
+
+from ._distributed import rank
 
 DEEPEST = 64
 """The most lists and objects inside one another in a JSON file."""
@@ -55,11 +58,15 @@ def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write under a temporary name in the folder of `path`, which it replaces if nothing was raised.
+    """A file to write under a temporary name in the folder of `path`, which it replaces if nothing was raised. Of
+    several processes that share work the first alone writes.
 
     Raises:
         OSError: the file cannot be written; names `path`.
     """
+    if rank():
+        yield io.BytesIO()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = ""
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import require
+from ._distributed import rank
 from ._files import replacing
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -60,6 +61,8 @@ def save_arrays(arrays: Mapping[str, Tensor], path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise a ValueError, before any work is done, if a file of this name could not be written."""
+    if rank():  # of several processes that share work, the first alone writes
+        return
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder: name a file")
     folder = path.parent

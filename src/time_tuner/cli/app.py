@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from .. import __version__, data, plots
+from .._distributed import launched, num_processes, rank, share_work
 from ..evaluation.drawing import draw
 from ..loading import model_facts
 from ..models.conditions import Conditions
@@ -46,8 +47,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """The entry point of the command. Started by `torchrun`, all processes do the work, and the first one writes."""
     try:
+        if launched():
+            share_work()
+            output.stdout.quiet = output.stderr.quiet = bool(rank())
         app(prog_name="time-tuner")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -85,6 +89,8 @@ def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 
     """
     from .demo import run
 
+    if num_processes() > 1:
+        raise ValueError("demo is for one process: leave torchrun out")
     run(out, seed)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._distributed import rank
 from ..models.base import Model
 from ..plans.plan import Plan
 from ..tuners import Tuner, estimate, tune, tune_several
@@ -27,7 +28,7 @@ def kept_files(out: Path) -> list[Path]:
 
 def check_new(out: Path, overwrite: bool) -> None:
     """Raise a ValueError if a finished plan would be overwritten."""
-    if out.exists() and not overwrite and not kept_files(out):
+    if not rank() and out.exists() and not overwrite and not kept_files(out):
         raise ValueError(f"--out {out} exists: name another file (--out other.json), or give --overwrite")
 
 
@@ -106,7 +107,7 @@ def tune_plans(
         where = " and ".join(map(str, kept))
         print(f"interrupted: the state is kept in {where}, and the same command continues from it", file=sys.stderr)
         sys.exit(130)
-    for path in kept_files(out):
+    for path in [] if rank() else kept_files(out):
         path.unlink()
     texts: list[Any] = [output.measure_table(plan) for plan in found]
     verdicts = [f"{output.verdict(found[0])}."] if single else []

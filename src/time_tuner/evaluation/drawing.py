@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from .._distributed import gathered, num_processes, share
 from ..models.base import HookedModel, Model, for_rows
 from ..noise import STEP_NOISE, SeededNoise
 from ..plans.build import reference_plan
@@ -16,23 +17,24 @@ REFERENCE_CALLS = 100
 
 def draw(model: Model, plan: Plan, count: int, seed: int, batch: int, advance: Callable[[int], None]) -> Tensor:
     """Samples (count, ...) of the seeds `seed`, `seed + 1`, ..., at most `batch` in a network call; each depends on its
-    own seed alone. `advance` is called with the number of samples in every call."""
+    own seed alone. `advance` is called with the number of samples in every call, of all processes that share the
+    work."""
     assert model.shape is not None
     drawn = []
-    counted = HookedModel(model, lambda quantity, x, t, prediction: advance(len(x)))
-    for rows in torch.arange(count).split(batch):
+    counted = HookedModel(model, lambda quantity, x, t, prediction: advance(len(x) * num_processes()))
+    for rows in share(count).split(batch):
         seeds = [seed + row for row in rows.tolist()]
         noise = SeededNoise(seeds)(torch.empty(len(rows), *model.shape, device=model.device))
         steps = SeededNoise([STEP_NOISE + one for one in seeds])
         drawn.append(sample(for_rows(counted, rows), plan, plan.initial_state(noise), steps).cpu())
-    return torch.cat(drawn)
+    return gathered(torch.cat(drawn), count)
 
 
 def decode(model: Model, samples: Tensor, batch: int) -> Tensor:
     """The pictures that samples (n, ...) stand for, in batches; the samples themselves where they have no decoder."""
-    numbers = torch.arange(len(samples)).split(batch)
+    numbers = share(len(samples)).split(batch)
     parts = [for_rows(model, rows).decode(samples[rows].to(model.device)).cpu() for rows in numbers]
-    return torch.cat(parts)
+    return gathered(torch.cat(parts), len(samples))
 
 
 def reference_plans(model: Model, plans: Iterable[Plan], calls: int = REFERENCE_CALLS) -> dict[float, Plan]:

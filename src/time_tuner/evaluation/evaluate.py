@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .. import data as files
 from .._checks import check_int
+from .._distributed import decided, of_all
 from ..loading import load_model
-from ..metrics import Moments, collect_features
+from ..metrics import Moments
 from ..models.base import HookedModel, Model, as_model
 from ..models.batching import BatchedModel
 from ..plans.build import reference_plan
@@ -28,7 +29,7 @@ from ..tuners.ranking import Rounds, rank
 from ..tuners.tune import own_plan
 from .drawing import REFERENCE_CALLS, decode, draw
 from .features import PIXELS, features_of
-from .measures import Target, measure_pairs
+from .measures import Target, features_of_all, measure_pairs
 from .report import BEST, PLAN, REFERENCE, UNTUNED, Report, Run, environment
 
 AGAINST = ("ddim", "dpmpp", "unipc(order=3)")
@@ -297,7 +298,7 @@ def _rank(
 ) -> dict[str, Plan]:
     """The nearest of all untuned plans with as many calls and the same end, by name, on noise of their own."""
     assert limit.seconds is not None
-    network = BatchedModel(HookedModel(model, lambda *_: clock.report()), batch)
+    network = BatchedModel(HookedModel(model, lambda *_: clock.report()), of_all(batch))
     calibration = Calibration(network, start.schedule, None, count, seed, device=model.device)
     run, began = TuningRun(calibration, limit), time.monotonic()
     pairs = teach(network, usual_teacher(start), run, PAIRS)
@@ -325,8 +326,8 @@ def _moments(data: Tensor, features: Callable[[Tensor], Tensor], name: str, cach
         return None
     content = hashlib.sha256(data.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     notes = {"features": name, "data": content}
-    if Path(cache).exists():
+    if decided(Path(cache).exists()):
         return Moments.load(cache, **notes)
-    found = Moments.of(collect_features(features, data))
+    found = Moments.of(features_of_all(features, data))
     found.save(cache, **notes)
     return found

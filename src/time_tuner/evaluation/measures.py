@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._distributed import gathered, share
 from ..data import is_picture
 from ..metrics import (
     Interval,
@@ -66,14 +67,14 @@ class Target:
     def __init__(self, pictures: Tensor, features: Callable[[Tensor], Tensor], moments: Moments | None = None) -> None:
         few = pictures[torch.linspace(0, len(pictures) - 1, min(len(pictures), MOST)).round().long()]
         self.pictures, self.of_features = few.double().flatten(1), features
-        self.features = collect_features(features, few)
-        self.moments = moments or Moments.of(collect_features(features, pictures))
+        self.features = features_of_all(features, few)
+        self.moments = moments or Moments.of(features_of_all(features, pictures))
         self._within = pair_distances(self.pictures, self.pictures), kernels(self.features, self.features)
 
     def measure(self, pictures: Tensor) -> dict[str, Interval]:
         """The distances of pictures (n, ...) to the target as sets, by name. The intervals are those of these samples,
         the target being what it is."""
-        x, f, n = pictures.double().flatten(1), collect_features(self.of_features, pictures), len(pictures)
+        x, f, n = pictures.double().flatten(1), features_of_all(self.of_features, pictures), len(pictures)
         near, alike = (
             (pair_distances(x, x), pair_distances(x, self.pictures)),
             (kernels(f, f), kernels(f, self.features)),
@@ -102,7 +103,7 @@ def measure_pairs(
         if values.isfinite().all():
             found["psnr"] = mean_of(values)
     if features is not None:
-        of: Any = (collect_features(features, one) for one in (pictures, others))
+        of: Any = (features_of_all(features, one) for one in (pictures, others))
         found["features"] = mean_of(distance(*of))
     return found
 
@@ -111,3 +112,8 @@ def mean_of(values: Tensor) -> Interval:
     """The mean of values (n,), with its interval of 95 %."""
     values = values.double()
     return Interval.around(float(values.mean()), float(values.std()) / len(values) ** 0.5)
+
+
+def features_of_all(features: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    """The features (n, D) of pictures (n, ...), each found by the process whose share it is."""
+    return gathered(collect_features(features, pictures[share(len(pictures))]), len(pictures))

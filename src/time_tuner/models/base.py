@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import accepts
+from .._distributed import num_processes, share
 from .._dtypes import like
 from ..schedules import NoiseSchedule, Point, as_float64
 from ..spacings import Spacing
@@ -287,3 +288,11 @@ def for_samples(p: Point, x: Tensor) -> Point:
 def for_rows(model: Model, rows: Tensor) -> Model:
     """The model for the samples with the numbers `rows` (n,): sample i has condition i modulo `num_conditions`."""
     return model if model.num_conditions is None else model.select(rows % model.num_conditions)
+
+
+def own_share(model: Model, count: int) -> tuple[Model, Tensor | slice]:
+    """The model for the samples of this process among `count`, and their numbers; without other processes for all."""
+    if num_processes() == 1:
+        return model, slice(None)
+    rows = share(count)
+    return for_rows(model, rows), rows

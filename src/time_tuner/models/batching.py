@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
+from .._distributed import num_processes
 from ..schedules import as_float64
 from .base import Model, ModelAround, for_rows
 
@@ -17,11 +18,14 @@ class BatchedModel(ModelAround):
     """A model of any number of samples, in network calls of at most `batch` samples each (None: all there are).
 
     Row i is under condition i modulo the number of conditions. Where the device runs out of memory `batch` is halved.
+    Of several processes that share work each makes network calls of its part of `batch`, so that as many calls are made
+    as by one.
     """
 
     def __init__(self, inner: Model, batch: int | None = None) -> None:
         super().__init__(inner)
         self.batch = None if batch is None else check_int("batch", batch, 1)
+        self._fits: int | None = None  # samples in a call of this process, where the memory was short
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         parts = self._each(x, t, tau, lambda model, x, t, tau: model.predict(quantity, x, t, tau))
@@ -39,9 +43,9 @@ class BatchedModel(ModelAround):
     def _each(self, x: Tensor, t: Any, tau: Any, predict: Callable[[Model, Tensor, Any, Any], Part]) -> list[Part]:
         """What the model predicts for batch after batch."""
         parts: list[Part] = []
-        first = 0
+        first, own = 0, -(-(self.batch or len(x)) // (num_processes() if self.batch else 1))
         while first < len(x):
-            last = min(first + (self.batch or len(x)), len(x))
+            last = min(first + (self._fits or own), len(x))
             try:
                 whole = last - first == len(x) == self.num_conditions
                 model = self.inner if whole else for_rows(self.inner, torch.arange(first, last))
@@ -50,7 +54,9 @@ class BatchedModel(ModelAround):
             except torch.OutOfMemoryError:
                 if last - first == 1:
                     raise
-                self.batch = (last - first) // 2
+                self._fits = (last - first) // 2
+                if num_processes() == 1:  # of several all count with the same number
+                    self.batch = self._fits
                 continue
             first = last
         return parts

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .._distributed import decided, summed
 from .base import Model, ModelAround
 
 
@@ -72,7 +74,14 @@ class CostLog:
         return sum(self.spent.values(), Cost())
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        return {name: {"calls": cost.calls, "evaluations": cost.evaluations} for name, cost in self.spent.items()}
+        """The costs in plain values: of processes that share work the calls of the first, and the evaluations of
+        all."""
+        if not self.spent:
+            return {}
+        evaluations = summed(torch.tensor([cost.evaluations for cost in self.spent.values()])).tolist()
+        calls = decided([cost.calls for cost in self.spent.values()])
+        both = zip(calls, evaluations, strict=True)
+        return {name: {"calls": c, "evaluations": e} for name, (c, e) in zip(self.spent, both, strict=True)}
 
 
 class CountedModel(ModelAround):

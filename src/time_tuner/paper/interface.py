@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int, choose
+from .._distributed import num_processes
 from ..models.base import HookedModel, Model, as_model
 from ..models.counting import CostLog, CountedModel
 from ..models.wrapper import model_wrapper
@@ -230,6 +231,11 @@ class TimeTuner:
         Raises:
             ValueError: names the argument, what was got and the way out.
         """
+        if num_processes() > 1:
+            raise ValueError(
+                "optimize_timesteps is for one process, since each has a data_loader of its own: take time_tuner.tune "
+                "with data=, which share_work divides among processes"
+            )
         choose("tune_type", tune_type, ("sequential", "parallel"))
         samples, searches = check_int("samples", samples, 2), lr is None and total_iters is None
         Sequential("search" if searches else "adam", lr=lr, iterations=total_iters)  # checks them

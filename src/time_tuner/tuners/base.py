@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
+from .._distributed import check_same, decided, num_processes, rank
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
 from ..plans.plan import Plan
@@ -137,8 +138,10 @@ Listener: TypeAlias = Callable[[Progress], None]
 
 @contextmanager
 def listener(progress: bool | Listener) -> Iterator[Listener | None]:
-    """A listener that shows one bar over the whole run on standard error for True, none for False, or the given one."""
-    if progress is not True:
+    """A listener that shows one bar over the whole run on standard error for True, none for False, or the given one. Of
+    several processes that share work the first alone has one."""
+    if progress is not True or rank():
+        progress = False if rank() else progress
         yield progress or None
         return
     from tqdm import tqdm  # only who looks at it waits for its import
@@ -198,7 +201,7 @@ class TuningRun:
         self.calibration = cast(Calibration, calibration)  # none where a tuner brings its own batches
         self.budget, self.cost_log = budget or Budget(), cost_log or CostLog()
         self._checkpoint, self._listener, self._planned = checkpoint, listener, planned or {}
-        kept = {} if checkpoint is None else checkpoint.load()
+        kept = {} if checkpoint is None else decided(checkpoint.load() if not rank() else {})
         self._spent = Cost(**kept["spent"]) if kept else None  # by an earlier run, until this one continues it
         self._seconds: float = kept.get("seconds", 0.0)
         self.state: dict[str, Any] = kept.get("state", {})
@@ -225,19 +228,24 @@ class TuningRun:
     @property
     def seconds(self) -> float:
         """The seconds that tuning has taken, those of an earlier run included."""
+        return decided(self._elapsed)
+
+    @property
+    def _elapsed(self) -> float:
+        """The seconds by the clock of this process."""
         return time.monotonic() - self._clock
 
     @property
     def spent_share(self) -> float:
         """The share of the budget that is spent, from 0; 0 where there is no limit."""
         calls = 0.0 if self.budget.calls is None else self.cost_log.of("tuning").calls / self.budget.calls
-        return max(calls, 0.0 if self.budget.seconds is None else self.seconds / self.budget.seconds)
+        return decided(max(calls, 0.0 if self.budget.seconds is None else self._elapsed / self.budget.seconds))
 
     def can_afford(self, calls: int, seconds: float = 0.0) -> bool:
         """Whether so many more network calls and seconds are within the budget, and any seconds are left."""
         limit, most = self.budget.calls, self.budget.seconds
         within = limit is None or self.cost_log.of("tuning").calls + calls <= limit
-        return within and (most is None or (self.seconds < most and self.seconds + seconds <= most))
+        return decided(within and (most is None or (self._elapsed < most and self._elapsed + seconds <= most)))
 
     def stop(self, how: str) -> None:
         """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""
@@ -249,6 +257,7 @@ class TuningRun:
         """Save the state after a step, from which a run continues, and report the progress: the number of steps made,
         the share of the tuner's work that is done, and the losses of the step, or of the best, untuned and tuned."""
         self.state, self.share = dict(state), share
+        check_same(self.state, f"state after step {step}")
         self._save()
         self._progress = replace(self._progress, step=step, losses=losses)
         self._report(now=True)
@@ -267,7 +276,7 @@ class TuningRun:
     def _save(self, **more: Any) -> None:
         if self._checkpoint is not None:
             spent = asdict(self.cost_log.of("tuning"))
-            entries = {"budget": str(self.budget), "seconds": self.seconds, "spent": spent, "state": self.state}
+            entries = {"budget": str(self.budget), "seconds": self._elapsed, "spent": spent, "state": self.state}
             entries["ranking"] = self.kept_ranking
             self._checkpoint.save(**entries, **more)
 
@@ -292,7 +301,8 @@ class TuningRun:
             return None
 
         def of(*phases: str) -> float:
-            left = (self._planned.get(phase, Cost()).evaluations - spent[phase] for phase in phases)
+            planned = {phase: self._planned.get(phase, Cost()).evaluations / num_processes() for phase in phases}
+            left = (planned[phase] - spent[phase] for phase in phases)
             return seconds / spent.total() * sum(max(0, one) for one in left)
 
         ways = [of("teacher", "ranking", "grids", "tuning")] if "tuning" in self._planned else []
@@ -300,7 +310,7 @@ class TuningRun:
             tuning = seconds * spent["tuning"] / spent.total()  # the rest of the time is that of other phases
             ways = [tuning * (1 - self.share) / self.share]
         if self.budget.seconds is not None:
-            ways.append(self.budget.seconds - self.seconds)
+            ways.append(self.budget.seconds - self._elapsed)
         if tuned:
             ways = [0.0]
         return of("data", "reference", "guard") + max(0.0, min(ways)) if ways else None

@@ -7,6 +7,7 @@ from numbers import Integral
 
 import torch
 
+from .._distributed import decided, num_processes
 from ..models.base import Model
 from ..models.counting import Cost
 from ..plans.plan import Plan
@@ -71,7 +72,8 @@ def forward(samples: int, batch: int | None = None) -> Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """The seconds that a network takes for a call, and for each sample evaluation in it."""
+    """The seconds that a network takes for a call, and for each sample evaluation in it; of processes that share work,
+    all of them together."""
 
     call: float
     evaluation: float
@@ -96,9 +98,9 @@ def measure_speed(
 
     plan = plan.with_guidance(len(plan))
     first = seconds(1)  # the first call is slower than the others
-    several = min(most, 1 + int(LONGEST_TIMED / max(first, 1e-9)))
+    several, processes = min(-(-most // num_processes()), 1 + int(LONGEST_TIMED / max(first, 1e-9))), num_processes()
     if several == 1:
-        return Speed(0.0, first)
+        return Speed(*decided([0.0, first / processes]))
     one, all_ = (min(seconds(count) for _ in range(3)) for count in (1, several))
     evaluation = max(0.0, all_ - one) / (several - 1)
-    return Speed(max(0.0, one - evaluation), evaluation)
+    return Speed(*decided([max(0.0, one - evaluation), evaluation / processes]))

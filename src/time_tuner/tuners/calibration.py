@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from os import PathLike
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._checks import accepts, check_device, check_int
-from ..models.base import Model, as_model, check_prediction, check_state
+from .._distributed import gathered, num_processes, rank, share, summed
+from ..models.base import Model, as_model, check_prediction, check_state, own_share
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog
 from ..noise import DATA, HELD_OUT, NOISE, STEPS, Constraint, SeededNoise, first_seed
@@ -30,10 +31,13 @@ ANSWERED = 16  # for so many samples
 class CalibrationBatch:
     """Data x0 and noise, both (B, ...), that a loss is averaged over, and the model under the conditions of the data.
 
+    Of several processes that share work each has some of the samples, see `of_share`.
+
     Attributes:
         first: the seed of sample 0 for the noise of stochastic samplers.
         condition, unconditional: conditions (B, ...) for step functions of the user's, or None.
         constraint: of the noise, see `SeededNoise`.
+        count: the samples of all processes; None where each has them all.
     """
 
     model: Model
@@ -43,6 +47,25 @@ class CalibrationBatch:
     condition: Any = None
     unconditional: Any = None
     constraint: Constraint | None = None
+    count: int | None = None
+
+    def __len__(self) -> int:
+        """The number of samples, of all processes together."""
+        return len(self.x0) if self.count is None else self.count
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean () of the losses of its samples (B,), over all processes; its gradient is that of this process's
+        part of the mean, see `summed`."""
+        if self.count is None:
+            return losses.mean()
+        if not losses.requires_grad:
+            return gathered(losses, self.count).mean()
+        own = losses.sum() * ((rank() < self.count) / self.count)  # a process more than samples has one of another
+        return own + (summed(own) - own.detach())
+
+    def mean_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of a `mean`, of its part in this process."""
+        return gradient if self.count is None else summed(gradient)
 
     def at(self, p: Point) -> Tensor:
         """The state alpha x_0 + sigma eps, (B, ...)."""
@@ -50,8 +73,12 @@ class CalibrationBatch:
 
     def step_noise(self, k: int) -> Tensor:
         """The noise that a stochastic sampler draws at call k, (B, ...): the same in every run."""
-        first = self.first + first_seed(0, STEPS) + (k + 1) * len(self.x0)
-        return SeededNoise(first, self.constraint)(self.x0)
+        first = self.first + first_seed(0, STEPS) + (k + 1) * len(self)
+        return SeededNoise(self.seeds(first), self.constraint)(self.x0)
+
+    def seeds(self, first: int) -> int | list[int]:
+        """The seeds of its samples, where that of sample 0 is `first`."""
+        return first if self.count is None else (first + share(self.count)).tolist()
 
 
 class Calibration:
@@ -106,7 +133,7 @@ class Calibration:
         if noise is not None:
             self._check_constraint(noise)
 
-    def states(self, seeds: range) -> Tensor:
+    def states(self, seeds: Sequence[int]) -> Tensor:
         """Noise (n, ...), a sample for each of these seeds: standard normal, under the constraint."""
         return SeededNoise(seeds, self.constraint)(torch.empty(len(seeds), *self.shape, device=self.device))
 
@@ -120,7 +147,9 @@ class Calibration:
 
     def trial(self, model: Model) -> CalibrationBatch:
         """Two samples, of noise in place of data: for calls that only show whether something works."""
-        return self._batch(model, self._noise(DATA, 2), first_seed(self.seed, NOISE))
+        x0 = self._noise(DATA, 2)
+        first = first_seed(self.seed, NOISE)
+        return CalibrationBatch(model, x0, SeededNoise(first, self.constraint)(x0), first, constraint=self.constraint)
 
     def check(self, model: Model, plan: Plan) -> None:
         """Raise a ValueError if the data are too few for the conditions of the model, or the calibration is made for
@@ -151,7 +180,8 @@ class Calibration:
         if self._data is None:
             x, plan = self._noise(DATA, self.samples), reference_plan(self.schedule, 0.0, OWN_CALLS)
             with self.cost_log.purpose("data"):
-                return sample(self.model, plan, plan.initial_state(x))
+                model, rows = own_share(self.model, len(x))
+                return gathered(sample(model, plan, plan.initial_state(x[rows])), len(x))
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 
@@ -193,8 +223,10 @@ class Calibration:
         return self._batch(model, pool[pick].to(self.device), first)
 
     def _batch(self, model: Model, x0: Tensor, first: int) -> CalibrationBatch:
-        noise = SeededNoise(first, self.constraint)(x0)
-        return CalibrationBatch(model, x0, noise, first, constraint=self.constraint)
+        count = None if num_processes() == 1 else len(x0)
+        model, rows = own_share(model, len(x0))
+        batch = CalibrationBatch(model, x0[rows], x0[rows], first, constraint=self.constraint, count=count)
+        return replace(batch, noise=SeededNoise(batch.seeds(first), self.constraint)(batch.x0))
 
     def _check_constraint(self, noise: Constraint) -> None:
         """Raise a ValueError unless it maps noise to noise of the same shape, the same at every call."""

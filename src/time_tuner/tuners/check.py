@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
+from .._distributed import of_all
 from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.fingerprint import Difference, differences, fingerprint_of
@@ -109,7 +110,7 @@ def check_plan(
     found, made_for = fingerprint_of(model), plan.provenance.get("made_for")
     differ = differences(made_for, found) if isinstance(made_for, Mapping) and found else []
     x = SeededNoise(range(seed, seed + samples), noise)(torch.empty(samples, *model.shape, device=model.device))
-    limited = BatchedModel(model, batch or model.max_batch)
+    limited = BatchedModel(model, of_all(batch or model.max_batch))
     judge = ReferenceDistance(limited, plan.schedule, float(plan.t[-1]), x, reference_calls, seed, noise)
     distances = {name: judge.per_sample(one.with_provenance(made_for=None)) for name, one in plans.items()}
     own, *others = distances.values()

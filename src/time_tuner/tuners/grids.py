@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
+from .._distributed import decided
 from .._dtypes import like, squared_norms
 from .._spec import build, parse_call
 from ..models.base import Model, as_model
@@ -220,6 +221,6 @@ def _spacing(model: ModelLike, choose: Callable[[Path, int], Any], samples: int,
         if steps >= len(found.times):
             raise ValueError(f"steps must be at most those of the teacher, {len(found.times) - 1}, got {steps}")
         places = np.asarray(choose(found, steps), dtype=np.float64)
-        return as_float64(np.interp(places, np.arange(len(found.times)), found.times.numpy()))
+        return as_float64(decided(np.interp(places, np.arange(len(found.times)), found.times.numpy()).tolist()))
 
     return spacing

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._distributed import gathered, share
 from .._dtypes import squared_norms, wide
-from ..models.base import Model, as_model, check_state
+from ..models.base import Model, as_model, check_state, own_share
 from ..models.batching import BatchedModel
 from ..models.counting import CostLog, CountedModel
 from ..noise import Constraint, SeededNoise
@@ -59,7 +60,8 @@ class ReferenceDistance:
         self._constraint = noise
         reference = reference_plan(schedule, end, calls)
         self.calls = len(reference)
-        self.reference = sample(self.model, reference, reference.initial_state(x))
+        own, rows = own_share(self.model, len(x))
+        self.reference = gathered(sample(own, reference, reference.initial_state(x[rows])), len(x))
 
     def __call__(self, plan: Plan) -> float:
         """The distance of a plan.
@@ -83,8 +85,12 @@ class ReferenceDistance:
     def per_sample(self, plan: Plan) -> Tensor:
         """The contribution of each sample to the distance of a plan, (B,): their mean is the distance."""
         self.check(plan)
-        ends = sample(self.model, plan, plan.initial_state(self.x), SeededNoise(self.seed, self._constraint))
-        return self.of_ends(ends, plan.stochastic)
+        own, rows = own_share(self.model, len(self.x))
+        noise = SeededNoise((self.seed + share(len(self.x))).tolist(), self._constraint)
+        ends = sample(own, plan, plan.initial_state(self.x[rows]), noise)
+        if plan.stochastic:
+            return self.of_ends(gathered(ends, len(self.x)), True)
+        return gathered(self._norms(ends, self.reference[rows]), len(self.x))
 
     def counted(self, cost_log: CostLog) -> "ReferenceDistance":
         """The same distance, whose network calls are counted in this log."""
@@ -92,11 +98,16 @@ class ReferenceDistance:
         other.model = CountedModel(self.model, cost_log)
         return other
 
+    @staticmethod
+    def _norms(ends: Tensor, reference: Tensor) -> Tensor:
+        """|x - y| of each sample, (B,)."""
+        return squared_norms(wide(ends).flatten(1) - wide(reference).flatten(1)).sqrt()
+
     def of_ends(self, ends: Tensor, stochastic: bool = False) -> Tensor:
         """The contribution of each sample to the distance of these ends (B, ...) of runs from `x`, (B,)."""
-        x, y = wide(ends).flatten(1), wide(self.reference).flatten(1)
         if not stochastic:
-            return squared_norms(x - y).sqrt()
+            return self._norms(ends, self.reference)
+        x, y = wide(ends).flatten(1), wide(self.reference).flatten(1)
         across, others = _distances(x, y), len(x) - 1
         return across.mean(0) + across.mean(1) - (_distances(x, x).sum(1) + _distances(y, y).sum(1)) / others
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
+from .._distributed import gathered, num_processes, own_rows
 from ..data import check_writable
 from ..models.base import for_rows
 from ..models.batching import BatchedModel
@@ -202,7 +203,8 @@ def _rows(model: BatchedModel, plan: Plan, pairs: Pairs, run: TuningRun) -> Tens
     once, after = forward(train, min(AT_ONCE, model.batch or AT_ONCE)), forward(held, model.batch) * (2 * calls)
     assert pairs.path is not None
     known = run.state.get("corrections", [])
-    found = rows_in_turn(model, plan, pairs.x[:train], [*pairs.path[:train].unbind(1), pairs.y[:train]], known)
+    own = own_rows(torch.arange(train))
+    found = rows_in_turn(model, plan, pairs.x[:train], [*pairs.path[own].unbind(1), pairs.y[own]], known)
     corrections = torch.zeros(calls, calls, dtype=torch.float64)
     for k in range(calls):
         if new := k >= len(known):
@@ -225,23 +227,26 @@ def rows_in_turn(
     model: BatchedModel, plan: Plan, noise: Tensor, targets: Sequence[Tensor], known: Sequence[Sequence[float]] = ()
 ) -> Iterator[tuple[Tensor, tuple[float, float]]]:
     """The rows of corrections of a plan in its runs from noise (n, ...), call after call: row k (k,), and the mean
-    distances to the target after the call, (n, ...), without and with it. Row i of `known` is taken as it is."""
+    distances to the target after the call, without and with it. Row i of `known` is taken as it is. The targets are of
+    the samples of this process, (m, ...), of those of several that share work."""
     # 1. The runs; everything but the network's own work is on the CPU.
     calls, device, base = len(plan), noise.device, plan.with_corrections(None)
-    groups = torch.arange(len(noise)).split(group_size(model.batch))
+    count, numbers = len(noise), own_rows(torch.arange(len(noise)))
+    groups = torch.arange(len(numbers)).split(-(-group_size(model.batch) // num_processes()))
+    noise = noise[numbers]
     x, past, noises = plan.initial_state(noise).cpu(), tuple[Call, ...](), list[Tensor]()
     for k, row in enumerate(base.rows):
         # 2. The predictions in the states at point k, and the states that the plan alone leads to.
         parts = [
-            evaluate(for_rows(model, rows), base, k, x[rows].to(device), tuple(call.of(rows, device) for call in past))
-            for rows in groups
+            evaluate(for_rows(model, numbers[at]), base, k, x[at].to(device), tuple(one.of(at, device) for one in past))
+            for at in groups
         ]
         prediction, p = torch.cat([one.cpu() for one, _ in parts]).to(x.dtype), plan.point(k)
         added = [one.cpu() for _, one in parts if one is not None]
         noises.append((x - p.alpha * prediction) / p.sigma if row.predicts == "x0" else prediction)
         x, past = advance(base, k, past, x, prediction, torch.randn_like, torch.cat(added) if added else None)
         # 3. The row, and the states that it leads to.
-        problem = _Problem.of([row.gamma * (noise - noises[k]) for noise in noises[:k]], targets[k].cpu() - x)
+        problem = _Problem.of([row.gamma * (noise - noises[k]) for noise in noises[:k]], targets[k].cpu() - x, count)
         if k < len(known):
             c = torch.tensor(known[k], dtype=torch.float64)
         else:
@@ -261,13 +266,14 @@ class _Problem:
     square: Tensor
 
     @classmethod
-    def of(cls, differences: Sequence[Tensor], residual: Tensor) -> "_Problem":
-        """The problems of so many differences and of one residual, (n, ...) each."""
+    def of(cls, differences: Sequence[Tensor], residual: Tensor, count: int) -> "_Problem":
+        """The problems of so many differences and of one residual, (n, ...) each, or of the share of this process among
+        `count`."""
         each = list[Tensor]()
         for i in range(len(residual)):  # float64 of one pair at a time is no burden on the memory
             d = torch.stack([residual[i], *(one[i] for one in differences)]).flatten(1).double()
             each.append(d @ d.T)
-        whole = torch.stack(each)
+        whole = gathered(torch.stack(each), count)
         return cls(whole[:, 1:, 1:], whole[:, 1:, 0], whole[:, 0, 0])
 
     def distances(self, c: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._checks import check_int
+from .._distributed import of_all
 from .._spec import build, parse_call
 from ..data import check_writable
 from ..models.base import Model, as_model
@@ -120,9 +121,9 @@ def tune(
             plans and the guard's reference run end there, too.
         any_start: whether tuning starts from the best untuned plan that ends where the given one does.
         samples: to tune on, and as many for the guard. A model with several conditions needs at least as many.
-        batch: the most samples in one network call; by default `samples`, and on other devices than the CPU as many as
-            there are, halved while the memory does not suffice. In a batch larger than `samples` the parallel strategy
-            tunes several steps together.
+        batch: the most samples in one network call, in each process where several share the work; by default
+            `samples`, and on other devices than the CPU as many as there are, halved while the memory does not suffice.
+            In a batch larger than `samples` the parallel strategy tunes several steps together.
         shape: of one sample, where neither the data nor the model have one.
         device: where the model is.
         budget: what tuning may spend, such as "20000calls", "60s" or "2m", or a number of calls: the best plan found
@@ -403,8 +404,9 @@ def _budget(tuner: Tuner, budget: str | int | Budget | None) -> Budget:
 
 
 def _batch(batch: int | None, samples: int, device: torch.device | str) -> int | None:
-    """The most samples in a network call; None on other devices than the CPU, where a full memory is an error."""
-    return samples if batch is None and str(device) == "cpu" else batch
+    """The most samples in the network calls that all processes make at a time; None on other devices than the CPU,
+    where a full memory is an error."""
+    return samples if batch is None and str(device) == "cpu" else of_all(batch)
 
 
 def tune_several(

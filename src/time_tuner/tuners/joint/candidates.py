@@ -6,6 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..._distributed import own_rows
 from ...models.base import for_rows
 from ...models.counting import Cost
 from ...plans.build import make_plan, resample, untuned
@@ -106,8 +107,7 @@ class CorrectedPlans:
             return []
         once = len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW]))
         grids = self._grids([one.plan for one in ranking], max(1, int(evaluations / once)))
-        model, x = self.loss.model, self.loss.pairs.x[self.fit]
-        path = TeacherPath(for_rows(model, self.fit), self.teacher, self.teacher.initial_state(x))
+        path = path_on(self.loss, self.teacher, self.fit)
         # All grids are compared on a few pairs, the best of them on all, by other pairs than their rows are found on.
         found = list[tuple[float, Plan]]()
         for base in grids:
@@ -151,11 +151,17 @@ class CorrectedPlans:
         return base.with_corrections(corrections)
 
 
+def path_on(loss: TeacherLoss, teacher: Plan, rows: Tensor) -> TeacherPath:
+    """The teacher's runs of some of the pairs; of several processes that share work, of those of this one."""
+    own = own_rows(rows)
+    return TeacherPath(for_rows(loss.model, own), teacher, teacher.initial_state(loss.pairs.x[own]))
+
+
 def rows_on(loss: TeacherLoss, plan: Plan, path: TeacherPath, rows: Tensor) -> list[Tensor]:
     """The rows of corrections (k,) of a plan by least squares, on the first pairs of a path, those of these `rows`."""
-    pairs = loss.pairs[rows]
-    targets = [*(path.at(t)[: len(rows)] for t in plan.t[1:-1]), pairs.y]
-    return [row for row, _ in rows_in_turn(loss.model, plan, pairs.x, targets)]
+    own = own_rows(rows)  # the first ones of the path, too
+    targets = [*(path.at(t)[: len(own)] for t in plan.t[1:-1]), loss.pairs.y[own]]
+    return [row for row, _ in rows_in_turn(loss.model, plan, loss.pairs.x[rows], targets)]
 
 
 def num_fitted(pairs: int, numbers: int) -> int:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..._dtypes import squared_norms, wide
+from ..._distributed import gathered, rank, share, summed
+from ..._dtypes import like, squared_norms, wide
 from ...models.base import Model, check_prediction, for_rows
 from ...plans.plan import Plan
 from ...sampling import predict
@@ -50,7 +51,10 @@ def gradients_by_differences(loss: TeacherLoss, parameters: Parameters, v: Tenso
 def _sums(
     loss: TeacherLoss, plan: Plan, numbers: Tensor, places: Tensor, moves: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums over these pairs of the distance (), of its slopes (P,) and of its curvatures (P, P)."""
+    """The sums over these pairs of the distance (), of its slopes (P,) and of its curvatures (P, P); of the pairs of
+    all processes, where several share the work."""
+    count, own = len(rows), share(len(rows))
+    rows = rows[own]
     model, pairs = for_rows(loss.model, rows), loss.pairs[rows]
     run = _Run(model, plan, numbers, places, pairs.x)
     ends, steps = list[Tensor](), list[float]()
@@ -64,20 +68,21 @@ def _sums(
     gram = (each @ each.mT).cpu().double()
     distances = loss.distances(run.end, pairs.y)
     if loss.distance is robust:
-        q = ((wide(run.end) - wide(pairs.y)).flatten(1).double() / distances.to(each.device)[:, None]).to(each)
+        q = (wide(run.end) - wide(pairs.y)).flatten(1).to(each.dtype) / like(distances, each)[:, None]
         slopes, steepness = (each @ q[:, :, None])[:, :, 0].cpu().double(), squared_norms(q).cpu().double()
     else:
         changes = [(loss.distances(end, pairs.y) - distances) / h for end, h in zip(ends, steps, strict=True)]
         slopes = torch.stack(changes, -1).expand(len(rows), -1)
-        steepness = _steepness(loss, run.end, pairs.y)
-    distances = distances.expand(len(rows))
-    weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
-    return distances.sum(), slopes.sum(0), torch.einsum("b,bpq->pq", weights, gram)
+        steepness = _steepness(loss, run.end, pairs.y, count)
+    whole = loss.of_all(distances, len(rows), count).expand(count)
+    least = FLOOR * float(whole.abs().mean()) + 1e-300
+    weights = steepness / distances.abs().expand(len(rows)).clamp(min=least) * (rank() < count)
+    return whole.sum(), gathered(slopes, count).sum(0), summed(torch.einsum("b,bpq->pq", weights, gram))
 
 
-def _steepness(loss: TeacherLoss, x: Tensor, y: Tensor) -> Tensor:
+def _steepness(loss: TeacherLoss, x: Tensor, y: Tensor, count: int) -> Tensor:
     """The square norm of the slope q of a distance by the ends, (B,), from differences in random directions u: q^T u
-    has the mean square |q|^2."""
+    has the mean square |q|^2. The ends are the share of this process among `count`."""
 
     def of_each(x: Tensor) -> Tensor:
         distances = loss.distances(x, y)  # or their mean, which is that of a pair where there is one alone
@@ -89,7 +94,8 @@ def _steepness(loss: TeacherLoss, x: Tensor, y: Tensor) -> Tensor:
     sizes = size.view(-1, *(1,) * (x.dim() - 1))
     generator, found = torch.Generator().manual_seed(0), list[Tensor]()
     for _ in range(PROBES):
-        u = (sizes * torch.randn(x.shape, generator=generator).to(sizes)).to(x)
+        drawn = torch.randn(count, *x.shape[1:], generator=generator)[share(count)]
+        u = (sizes * drawn.to(sizes)).to(x)
         found.append((of_each(x + u) - of_each(x - u)) / (2 * size.cpu().double()))
     return torch.stack(found).square().mean(0)
 

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..._dtypes import squared_norms, wide
+from ..._distributed import decided, gathered, num_processes, own_rows, rank, share, summed
+from ..._dtypes import like, squared_norms, wide
 from ...models.base import HookedModel, Model, check_prediction, for_rows
 from ...models.batching import BatchedModel, accepts_times
 from ...models.checkpointing import CheckpointedModel, needs_checkpointing
@@ -57,7 +58,7 @@ class TimeGradients:
     """
 
     exact: bool = False
-    differences: tuple[str, ...] = ()
+    differences: Sequence[str] = ()
 
     @property
     def calls(self) -> int:
@@ -78,6 +79,9 @@ class TeacherLoss:
         """How the derivative by the times is found, where any of them are tuned; by a few predictions."""
         if not {"times", "tau"} & set(parts):
             return TimeGradients()
+        return TimeGradients(*decided(self._time_gradients(plan, parts)))
+
+    def _time_gradients(self, plan: Plan, parts: Sequence[str]) -> tuple[bool, Sequence[str]]:
         two = torch.arange(min(2, len(self.pairs.x)))
         model, x, last_tau = for_rows(self.model, two), self.pairs.x[two], plan.taus[-1].detach()
         with self.cost_log.purpose("sizing"):
@@ -86,12 +90,12 @@ class TeacherLoss:
                     tau = last_tau.expand(len(x)).clone().requires_grad_()
                     noise = model(x, tau.detach(), tau)
                     if noise.requires_grad and torch.autograd.grad(noise.sum(), tau, allow_unused=True)[0] is not None:
-                        return TimeGradients(exact=True, differences=("tau",))
+                        return True, ("tau",)
             with torch.no_grad():
                 first, last = (model(x, plan.t[k], last_tau) for k in (0, -2))
         # Where step times move, tau moves with them; t matters to the noise of a network that predicts x0 or v.
         alike = torch.equal(first, last) or "times" not in parts
-        return TimeGradients(differences=("tau",) if alike else ("tau", "t"))
+        return False, ("tau",) if alike else ("tau", "t")
 
     def mean(self, plan: Plan, rows: Tensor) -> float:
         """The mean distance over some of the pairs; infinite where the runs of the plan are."""
@@ -100,9 +104,19 @@ class TeacherLoss:
     @torch.no_grad()
     def per_pair(self, plan: Plan, rows: Tensor) -> Tensor:
         """The distance of some of the pairs, (n,), or their mean (); infinite where the runs of the plan are."""
-        model, pairs = for_rows(self.model, rows), self.pairs[rows]
+        own = own_rows(rows)
+        model, pairs = for_rows(self.model, own), self.pairs[own]
         end = deque(trajectory(model, plan, plan.initial_state(pairs.x)), maxlen=1).pop()
-        return self.distances(end, pairs.y) if end.isfinite().all() else torch.full((len(rows),), math.inf)
+        values = self.distances(end, pairs.y) if end.isfinite().all() else torch.full((len(own),), math.inf)
+        return self.of_all(values, len(own), len(rows))
+
+    @staticmethod
+    def of_all(values: Tensor, own: int, count: int) -> Tensor:
+        """The distances of `count` pairs, (count,) or their mean (), of those of the share of each process."""
+        if num_processes() == 1:
+            return values
+        found = gathered(values.double().expand(own), count)
+        return found if values.dim() else found.mean()
 
     def distances(self, x: Tensor, y: Tensor) -> Tensor:
         """The distance of every pair of ends, (B,) or (), in float64."""
@@ -115,8 +129,9 @@ class TeacherLoss:
 
     def needs_checkpointing(self, plan: Plan, rows: Tensor) -> bool:
         """Whether the activations of a run from these pairs would fill too much of the memory."""
+        own = own_rows(rows)
         with self.cost_log.purpose("sizing"):
-            return needs_checkpointing(for_rows(self.model, rows), self.pairs.x[rows], plan.t[-2], len(plan))
+            return decided(needs_checkpointing(for_rows(self.model, own), self.pairs.x[own], plan.t[-2], len(plan)))
 
     def gradients(
         self,
@@ -137,6 +152,8 @@ class TeacherLoss:
         parts of the ends alone: u is larger where q is, by the root of its root mean square over the pairs. With
         `checkpoint` the activations of one call at a time are kept.
         """
+        count, own_pairs = len(rows), share(len(rows))
+        rows = rows[own_pairs]
         model, pairs = for_rows(self.model, rows), self.pairs[rows]
         with torch.enable_grad():
             # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
@@ -151,22 +168,24 @@ class TeacherLoss:
                     "take gradients=False, which works with forward calls only"
                 )
             (q,) = torch.autograd.grad(distances.mean() * len(rows), at)
-        distances, steepness = distances.detach().expand(len(rows)), squared_norms(q)
+        # 2. From here on of the pairs of all processes, where several share the work.
+        distances = self.of_all(distances.detach(), len(rows), count).expand(count)
+        steepness = gathered(squared_norms(q), count)
         weights = steepness / distances.abs().clamp(min=FLOOR * float(distances.abs().mean()) + 1e-300)
 
         def pulled_back(direction: Tensor, again: bool) -> Tensor:
             """J_i^T times the direction of each pair, (B, P)."""
             (each,) = torch.autograd.grad(end, own, direction, retain_graph=again)
-            return each.cpu().to(v) @ derivative
+            return gathered(each.cpu(), count).to(v) @ derivative
 
-        # 2. The gradient, the mean of J_i^T q_i.
+        # 3. The gradient, the mean of J_i^T q_i.
         gradient, curvature = pulled_back(q, generator is not None).mean(0), None
         if generator is not None:
-            # 3. The curvature, the mean of J_i^T u u^T J_i |q_i|^2 / d_i.
-            size = q.square().mean(0)
-            u = torch.randn(end.shape, generator=generator).to(end) * (size / size.mean().clamp(min=1e-30)) ** 0.25
-            projected = pulled_back(u, False)
-            curvature = projected.T @ (weights[:, None] * projected) / len(rows)
+            # 4. The curvature, the mean of J_i^T u u^T J_i |q_i|^2 / d_i.
+            size = like(summed(q.square().cpu().double().sum(0) * (rank() < count)) / count, q)
+            u = torch.randn(count, *end.shape[1:], generator=generator)[own_pairs].to(end)
+            projected = pulled_back(u * (size / size.mean().clamp(min=1e-30)) ** 0.25, False)
+            curvature = projected.T @ (weights[:, None] * projected) / count
         return Gradients(float(distances.mean()), gradient, curvature)
 
 

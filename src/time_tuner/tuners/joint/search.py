@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models.base import for_rows
+from ..._distributed import num_processes
 from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
 from ..budget import forward
-from .candidates import rows_on
+from .candidates import path_on, rows_on
 from .forward_only import gradients_by_differences
 from .gauss_newton import ANCHOR, KNOWN_ANCHOR, GaussNewton
 from .levels import LevelSteps
@@ -19,7 +19,6 @@ from .loss import Gradients, TeacherLoss
 from .parameters import Parameters
 from .sizing import BATCH, MOST_HELD, MOST_RECOMPUTED, Runs, next_look, num_rows_on
 from .successive_halving import SuccessiveHalving
-from .teacher import TeacherPath
 
 LEVEL_PAIRS = 32  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
@@ -146,16 +145,16 @@ class JointSearch:
 
     def _begin_with_rows(self) -> None:
         """Begin from corrections by least squares along the run where they are better than the candidate itself."""
-        teacher, model, pairs = self.teacher, self.loss.model, self.loss.pairs[: self._rows_on()]
-        if teacher is None or not len(pairs):
+        teacher, rows = self.teacher, torch.arange(self._rows_on())
+        if teacher is None or not len(rows):
             return
         with self.run.cost_log.purpose("teacher"):
-            path = TeacherPath(for_rows(model, torch.arange(len(pairs))), teacher, teacher.initial_state(pairs.x))
+            path = path_on(self.loss, teacher, rows)
         for solver in self.halving.solvers:
             plan = solver.parameters.start
             if plan.t[1] > teacher.t[0]:
                 continue
-            v = solver.parameters.at_corrections(rows_on(self.loss, plan, path, torch.arange(len(pairs))))
+            v = solver.parameters.at_corrections(rows_on(self.loss, plan, path, rows))
             loss = self.loss.mean(solver.parameters.plan(v), self.validation)
             if loss < solver.best_loss:
                 solver.begin_at(v, loss)
@@ -253,7 +252,8 @@ class JointSearch:
     def _seconds(self, iteration: int) -> float:
         """The seconds that an iteration of so many calls will take, by the pace so far."""
         spent = sum(self.run.cost_log.of(purpose).evaluations for purpose in ("teacher", "tuning"))
-        return self.run.seconds * iteration * min(BATCH, self.train, self.loss.model.batch or BATCH) / max(1, spent)
+        once = min(BATCH, self.train, self.loss.model.batch or BATCH) / num_processes()
+        return self.run.seconds * iteration * once / max(1, spent)
 
     def _share(self) -> float:
         """The share of the iterations or of the budget that is spent."""

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..._distributed import from_first, gathered, own_rows, rank
 from ..._files import replacing
 from ...models.base import Model, for_rows
 from ...models.batching import BatchedModel
@@ -100,8 +101,9 @@ def teach(
     made = _made(teacher, calibration, times)
 
     def states(begin: int, stop: int) -> Tensor:
-        rows, x = torch.arange(begin, stop), calibration.states(range(first + begin, first + stop))
-        return states_at(for_rows(model, rows), teacher, teacher.initial_state(x), times).cpu()
+        rows = own_rows(torch.arange(begin, stop))
+        x = calibration.states((first + rows).tolist())
+        return gathered(states_at(for_rows(model, rows), teacher, teacher.initial_state(x), times).cpu(), stop - begin)
 
     most, at_once = MOST if pairs is None else pairs, group_size(model.batch)
     limit = None if run.state else run.budget.seconds  # a continued run makes the pairs that it had
@@ -109,8 +111,9 @@ def teach(
     if found is not None:
         ends = torch.cat([*([] if found.path is None else [found.path]), found.y[:, None].cpu()], 1)
     with run.cost_log.purpose("teacher"):
-        if cache is not None and cache.exists():
-            kept = _read(cache, made).to(ends)[:most]
+        held = _read(cache, made) if cache is not None and not rank() and cache.exists() else None
+        if (held := from_first(held)) is not None:
+            kept = held.to(ends)[:most]
             if not torch.allclose(states(0, 1), kept[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
             ends = max(ends, kept, key=len)
@@ -138,7 +141,7 @@ def try_teacher(
     model: BatchedModel, teacher: Plan, calibration: Calibration, cache: Path | None, times: Sequence[float] = ()
 ) -> None:
     """Raise a ValueError if the runs of a teacher cannot begin, or its cache holds others; by one network call."""
-    if cache is not None and cache.exists():
+    if cache is not None and not rank() and cache.exists():
         _read(cache, _made(teacher, calibration, times))
     calibration.try_run("teacher", model, teacher)
 

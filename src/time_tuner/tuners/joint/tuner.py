@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import accepts, check_int
+from ..._distributed import decided
 from ...data import check_writable
 from ...models.base import HookedModel
 from ...models.batching import BatchedModel
@@ -167,7 +168,7 @@ class Joint(Tuner):
             )
         if self.gradients is not None:
             return self
-        if not (reason := without_gradient(model, plan, calibration)):
+        if not (reason := decided(without_gradient(model, plan, calibration))):
             return replace(self, gradients=True)
         logger.info("joint tuning uses differences between runs, because the network has no gradient: %s", reason)
         return replace(self, gradients=False, checkpoint_steps=None)

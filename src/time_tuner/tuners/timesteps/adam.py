@@ -55,6 +55,7 @@ def adam(
                     value.backward()
             if ratio.grad is None:
                 raise _no_gradient()
+            ratio.grad = batch.mean_gradient(ratio.grad)
             values.append(float(value.detach()))
             if not torch.isfinite(value):
                 raise step.broken()

@@ -94,9 +94,9 @@ class Objective:
         if self.result not in ("noise", "state"):
             raise ValueError(f"result must be 'noise' or 'state', got {self.result!r}")
 
-    def mean(self, result: Tensor, target: Any) -> Tensor:
-        """The mean loss, in float64."""
-        return losses_of("objective", self.loss(result, target), len(result)).mean()
+    def mean(self, result: Tensor, target: Any, batch: CalibrationBatch) -> Tensor:
+        """The mean loss over the samples of a batch, in float64."""
+        return batch.mean(losses_of("objective", self.loss(result, target), len(result)))
 
 
 @torch.no_grad()
@@ -151,4 +151,4 @@ def step_loss(
     """L_k: the mean loss of step k with the conditioning time tau; `target` is that of the objective."""
     q = run.point(k + 1)
     _, x = run.step(k, state, tau, batch)
-    return objective.mean(batch.model(x, q.t, q.t) if objective.result == "noise" else x, target)
+    return objective.mean(batch.model(x, q.t, q.t) if objective.result == "noise" else x, target, batch)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..._distributed import decided
 from ...models.batching import BatchedModel, accepts_times, predict_each
 from ..base import TuningRun
 from ..budget import forward
@@ -29,7 +30,7 @@ class Problem:
 
     def evaluate(self, ratio: float, state: State, noise: Tensor | None) -> float:
         """The loss at a ratio that led to this state, with this prediction of the noise in it."""
-        value = float(self.objective.mean(state[1] if noise is None else noise, self.target))
+        value = float(self.objective.mean(state[1] if noise is None else noise, self.target, self.step.batch))
         if not math.isfinite(value):
             if ratio == 1:
                 raise self.step.broken()
@@ -126,8 +127,8 @@ class Search:
             or not isinstance(model, BatchedModel)
         ):
             return False
-        larger = model.batch is None or model.batch > len(self.batch.x0)  # else there is nothing to gain
-        return larger and accepts_times(model, self.batch.at(p), p.t)
+        larger = model.batch is None or model.batch > len(self.batch)  # else there is nothing to gain
+        return larger and decided(accepts_times(model, self.batch.at(p), p.t))
 
     def _direct(self, ks: Sequence[int]) -> list[Step]:
         """The steps of the parallel strategy, of several with the noise predicted in all their states together."""
@@ -139,7 +140,7 @@ class Search:
 
     def _can_afford(self, steps: Sequence[int], first: bool = False) -> bool:
         """Whether another value of each of these steps is within the budget; or the first one, with its target."""
-        calls = forward(len(self.batch.x0), getattr(self.batch.model, "batch", None)).calls
+        calls = forward(len(self.batch), getattr(self.batch.model, "batch", None)).calls
         each = 1 + (self.objective.result == "noise")
         targets = [self.objective.calls + self.run.history(k) for k in steps] if first else []
         return self.tuning.can_afford(calls * (each * len(steps) + sum(targets)))
