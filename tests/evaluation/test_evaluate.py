@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from time_tuner import NoiseScheduleVP, Plan, SeededNoise, evaluate, exact, make_plan, sample
 from time_tuner.cli.app import app
 from time_tuner.cli.evaluate import split
-from time_tuner.evaluation import METRICS, Report
+from time_tuner.evaluation import METRICS, Report, measures
 from time_tuner.evaluation.page import page
 from time_tuner.metrics import energy_distance, frechet_between, kernel_distance, sliced_wasserstein
 from time_tuner.tuners import ReferenceDistance
@@ -143,6 +143,52 @@ def test_a_stochastic_run_has_no_distance_but_those_of_sets() -> None:
     assert "distance" not in found.values and {"energy", "frechet"} <= found.values.keys()
 
 
+def test_an_untuned_run_that_is_not_finite_is_left_out_and_a_plan_is_refused() -> None:
+    def overflows(x: Tensor, t: Any, tau: Any) -> Tensor:
+        return MODEL(x, t, tau) * (torch.nan if tau == first else 1.0)
+
+    overflows.schedule, overflows.shape = SCHEDULE, (1, 4, 4)  # type: ignore[attr-defined]
+    first = make_plan("ddim", SCHEDULE, 3, "quadratic").tau[1]
+    given: dict[str, Any] = {"against": ["ddim@quadratic"], "samples": 4, "budget": None}
+    found = evaluate(overflows, calls=[3, 4], **given)
+    assert [run.name for run in found.runs] == ["ddim@quadratic:4", "reference"]
+    assert "NaN or infinity at call 1" in found.left_out["ddim@quadratic:3"]
+    with pytest.raises(ValueError, match="no run is finite: eps returned NaN"):
+        evaluate(overflows, calls=[3], **given)
+    with pytest.raises(ValueError, match="the run mine: eps returned NaN"):
+        evaluate(overflows, {"mine": make_plan("ddim", SCHEDULE, 3, "quadratic")}, calls=[4], **given)
+
+
+def test_runs_are_grouped_by_evaluations_where_guidance_is_left_out() -> None:
+    mixture = exact.ConditionalMixture(seeded(6, 1, 4, 4), torch.arange(6) % 2, 0.3)
+    model = mixture.guided(SCHEDULE, torch.tensor([0, 1]), 3.0)
+    plans = {"four": make_plan("ddim", SCHEDULE, 4, "quadratic").with_guidance(2)}
+    found = evaluate(model, plans, ["ddim"], [3, 4], samples=8, budget="5s")
+    sizes = {run.name: (run.calls, run.evaluations) for run in found.runs}
+    assert sizes["four"] == (4, 6) and sizes["ddim:3"] == (3, 6) and sizes["reference"] == (100, 200)
+    (best,) = [run for run in found.runs if run.kind == "best untuned"]
+    assert best.plan.guided == plans["four"].guided, "guidance at the same calls"
+    names = [run.name for run in found.sorted()]
+    assert names.index("four") < names.index("ddim:4")
+    nearest = min((run_of(found, name) for name in ("four", "ddim:3", best.name)),
+                  key=lambda run: run.values["distance"].value)  # fmt: skip
+    assert found.best("distance", 6) is nearest
+    assert "evaluations" in str(found).splitlines()[0] and "6 evaluations" in found.verdicts()[0]
+    assert '"sizes": ["calls", "evaluations"]' in page(found) and ">evaluations</th>" in page(found)
+    every = evaluate(model, {"all": make_plan("ddim", SCHEDULE, 4)}, ["ddim"], [3], samples=8, budget=None)
+    assert "evaluations" not in str(every).splitlines()[0] and run_of(every, "all").evaluations == 8
+
+
+def test_distances_of_all_pairs_take_part_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "MOST", 20)
+    target = measures.Target(drawn(PLAN, 50, 100), lambda x: x.flatten(1))
+    x = drawn(PLAN, 39)
+    found = target.measure(x)
+    even = torch.arange(20) * 2
+    assert found["energy"].value == pytest.approx(energy_distance(x[even].flatten(1), target.pictures), rel=1e-9)
+    assert found["frechet"].value == pytest.approx(frechet_between(x, drawn(PLAN, 50, 100)), rel=1e-9), "all of them"
+
+
 def test_data_are_measured_once_and_kept(tmp_path: Path) -> None:
     data, cache = MODEL.distribution.sample(30, 5).float(), tmp_path / "data.safetensors"
     first = evaluate(MODEL, [PLAN], data=data, cache=cache, **QUICK)
@@ -151,7 +197,7 @@ def test_data_are_measured_once_and_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has data .* remove it"):
         evaluate(MODEL, [PLAN], data=-data, cache=cache, **QUICK)
     with pytest.raises(ValueError, match="has features 'pixels', not"):
-        evaluate(MODEL, [PLAN], data=data, features=lambda x: x.mean((2, 3)), cache=cache, **QUICK)
+        evaluate(MODEL, [PLAN], data=data, features="time_tuner.evaluation.features:pixels", cache=cache, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +210,10 @@ def test_data_are_measured_once_and_kept(tmp_path: Path) -> None:
         ({"samples": 2}, "samples must be a whole number of at least 4"),
         ({"features": "digit"}, "features must be one of .* did you mean 'digits'"),
         ({"features": 3}, "features must be a function"),
+        ({"features": "digits"}, r"images .*\(1, 1, 4, 4\)"),
+        ({"features": torch.nn.Identity().eval(), "cache": "c.safetensors"}, "cache needs features by name"),
+        ({"samples": 0}, "samples must be a whole number of at least 4"),
+        ({"batch": 0}, "batch must be a whole number of at least 1"),
         ({"budget": "20calls"}, "budget of the ranking must be a time"),
         ({"data": torch.zeros(5, 3)}, r"data must be samples \(m, ...\) of shape \(1, 4, 4\)"),
         ({"data": "nowhere"}, "data 'nowhere' does not exist"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from .. import data as files
 from .._checks import check_int
 from .._distributed import decided, of_all
 from ..loading import load_model
-from ..metrics import Moments
+from ..metrics import Moments, collect_features
 from ..models.base import HookedModel, Model, as_model
 from ..models.batching import BatchedModel
 from ..plans.build import reference_plan
@@ -86,10 +87,10 @@ def evaluate(
         samples: of each run; 100 by default, or two batches of a model that limits them.
         seed: of the first sample.
         batch: the most samples in one network call.
-        budget: of the ranking of all untuned plans, for each number of calls of the plans (of `calls` up to 10 where
-            there are none), as in `tune`; None: they are not ranked.
+        budget: of the ranking of all untuned plans, for each number of calls of the plans and guidance at the same ones
+            (of `calls` up to 10 where there are no plans), as in `tune`; None: they are not ranked.
         cache: a .safetensors file that keeps the mean and covariance of the data's features, of these data and of
-            features of this name alone.
+            features of this name alone. It needs features by name.
         command: that reproduces the report, for its page.
         progress: True for a bar on standard error, or a function that is called with the `Progress`.
 
@@ -97,50 +98,69 @@ def evaluate(
         The report: `print(report)`, `report.to_dict()`, `report.write(folder)`.
 
     Raises:
-        ValueError: an argument that cannot be used, before any sample is drawn; or a model that returns NaN.
+        ValueError: an argument that cannot be used, before any sample is drawn; or a run of plans or of the reference
+            that is not finite. An untuned run that is not finite is left out, and noted.
     """
     # 1. All that can be refused without a network call.
     name = model if name is None and isinstance(model, str) else name
     loaded = load_model(model) if isinstance(model, str) else as_model(model)
     if loaded.shape is None:
         raise ValueError("model must have the shape of a sample: model_wrapper(..., shape=(3, 32, 32)), or as_model")
-    count = check_int("samples", samples or 2 * (loaded.max_batch or SAMPLES // 2), 4)
-    batch = check_int("batch", batch or loaded.max_batch or BATCH, 1)
+    count = check_int("samples", 2 * (loaded.max_batch or SAMPLES // 2) if samples is None else samples, 4)
+    batch = check_int("batch", loaded.max_batch or BATCH if batch is None else batch, 1)
     named = _named(plans)
     for plan in named.values():
         check_schedule(loaded.schedule, plan)
-    feature_name, of_features = features_of(features or ("digits" if name in DIGITS else PIXELS))
+    if not (cache is None or features is None or isinstance(features, str)):
+        raise ValueError(f"cache needs features by name, as package.module:function, got the function {features!r}")
+    feature_name, of_features = features_of(("digits" if name in DIGITS else PIXELS) if features is None else features)
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None and limit.seconds is None:
         raise ValueError(f"budget of the ranking must be a time, as in 30s or 1m, got {budget!r}")
-    runs, left_out = _untuned(loaded, against, calls)
+    made, left_out = _untuned(loaded, against, calls)
+    runs = [_run(loaded, f"{text}:{len(plan)}", text, UNTUNED, plan) for text, plan in made]
     taken = {run.name for run in runs}
     for label, plan in named.items():
-        runs.append(Run(f"{label}, given" if label in taken else label, _series(label, plan, named), PLAN, plan))
+        title = f"{label}, given" if label in taken else label
+        runs.append(_run(loaded, title, _series(label, plan, named), PLAN, plan))
     if not runs:
         raise ValueError("evaluate needs plans=, or against= with calls=, got none of them")
-    counts = sorted({len(plan) for plan in named.values()} or {n for n in calls if n <= FEW_CALLS})
+    patterns = {(len(plan), plan.guided) for plan in named.values()}
+    ranked_for = sorted(patterns or {(n, (True,) * n) for n in calls if n <= FEW_CALLS})
     shape = tuple(decode(loaded, torch.zeros(1, *loaded.shape, device=loaded.device), 1).shape[1:])
+    collect_features(of_features, torch.linspace(-1, 1, math.prod(shape)).reshape(1, *shape))  # of any picture
     given = None if data is None else _load(data, shape)
 
     # 2. Runs from the same noise. The best untuned plans are known only after their ranking.
     with listener(progress) as listening:
-        clock = _Clock(listening, limit, len(counts))
+        clock = _Clock(listening, limit, len(ranked_for))
         bench = _Bench(loaded, count, seed, batch, None if feature_name == PIXELS else of_features, clock)
         ends = dict.fromkeys(float(run.plan.t[-1]) for run in runs)
         all_calls = sum(run.calls for run in runs) + REFERENCE_CALLS * (len(ends) + (given is None))
-        clock.expect(count * (all_calls + (0 if limit is None else MEASURED * sum(counts))))
+        clock.expect(count * (all_calls + (0 if limit is None else MEASURED * sum(n for n, _ in ranked_for))))
         if given is None:
             own = reference_plan(loaded.schedule, min(ends), REFERENCE_CALLS)
             target = Target(decode(loaded, bench.drawn(own, seed + TARGET_SEED), batch), of_features)
         else:
             target = Target(given, of_features, _moments(given, of_features, feature_name, cache))
-        found = [bench.measured(run, target) for run in runs]
-        for n in counts:
+        found = list[Run]()
+        for run in runs:
+            try:
+                samples = bench.drawn(run.plan)
+            except ValueError as error:  # it is not finite
+                if run.kind == PLAN:
+                    raise ValueError(f"the run {run.name}: {error}") from None
+                left_out[run.name] = str(error)
+            else:
+                found.append(bench.measured(run, samples, target))
+        if not found:
+            raise ValueError(f"no run is finite: {next(iter(left_out.values()))}")
+        for n, guided in ranked_for:
             if limit is None:
                 break
-            ranked = _rank(loaded, _start(loaded, n, named), count, seed, batch, limit, clock)
-            tried = [bench.measured(Run(text, BEST, BEST, plan), target) for text, plan in ranked.items()]
+            ranked = _rank(loaded, _start(loaded, n, guided, named), count, seed, batch, limit, clock)
+            best = [_run(loaded, text, BEST, BEST, plan) for text, plan in ranked.items()]
+            tried = [bench.measured(run, bench.drawn(run.plan), target) for run in best]
             found += [min(tried, key=lambda run: run.values["distance"].value)] if tried else []
         found += bench.references(target)
     facts = {
@@ -186,8 +206,8 @@ class _Bench:
             self.clock.phase = "samples"
         return self._ends[end]
 
-    def measured(self, run: Run, target: Target) -> Run:
-        samples = self.drawn(run.plan)
+    def measured(self, run: Run, samples: Tensor, target: Target) -> Run:
+        """The run with the values of these samples, which it drew."""
         pictures = decode(self.model, samples, self.batch)
         values = target.measure(pictures)
         if not run.plan.stochastic:
@@ -200,7 +220,7 @@ class _Bench:
         found = []
         for end, (plan, _, pictures) in self._ends.items():
             name = REFERENCE if len(self._ends) == 1 else f"{REFERENCE} to t = {end:.3g}"
-            run = Run(name, REFERENCE, REFERENCE, plan)
+            run = _run(self.model, name, REFERENCE, REFERENCE, plan)
             found.append(run.with_results(target.measure(pictures), _shown(pictures)))
         return found
 
@@ -236,6 +256,11 @@ class _Clock:
             self._listening(Progress(self.phase, min(1.0, self._fraction), left, self._calls))
 
 
+def _run(model: Model, name: str, series: str, kind: str, plan: Plan) -> Run:
+    """A run with as many evaluations of the network as it has for this model."""
+    return Run(name, series, kind, plan, plan.evaluations if model.evaluations == 2 else len(plan))
+
+
 def _shown(pictures: Tensor) -> Tensor:
     """Those of the samples that the page shows."""
     return pictures if pictures[0].numel() <= 2 else pictures[:SHOWN]
@@ -266,9 +291,11 @@ def _series(name: str, plan: Plan, plans: Mapping[str, Plan]) -> str:
     return tuner if len({len(one) for one in alike}) == len(alike) else name
 
 
-def _untuned(model: Model, against: Sequence[str], calls: Sequence[int]) -> tuple[list[Run], dict[str, str]]:
-    """The untuned runs, and why others are left out, by name."""
-    found, left_out = list[Run](), dict[str, str]()
+def _untuned(
+    model: Model, against: Sequence[str], calls: Sequence[int]
+) -> tuple[list[tuple[str, Plan]], dict[str, str]]:
+    """The untuned plans, each with its text, and why others are left out, by name."""
+    found, left_out = list[tuple[str, Plan]](), dict[str, str]()
     counts = sorted({check_int("calls", one, 1) for one in calls})
     for text in against:
         sampler, _, spacing = text.partition("@")
@@ -279,18 +306,18 @@ def _untuned(model: Model, against: Sequence[str], calls: Sequence[int]) -> tupl
             except ValueError as error:
                 refused[f"{text}:{n}"] = str(error)
             else:
-                found.append(Run(f"{text}:{n}", text, UNTUNED, plan))
+                found.append((text, plan))
         if len(refused) == len(counts):  # nothing can be made of it
             raise ValueError(next(iter(refused.values()), "calls must hold at least one number, got none"))
         left_out |= refused
     return found, left_out
 
 
-def _start(model: Model, calls: int, plans: Mapping[str, Plan]) -> Plan:
-    """An untuned plan of so many calls that ends where the first of the plans with as many does."""
+def _start(model: Model, calls: int, guided: tuple[bool, ...], plans: Mapping[str, Plan]) -> Plan:
+    """An untuned plan of so many calls, with guidance at these, that ends where the first of such plans does."""
     own = own_plan(model, calls)
-    end = next((float(plan.t[-1]) for plan in plans.values() if len(plan) == calls), float(own.t[-1]))
-    return own if end == float(own.t[-1]) else own_plan(model, calls, end=end)
+    end = next((float(plan.t[-1]) for plan in plans.values() if plan.guided == guided), float(own.t[-1]))
+    return (own if end == float(own.t[-1]) else own_plan(model, calls, end=end)).with_guidance(guided)
 
 
 def _rank(

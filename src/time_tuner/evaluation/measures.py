@@ -23,7 +23,7 @@ from ..metrics import (
 from ..metrics.sets import discrepancy, kernels, pair_distances
 
 DRAWS = 50  # of the bootstrap
-MOST = 1000  # samples of the target that distances of all pairs take
+MOST = 1000  # samples, and as many of the target, that distances of all pairs take
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Target:
     """
 
     def __init__(self, pictures: Tensor, features: Callable[[Tensor], Tensor], moments: Moments | None = None) -> None:
-        few = pictures[torch.linspace(0, len(pictures) - 1, min(len(pictures), MOST)).round().long()]
+        few = _some(pictures)
         self.pictures, self.of_features = few.double().flatten(1), features
         self.features = features_of_all(features, few)
         self.moments = moments or Moments.of(features_of_all(features, pictures))
@@ -73,23 +73,30 @@ class Target:
 
     def measure(self, pictures: Tensor) -> dict[str, Interval]:
         """The distances of pictures (n, ...) to the target as sets, by name. The intervals are those of these samples,
-        the target being what it is."""
-        x, f, n = pictures.double().flatten(1), features_of_all(self.of_features, pictures), len(pictures)
+        the target being what it is; that of recall is of the target."""
+        every = features_of_all(self.of_features, pictures)
+        x, f = _some(pictures).double().flatten(1), _some(every)
         near, alike = (
             (pair_distances(x, x), pair_distances(x, self.pictures)),
             (kernels(f, f), kernels(f, self.features)),
         )
-        metrics: dict[str, Callable[[Tensor], float]] = {
-            "energy": lambda i: discrepancy(-near[0][i][:, i], -near[1][i], -self._within[0]),
-            "sliced": lambda i: sliced_wasserstein(x[i], self.pictures, 64),
-            "frechet": lambda i: frechet_between(f[i], self.moments),
-            "kernel": lambda i: discrepancy(alike[0][i][:, i], alike[1][i], self._within[1]),
+        metrics: dict[str, tuple[Callable[[Tensor], float], Tensor]] = {
+            "energy": (lambda i: discrepancy(-near[0][i][:, i], -near[1][i], -self._within[0]), x),
+            "sliced": (lambda i: sliced_wasserstein(x[i], self.pictures, 64), x),
+            "frechet": (lambda i: frechet_between(every[i], self.moments), every),
+            "kernel": (lambda i: discrepancy(alike[0][i][:, i], alike[1][i], self._within[1]), f),
         }
-        found = {name: bootstrap(metric, torch.arange(n), draws=DRAWS) for name, metric in metrics.items()}
-        if min(n, len(self.features)) > 3:
+        found = {name: bootstrap(metric, torch.arange(len(drawn)), draws=DRAWS)
+                 for name, (metric, drawn) in metrics.items()}  # fmt: skip
+        if min(len(f), len(self.features)) > 3:
             shares = dict(zip(("precision", "recall"), precision_recall(f, self.features), strict=True))
             found |= {name: mean_of(values) for name, values in shares.items()}
         return found
+
+
+def _some(samples: Tensor) -> Tensor:
+    """All samples (n, ...), or `MOST` of them, evenly chosen."""
+    return samples[torch.linspace(0, len(samples) - 1, min(len(samples), MOST), dtype=torch.float64).round().long()]
 
 
 def measure_pairs(

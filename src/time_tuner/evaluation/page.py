@@ -31,6 +31,7 @@ def page(report: Report) -> str:
         "verdicts": _verdicts(report),
         "table": _table(report),
         "left_out": _left_out(report.left_out),
+        "group": "as many evaluations" if report.by_evaluations else "as many calls",
         "provenance": _provenance(report),
         "command": f"<pre>{escape(report.command)}</pre>" if report.command else _program(report),
         "data": json.dumps(_data(report), allow_nan=False).replace("<", "\\u003c"),
@@ -62,8 +63,8 @@ def _verdicts(report: Report) -> str:
 def _table(report: Report) -> str:
     names = report.metrics
     head = "".join(f'<th scope="col">{escape(METRICS[name].title)}</th>' for name in names)
-    best = {(run.calls, name): report.best(name, run.calls) for run in report.runs for name in names}
-    rows, calls = [], None
+    best = {(run.evaluations, name): report.best(name, run.evaluations) for run in report.runs for name in names}
+    rows, size = [], None
     for run in report.sorted():
         cells = []
         for name in names:
@@ -71,15 +72,15 @@ def _table(report: Report) -> str:
                 cells.append("<td>-</td>")
                 continue
             value, _, error = shown(run.values[name]).partition("±")
-            kind = ' class="best"' if best[run.calls, name] is run and run.kind != REFERENCE else ""
+            kind = ' class="best"' if best[run.evaluations, name] is run and run.kind != REFERENCE else ""
             cells.append(f'<td{kind}>{value}<span class="pm"> ±{error}</span></td>')
         title = f"best untuned, {run.name}" if run.kind == BEST else run.name
-        kinds = " ".join(["plan"] * (run.kind == PLAN) + ["first"] * (run.calls != calls))
-        calls = run.calls
-        rows.append(
-            f'<tr class="{kinds}"><th scope="row">{escape(title)}</th><td>{run.calls}</td>{"".join(cells)}</tr>'
-        )
-    top = f'<thead><tr><th scope="col">run</th><th scope="col">calls</th>{head}</tr></thead>'
+        kinds = " ".join(["plan"] * (run.kind == PLAN) + ["first"] * (run.evaluations != size))
+        size = run.evaluations
+        sizes = "".join(f"<td>{getattr(run, name)}</td>" for name in report.sizes)
+        rows.append(f'<tr class="{kinds}"><th scope="row">{escape(title)}</th>{sizes}{"".join(cells)}</tr>')
+    columns = "".join(f'<th scope="col">{name}</th>' for name in ("run", *report.sizes))
+    top = f"<thead><tr>{columns}{head}</tr></thead>"
     return f"<table>{top}<tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -128,13 +129,14 @@ def _data(report: Report) -> dict[str, Any]:
         "runs": [_run(run, limits) for run in report.sorted()],
         "small": small,
         "points": limits is not None,
+        "sizes": report.sizes,
     }
 
 
 def _run(run: Run, limits: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
-    plan, calls = run.plan, len(run.plan)
-    values = {name: [v.value, v.low, v.high] for name, v in run.values.items()}
-    about: dict[str, Any] = {"name": run.name, "kind": run.kind, "series": run.series, "calls": calls, "values": values}
+    plan = run.plan
+    about: dict[str, Any] = {name: getattr(run, name) for name in ("name", "kind", "series", "calls", "evaluations")}
+    about["values"] = {name: [v.value, v.low, v.high] for name, v in run.values.items()}
     if (picture := _picture(run.pictures, limits)) is not None:
         about["picture"] = picture
     if run.kind == REFERENCE:
@@ -143,7 +145,7 @@ def _run(run: Run, limits: tuple[Tensor, Tensor] | None) -> dict[str, Any]:
     kinds = "predictions are of the " + " and the ".join(
         {"eps": "noise", "x0": "data"}[one] for one in sorted(predicts)
     )
-    table = coefficients(plan.with_tau(plan.tau.detach()))[:, : 1 + calls]
+    table = coefficients(plan.with_tau(plan.tau.detach()))[:, : 1 + run.calls]
     times = {"t": plan.t[:-1].tolist(), "tau": plan.tau.tolist()}
     return about | times | {"table": [[_short(x) for x in row] for row in table.tolist()], "predicts": kinds}
 

@@ -33,6 +33,7 @@ class Run:
         series: the curve that it belongs to.
         kind: "plan", "untuned", "best untuned" or "reference".
         plan: that it follows.
+        evaluations: of the network for a sample; under classifier-free guidance those of the plan, else its calls.
         values: metrics with their intervals, by name; those that a run has, see `METRICS`.
         pictures: of the first samples, (n, ...).
     """
@@ -41,6 +42,7 @@ class Run:
     series: str
     kind: str
     plan: Plan
+    evaluations: int
     values: Mapping[str, Interval] = field(default_factory=dict)
     pictures: Tensor | None = None
 
@@ -75,31 +77,42 @@ class Report:
         """The names of the metrics that any of the runs has."""
         return [name for name in METRICS if any(name in run.values for run in self.runs)]
 
-    def sorted(self) -> list[Run]:
-        """The runs by calls; of as many calls the best untuned first, then untuned ones, then plans."""
-        order = {BEST: 0, UNTUNED: 1, PLAN: 2, REFERENCE: 3}
-        return sorted(self.runs, key=lambda run: (run.kind == REFERENCE, run.calls, order[run.kind]))
+    @property
+    def by_evaluations(self) -> bool:
+        """Whether a run leaves guidance out of some calls, so that runs of as many calls have other evaluations."""
+        return any(not all(run.plan.guided) for run in self.runs)
 
-    def best(self, metric: str, calls: int) -> Run | None:
-        """The best run of so many calls by a metric, the reference left out; None where no run is alone the
+    def sorted(self) -> list[Run]:
+        """The runs by evaluations; of as many evaluations the best untuned first, then untuned ones, then plans."""
+        order = {BEST: 0, UNTUNED: 1, PLAN: 2, REFERENCE: 3}
+        return sorted(self.runs, key=lambda run: (run.kind == REFERENCE, run.evaluations, run.calls, order[run.kind]))
+
+    def best(self, metric: str, evaluations: int) -> Run | None:
+        """The best run of so many evaluations by a metric, the reference left out; None where no run is alone the
         best."""
-        some = [run for run in self.runs if run.calls == calls and metric in run.values and run.kind != REFERENCE]
+        some = [run for run in self.runs if run.evaluations == evaluations and metric in run.values]
+        some = [run for run in some if run.kind != REFERENCE]
         sign = -1 if METRICS[metric].more_is_better else 1
         some.sort(key=lambda run: sign * run.values[metric].value)
         alone = len(some) > 1 and some[0].values[metric].value != some[1].values[metric].value
         return some[0] if alone else None
 
+    @property
+    def sizes(self) -> list[str]:
+        """What tables say of the size of a run."""
+        return ["calls", "evaluations"] if self.by_evaluations else ["calls"]
+
     def verdicts(self) -> list[str]:
-        """A sentence for each plan: its distance, beside the best untuned plan and the calls of an untuned run that is
-        as near."""
+        """A sentence for each plan: its distance, beside the best untuned plan of as many calls with guidance at the
+        same ones, and the calls of an untuned run that is as near; where guidance is left out, its evaluations."""
         return [self._verdict(run) for run in self.runs if run.kind == PLAN and "distance" in run.values]
 
     def __str__(self) -> str:
-        rows = [["run", "calls", *(METRICS[name].title for name in self.metrics)]]
+        rows = [["run", *self.sizes, *(METRICS[name].title for name in self.metrics)]]
         for run in self.sorted():
             cells = [shown(run.values[name]) if name in run.values else "-" for name in self.metrics]
             name = f"{run.name} (best untuned)" if run.kind == BEST else run.name
-            rows.append([name, str(run.calls), *cells])
+            rows.append([name, *(str(getattr(run, size)) for size in self.sizes), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items() if name != "environment")
@@ -112,8 +125,8 @@ class Report:
         runs = []
         for run in self.sorted():
             values = {name: {"value": v.value, "low": v.low, "high": v.high} for name, v in run.values.items()}
-            runs.append({"name": run.name, "kind": run.kind, "series": run.series, "calls": run.calls, "values": values,
-                         "plan": run.plan.to_dict()})  # fmt: skip
+            runs.append({"name": run.name, "kind": run.kind, "series": run.series, "calls": run.calls,
+                         "evaluations": run.evaluations, "values": values, "plan": run.plan.to_dict()})  # fmt: skip
         metrics = {name: {"title": METRICS[name].title, "text": METRICS[name].text} for name in self.metrics}
         return {
             **self.facts,
@@ -128,12 +141,12 @@ class Report:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         names = self.metrics
-        writer.writerow(
-            ["run", "kind", "series", "calls", *(f"{n}{end}" for n in names for end in ("", " low", " high"))]
-        )
+        ends = [f"{n}{end}" for n in names for end in ("", " low", " high")]
+        writer.writerow(["run", "kind", "series", "calls", "evaluations", *ends])
         for run in self.sorted():
             cells = [(v.value, v.low, v.high) if (v := run.values.get(n)) else ("", "", "") for n in names]
-            writer.writerow([run.name, run.kind, run.series, run.calls, *(cell for three in cells for cell in three)])
+            about = (run.name, run.kind, run.series, run.calls, run.evaluations)
+            writer.writerow([*about, *(cell for three in cells for cell in three)])
         return out.getvalue()
 
     def write(self, folder: str | PathLike[str]) -> list[Path]:
@@ -153,9 +166,11 @@ class Report:
         return [folder / name for name in ("index.html", "report.txt", "report.csv", "report.json")]
 
     def _verdict(self, run: Run) -> str:
-        own = run.values["distance"]
-        text = f"{run.name}, {run.calls} calls, ends at a distance of {shown(own)} from the reference run"
-        near = [one for one in self.runs if one.kind == BEST and one.calls == run.calls and "distance" in one.values]
+        own, unit = run.values["distance"], self.sizes[-1]
+        size = f"{run.calls} calls" + (f", {run.evaluations} evaluations" if self.by_evaluations else "")
+        text = f"{run.name}, {size}, ends at a distance of {shown(own)} from the reference run"
+        near = [one for one in self.runs if one.kind == BEST and one.plan.guided == run.plan.guided
+                and "distance" in one.values]  # fmt: skip
         for one in near:
             other = one.values["distance"]
             if other.value:
@@ -164,9 +179,10 @@ class Report:
                 text += shown(other)
         enough = [one for one in self.runs if one.kind in (UNTUNED, BEST) and "distance" in one.values
                   and one.values["distance"].value <= own.value]  # fmt: skip
-        fewest = min(enough, key=lambda one: one.calls, default=run)
-        if fewest.calls != run.calls:
-            text += f"; {fewest.series if fewest.kind == UNTUNED else fewest.name} is as near in {fewest.calls} calls"
+        fewest = min(enough, key=lambda one: one.evaluations, default=run)
+        if fewest.evaluations != run.evaluations:
+            name = fewest.series if fewest.kind == UNTUNED else fewest.name
+            text += f"; {name} is as near in {getattr(fewest, unit)} {unit}"
         return f"{text}."
 
 

@@ -65,6 +65,7 @@ def efficientnet_features(size: int = 224) -> Callable[[Tensor], Tensor]:
     size = check_int("size", size, 32)
 
     def features(pictures: Tensor) -> Tensor:
+        check_pictures("features take", pictures, 3, "take others, such as pixels")
         maps: Tensor = network.extract_features(prepared(pictures, network, 3, size))
         return maps.mean((2, 3))
 
@@ -115,18 +116,22 @@ def load_efficientnet() -> Any:
     return network.eval().requires_grad_(False)
 
 
-def prepared(pictures: Tensor, network: Any, channels: int | None, size: int | None) -> Tensor:
-    """Pictures in the dtype, on the device, and with the channels and the size that a network takes."""
+def check_pictures(taker: str, pictures: Tensor, channels: int | None, way_out: str) -> None:
+    """Raise a ValueError for what are no pictures (B, C, H, W) with one channel or so many."""
     given = shape(pictures)
     if len(given) != 4 or (channels is not None and given[1] not in (1, channels)):
-        raise ValueError(
-            f"distance takes pictures (B, {'C' if channels is None else f'1 or {channels}'}, H, W), got shape {given}: "
-            "of latents decode them, as in distance=lambda x, y: distance(decode(x), decode(y))"
-        )
+        wanted = "C" if channels is None else f"1 or {channels}"
+        raise ValueError(f"{taker} pictures (B, {wanted}, H, W), got shape {given}: {way_out}")
+
+
+def prepared(pictures: Tensor, network: Any, channels: int | None, size: int | None) -> Tensor:
+    """Pictures in the dtype, on the device, and with the channels and the size that a network takes."""
+    way_out = "of latents decode them, as in distance=lambda x, y: distance(decode(x), decode(y))"
+    check_pictures("distance takes", pictures, channels, way_out)
     weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     pictures = pictures if weight is None else pictures.to(weight)
     if channels is not None:
         pictures = pictures.expand(-1, channels, -1, -1)
-    if size is None or given[2:] == (size, size):
+    if size is None or pictures.shape[2:] == (size, size):
         return pictures
     return nn.functional.interpolate(pictures, (size, size), mode="bilinear", antialias=True)

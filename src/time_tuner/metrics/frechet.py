@@ -96,6 +96,10 @@ class Moments:
             raise ValueError(f"{str(path)!r} is no .safetensors file ({error}): remove it") from None
         if found.keys() != {"count", "mean", "scatter"}:
             raise ValueError(f"{str(path)!r} holds no moments, but {', '.join(found)}: name a file of Moments.save")
+        size = found["mean"].numel()
+        if found["mean"].dim() != 1 or found["scatter"].shape != (size, size) or found["count"].numel() != 1:
+            shapes = ", ".join(f"{name} {shape(value)}" for name, value in found.items())
+            raise ValueError(f"{str(path)!r} holds no moments, whose shapes fit together, but {shapes}: remove it")
         for name, value in notes.items():
             if kept.get(name) != value:
                 raise ValueError(f"{str(path)!r} has {name} {kept.get(name)!r}, not {value!r}: remove it")
@@ -164,10 +168,10 @@ def frechet_between(x: Any, y: Any) -> float:
         ValueError: samples of two shapes, fewer than two of them, or values that are not finite.
     """
     if isinstance(y, Moments):
-        x = finite("x", x).flatten(1)
-        if x.shape[1:] != y.mean.shape or len(x) < 2:
+        x = finite("x", x)
+        if x.dim() < 2 or x[:1].numel() != len(y.mean) or len(x) < 2:
             raise ValueError(f"x must hold at least two samples of {len(y.mean)} numbers, got shape {shape(x)}")
-        y_mean, y_root, y_trace = y.mean, y.root, y.covariance.trace()
+        x, y_mean, y_root, y_trace = x.flatten(1), y.mean, y.root, y.covariance.trace()
     else:
         x, y = two_sets(x, y)
         y_mean, y_root = _mean_and_root(y)

@@ -95,7 +95,7 @@ function plot(box, curves, { xTicks, xLabel, yLabel, xLog, height = 340, flat, l
   box.replaceChildren(svg);
 }
 
-// --- quality against calls ---
+// --- quality against calls or evaluations ---
 
 const order = { plan: 0, "best untuned": 1, untuned: 2 };
 const series = [...new Set(data.runs.filter((r) => r.kind !== "reference")
@@ -103,6 +103,9 @@ const series = [...new Set(data.runs.filter((r) => r.kind !== "reference")
 const colours = Object.fromEntries(series.map((name, i) => [name, `--s${i % 7}`]));
 const hidden = new Set();
 
+for (const size of data.sizes) $("size").append(make("option", { value: size }, `network ${size}`));
+$("size").value = data.sizes.at(-1);
+$("size").parentElement.hidden = data.sizes.length < 2;
 for (const [name, metric] of Object.entries(data.metrics)) $("metric").append(make("option", { value: name }, metric.title));
 series.forEach((name, i) => {
   const box = make("input", { type: "checkbox", id: `series-${i}` });
@@ -112,12 +115,12 @@ series.forEach((name, i) => {
 });
 
 function quality() {
-  const metric = $("metric").value, about = data.metrics[metric];
+  const metric = $("metric").value, about = data.metrics[metric], size = $("size").value;
   $("metric-text").textContent = `${about.title}: ${about.text}. ${about.more ? "More" : "Less"} is better.`;
   const curves = series.filter((name) => !hidden.has(name)).map((name) => {
-    const runs = data.runs.filter((r) => r.series === name && r.kind !== "reference" && metric in r.values).sort((a, b) => a.calls - b.calls);
+    const runs = data.runs.filter((r) => r.series === name && r.kind !== "reference" && metric in r.values).sort((a, b) => a[size] - b[size]);
     const thick = runs.some((r) => r.kind === "plan");
-    const points = runs.map((r) => { const [y, low, high] = r.values[metric]; return { x: r.calls, y, low, high, text: `${r.name}: ${number(y)}` }; });
+    const points = runs.map((r) => { const [y, low, high] = r.values[metric]; return { x: r[size], y, low, high, text: `${r.name}: ${number(y)}` }; });
     return { label: name, colour: colours[name], thick, points, marked: true, dash: runs.some((r) => r.kind === "best untuned") ? "5 4" : undefined };
   }).filter((curve) => curve.points.length);
   const reference = data.runs.find((r) => r.kind === "reference" && metric in r.values);
@@ -128,10 +131,11 @@ function quality() {
       curves.push({ label: "reference", colour: "--soft", dash: "2 4", points: [{ x: Math.min(...xs), y }, { x: Math.max(...xs), y }] });
   }
   if (!xs.length) { $("chart").replaceChildren(make("p", { class: "note" }, "No curve is chosen.")); return; }
-  plot($("chart"), curves, { xTicks: [...new Set(xs)].sort((a, b) => a - b), xLabel: "network calls", yLabel: about.title, xLog: true,
-    label: `${about.title} against network calls; the numbers are in the table` });
+  plot($("chart"), curves, { xTicks: [...new Set(xs)].sort((a, b) => a - b), xLabel: `network ${size}`, yLabel: about.title, xLog: true,
+    label: `${about.title} against network ${size}; the numbers are in the table` });
 }
 $("metric").addEventListener("change", quality);
+$("size").addEventListener("change", quality);
 
 // --- samples ---
 
