@@ -146,13 +146,13 @@ def evaluate(
         found = list[Run]()
         for run in runs:
             try:
-                samples = bench.drawn(run.plan)
+                drawn = bench.drawn(run.plan)
             except ValueError as error:  # it is not finite
                 if run.kind == PLAN:
                     raise ValueError(f"the run {run.name}: {error}") from None
                 left_out[run.name] = str(error)
             else:
-                found.append(bench.measured(run, samples, target))
+                found.append(bench.measured(run, drawn, target))
         if not found:
             raise ValueError(f"no run is finite: {next(iter(left_out.values()))}")
         for n, guided in ranked_for:
