@@ -1,4 +1,5 @@
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -27,3 +28,12 @@ def discrete() -> NoiseScheduleVP:
 def linear() -> NoiseScheduleVP:
     """A schedule smooth in time."""
     return NoiseScheduleVP("linear")
+
+
+@pytest.fixture
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs of 10 calls where tuning draws samples of its own, has a teacher and compares with a reference run: for
+    networks whose calls take long, in tests whose truth is not how near plans come to the exact solution."""
+    for module, name in (("calibration", "OWN_CALLS"), ("joint.teacher", "CALLS"), ("tune", "REFERENCE_CALLS")):
+        monkeypatch.setattr(import_module(f"time_tuner.tuners.{module}"), name, 10)
+    return 10

@@ -129,6 +129,7 @@ TUNED = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tuner", TUNED)
+@pytest.mark.usefixtures("short_runs")
 def test_tuning_and_the_guard_need_no_float64(tuner: str, dtype: torch.dtype) -> None:
     """What is summed over a sample is summed in float32, and moved to the CPU before it becomes float64."""
 
@@ -142,6 +143,7 @@ def test_tuning_and_the_guard_need_no_float64(tuner: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim(eta=1)", "sde_dpmpp"])
+@pytest.mark.usefixtures("short_runs")
 def test_tuning_of_samplers_with_noise_needs_no_float64(sampler: str) -> None:
     model = model_wrapper(lambda x, n: x * torch.sigmoid(n.float() / 300 - 1)[:, None, None], DISCRETE)
     with NoFloat64((5, 7)):

@@ -68,8 +68,12 @@ def moments(kind: str, calls: int, eta: float = 0.0) -> tuple[float, float]:
     return float(mean), float(np.sqrt(variance))
 
 
-def test_the_tutorial_prints_true_moments(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorial_prints_true_moments(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     example("tutorial.py", "--samples", "4000")
+    assert not list(tmp_path.iterdir()), "it draws no picture unless one is named"
     printed = capsys.readouterr().out
     rows = re.findall(r"^(D.{26})\s+(\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)$", printed, re.M)
     expected = {("DDPM", calls): moments("DDPM", calls) for calls in (1000, 100, 10)}
@@ -92,9 +96,7 @@ def test_the_tutorial_draws_a_picture_if_one_is_named(
     example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example("tutorial.py", "--samples", "500")
-    assert not list(tmp_path.iterdir())
-    example("tutorial.py", "--samples", "500", "--picture", "drawn.png")
+    example("tutorial.py", "--samples", "100", "--picture", "drawn.png")
     assert [path.name for path in tmp_path.iterdir()] == ["drawn.png"]
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
@@ -198,10 +200,10 @@ def tables() -> Any:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")], ids=name_of)
 @pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("tables", "short_runs")
 def test_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_fast(monkeypatch, 10)  # the pages have budgets of up to 30 seconds
+    run_fast(monkeypatch, 30)  # the pages have budgets of up to 30 seconds
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(compile("\n".join(blocks_of(page, "python")), page.name, "exec"), {"__name__": "page"})

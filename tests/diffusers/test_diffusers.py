@@ -10,7 +10,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ from time_tuner.diffusers import (
 from time_tuner.diffusers.loading import read_pipeline
 from time_tuner.diffusers.model import PipelineModel
 from time_tuner.models.checkpointing import CheckpointedModel, kept_bytes
-from time_tuner.tuners import calibration
 from time_tuner.tuners.joint.loss import TimeGradients, run_each
 from time_tuner.tuners.joint.parameters import Parameters
 from time_tuner.tuners.joint.tuner import Joint
@@ -54,17 +52,30 @@ from time_tuner.tuners.joint.tuner import Joint
 LABELS = [3, 8]
 
 
-def tiny() -> DDPMPipeline:
+def network(**options: Any) -> UNet2DModel:
     torch.manual_seed(0)
-    network = UNet2DModel(
+    return UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    pipe = DDPMPipeline(network.eval(), DDPMScheduler(clip_sample=False))
+        **options,
+    ).eval()
+
+
+def tiny() -> DDPMPipeline:
+    pipe = DDPMPipeline(network(), DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def classes() -> ClassConditionalPipeline:
+    """A tiny pipeline that is called as that of the digits is."""
+    one_channel = network(in_channels=1, out_channels=1, num_class_embeds=11)
+    pipe = ClassConditionalPipeline(one_channel, DDPMScheduler(clip_sample=False))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -545,17 +556,10 @@ def command(*arguments: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(digits: ClassConditionalPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(classes: ClassConditionalPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved") / "pipeline"
-    digits.save_pretrained(path)
+    classes.save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of 10 calls where tuning draws samples of its own and compares with a reference run, to save time."""
-    monkeypatch.setattr(import_module("time_tuner.tuners.tune"), "REFERENCE_CALLS", 10)
-    monkeypatch.setattr(calibration, "OWN_CALLS", 10)
 
 
 def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
@@ -569,9 +573,8 @@ def test_the_facts_of_a_saved_pipeline_are_shown(folder: Path) -> None:
         assert re.search(what, shown), what
 
 
-@pytest.mark.usefixtures("short_runs")
 def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
-    digits: ClassConditionalPipeline, folder: Path, tmp_path: Path
+    classes: ClassConditionalPipeline, folder: Path, tmp_path: Path
 ) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "drawn.npz"
     saved = ("--model", folder, "--label", "1,2")
@@ -581,16 +584,15 @@ def test_samples_of_a_tuned_saved_pipeline_are_its_own_pictures(
     assert made["model"] == str(folder) and made["pipeline"] == "ClassConditionalPipeline" and made["label"] == [1, 2]
     command("sample", *saved, "--plan", plan, "-n", 3, "--seed", 5, "--out", out)
     pictures = np.load(out)["pictures"]
-    digits.scheduler, own = TimeTunerScheduler.from_plan(Plan.load(plan)), digits.scheduler
+    classes.scheduler, own = TimeTunerScheduler.from_plan(Plan.load(plan)), classes.scheduler
     try:
         generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
-        expected = digits([1, 2, 1], num_inference_steps=2, generator=generators, output_type="pt").images
+        expected = classes([1, 2, 1], num_inference_steps=2, generator=generators, output_type="pt").images
     finally:
-        digits.scheduler = own
+        classes.scheduler = own
     np.testing.assert_allclose(pictures, 2 * expected.numpy() - 1, atol=1e-5)
 
 
-@pytest.mark.usefixtures("short_runs")
 def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> None:
     """Untuned samples, a comparison, several numbers of calls, a dry run, data, and a run that is continued."""
     saved = ("--model", folder, "--label", "1,2")
@@ -606,7 +608,6 @@ def test_every_command_takes_a_saved_pipeline(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "c.png").exists()
 
 
-@pytest.mark.usefixtures("short_runs")
 def test_an_interrupted_run_on_a_saved_pipeline_continues(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -627,7 +628,7 @@ def test_an_interrupted_run_on_a_saved_pipeline_continues(
     torch.testing.assert_close(Plan.load(tmp_path / "a.json").tau, Plan.load(tmp_path / "b.json").tau)
 
 
-def test_a_guidance_scale_of_one_is_honoured(folder: Path, tmp_path: Path) -> None:
+def test_a_guidance_scale_of_one_is_honoured(classes: ClassConditionalPipeline, folder: Path, tmp_path: Path) -> None:
     def drawn(*guidance: Any) -> np.ndarray:
         command(
             "sample", "--model", folder, "--label", 3, "--calls", 2, "-n", 1, *guidance, "--out", tmp_path / "x.npz"
@@ -635,7 +636,7 @@ def test_a_guidance_scale_of_one_is_honoured(folder: Path, tmp_path: Path) -> No
         with np.load(tmp_path / "x.npz") as arrays:
             return arrays["samples"]
 
-    with PipelineModel(digits_pipeline(), class_labels=[3], guidance_scale=5.0) as model:
+    with PipelineModel(classes, class_labels=[3], guidance_scale=5.0) as model:
         assert model.facts()["guidance_scale"] == 5.0
     assert np.array_equal(drawn("--guidance-scale", 1), drawn())  # the default of this pipeline
     assert np.abs(drawn("--guidance-scale", 5) - drawn()).max() > 0.01
@@ -661,7 +662,9 @@ def test_bad_commands_are_one_line(arguments: list[str], message: str, folder: P
     assert message in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_a_plan_of_another_kind_of_pipeline_is_noticed(tuned: Plan, folder: Path, tmp_path: Path) -> None:
+def test_a_plan_of_another_kind_of_pipeline_is_noticed(
+    digits: ClassConditionalPipeline, tuned: Plan, tmp_path: Path
+) -> None:
     with (
         pytest.warns(UserWarning, match="tuned for another model: architecture"),
         pytest.warns(UserWarning, match="tuned for a ClassConditionalPipeline, and is used in a DDPMPipeline"),
@@ -671,7 +674,9 @@ def test_a_plan_of_another_kind_of_pipeline_is_noticed(tuned: Plan, folder: Path
         warnings.simplefilter("error")
         TimeTunerScheduler.from_plan(tuned, digits_pipeline())
     tuned.with_provenance(pipeline="FluxPipeline").save(tmp_path / "plan.json")
-    how = ["--model", str(folder), "--plan", str(tmp_path / "plan.json"), "-n", "1", "--out", str(tmp_path / "x.npz")]
+    digits.save_pretrained(tmp_path / "digits")
+    how = ["--model", str(tmp_path / "digits")]
+    how += ["--plan", str(tmp_path / "plan.json"), "-n", "1", "--out", str(tmp_path / "x.npz")]
     how += ["--label", "3", "--guidance-scale", "2"]
     noted = CliRunner().invoke(app, ["sample", *how])
     assert noted.exit_code == 0 and "tuned for a FluxPipeline" in noted.stderr
@@ -692,7 +697,7 @@ def test_a_missing_package_of_a_pipeline_is_named(
 def test_loading_a_pipeline_prints_nothing(folder: Path) -> None:
     code = f"import time_tuner; print(time_tuner.load_model({str(folder)!r}).shape)"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout == "(1, 28, 28)\n" and made.stderr == ""
+    assert made.stdout == "(1, 8, 8)\n" and made.stderr == ""
 
 
 def test_a_saved_pipeline_loads_once_time_tuner_is_imported(tmp_path: Path) -> None:

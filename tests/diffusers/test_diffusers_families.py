@@ -71,9 +71,25 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp", "heun", "unipc"])
-def test_a_pipeline_runs_a_plan_as_our_own_loop_does(family: Family, sampler: str) -> None:
-    calls = 5
+KINDS = ("dpmpp", "heun", "unipc")  # of samplers: several steps, several calls in a step, a corrector
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        *((name, KINDS[i % 3]) for i, name in enumerate(FAMILIES)),
+        *(
+            (name, kind)
+            for name in ("sd", "img2img", "sd3")
+            for kind in KINDS
+            if kind != KINDS[list(FAMILIES).index(name) % 3]
+        ),
+    ],
+)
+def test_a_pipeline_runs_a_plan_as_our_own_loop_does(name: str, sampler: str) -> None:
+    """Every family runs one kind of sampler, and one family of each kind of loop every kind."""
+    family, calls = FAMILIES[name](), 5
+    family.pipe.set_progress_bar_config(disable=True)
     with model(family) as eps:
         plan = make_plan(sampler, eps.schedule, calls=calls, spacing="trailing")
         # Other conditioning times than those of the grid, as a tuned plan has them.
@@ -187,6 +203,7 @@ def test_a_pipeline_that_changes_states_between_calls_is_refused_with_a_remedy()
     assert type(family.pipe.scheduler).__name__ == "DDIMScheduler"
 
 
+@pytest.mark.usefixtures("usual_loops")
 def test_guidance_that_depends_on_the_number_of_the_call_is_refused() -> None:
     family = FAMILIES["controlnet"]()
     family.pipe.set_progress_bar_config(disable=True)
@@ -237,7 +254,7 @@ def test_predictions_continue_after_one_run_of_the_loop(monkeypatch: pytest.Monk
     x = random(1, *family.shape)
     with model(family) as eps, torch.no_grad():
         expected = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
-    monkeypatch.setattr(paused.PausedPipeline.__init__, "__defaults__", (3,))
+    monkeypatch.setattr(paused, "ITERATIONS", 3)
     with model(family) as eps, torch.no_grad():
         predictions = [eps(x, t, t) for t in (0.9, 0.7, 0.5, 0.3, 0.1)]
     torch.testing.assert_close(predictions, expected)
@@ -344,6 +361,7 @@ def test_a_saved_pipeline_is_a_model_under_prompts(tmp_path: Path) -> None:
         assert eps.dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("usual_loops")
 def test_a_window_that_one_call_of_a_run_lies_in_is_noticed_however_narrow() -> None:
     """In every number of calls up to 12, a window of the width of one call."""
     family = FAMILIES["controlnet"]()
@@ -365,6 +383,7 @@ def test_predictions_are_the_same_in_every_run_of_the_loop() -> None:
             assert torch.equal(eps(x, 0.5), first)
 
 
+@pytest.mark.usefixtures("usual_loops")
 def test_guidance_that_depends_on_the_timesteps_of_the_run_is_refused() -> None:
     """Z-Image reads all of them before its loop."""
     from flow_pipelines import FLOWS

@@ -25,7 +25,6 @@ from pipelines import Family
 from time_tuner import NoiseScheduleFlow, Plan, make_plan
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
 from time_tuner.plans.build import reference_plan
-from time_tuner.tuners import calibration
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:In CPU autocast",  # Mochi
@@ -35,8 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 tuning = import_module("time_tuner.tuners.tune")
 
 EVERY = FLOWS | BETAS_FAMILIES | EDM_FAMILIES
-CALLS = (1, 4, 5, 10)
-REFERENCE_CALLS = 10  # fewer than 100, to save time
+CALLS = (1, 4, 5)
 
 NO_SINGLE_CALL = {
     **dict.fromkeys(
@@ -163,8 +161,9 @@ def test_a_grid_of_one_call_that_leads_nowhere_is_refused_with_its_reason(name: 
         if name not in NOT_TUNED
     ],
 )
+@pytest.mark.usefixtures("usual_loops")
 def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_runs: int
 ) -> None:
     judges: list[Any] = []
 
@@ -174,8 +173,6 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
             super().__init__(*args)
 
     monkeypatch.setattr(tuning, "ReferenceDistance", Watched)
-    monkeypatch.setattr(tuning, "REFERENCE_CALLS", REFERENCE_CALLS)
-    monkeypatch.setattr(calibration, "OWN_CALLS", REFERENCE_CALLS)
     family = made(name)
     own = family.pipe.scheduler
     batch = 1 if name == "svd" else 2  # which adds noise to its pictures, other noise to each of a batch
@@ -198,7 +195,7 @@ def test_tuned_the_untuned_distance_is_that_of_the_pipeline_as_it_came(
         return
     family.pipe.scheduler = own
     with PipelineModel(family.pipe, **family.inputs) as model:
-        reference = reference_plan(model.schedule, 0.0 if plan.t[-1] == 0 else float(plan.t[-1]), REFERENCE_CALLS)
+        reference = reference_plan(model.schedule, 0.0 if plan.t[-1] == 0 else float(plan.t[-1]), short_runs)
     measured = []
     for x in judges[0].x[:, None]:
         ends = []
@@ -222,7 +219,6 @@ def test_a_pipeline_is_tuned_on_noise_under_a_constraint(monkeypatch: pytest.Mon
         return z - z.mean(1, keepdim=True)
 
     monkeypatch.setattr(tuning, "ReferenceDistance", Watched)
-    monkeypatch.setattr(tuning, "REFERENCE_CALLS", 4)
     family = made("schnell")
     options: dict[str, Any] = {"samples": 2, "batch": 2, "budget": "4calls", "noise": centred}
     tune_pipeline(family.pipe, 4, "sequential", sampler="ddim", **options, **family.inputs)

@@ -133,8 +133,8 @@ def test_energy_distance_of_gaussians() -> None:
 
 def test_sliced_wasserstein_of_gaussians() -> None:
     """On every direction (m1 - m2)^2 + (s1 - s2)^2 of the projections."""
-    x, y = seeded(20_000, 4), 2 * seeded(20_000, 4, seed=1) + torch.tensor([3.0, 0, 0, 0])
-    assert sliced_wasserstein(x, y, 2000) == pytest.approx(math.sqrt(9 / 4 + 1), rel=0.03)
+    x, y = seeded(4000, 4), 2 * seeded(4000, 4, seed=1) + torch.tensor([3.0, 0, 0, 0])
+    assert sliced_wasserstein(x, y, 500) == pytest.approx(math.sqrt(9 / 4 + 1), rel=0.05)
 
 
 def test_kernel_distance_of_gaussians() -> None:

@@ -8,6 +8,7 @@ from clock import Clock
 from helpers import tune_by
 from joint_problem import EPS, SMOOTH, one_time
 from mixture_runs import DATA, METHODS, SCHEDULE, Counted, tuned
+from pairwise import every_pair
 
 from time_tuner import TUNERS, estimate, make_plan, tune
 from time_tuner.models.counting import Cost
@@ -22,10 +23,13 @@ def total(costs: dict[str, dict[str, int]]) -> int:
     return sum(cost["evaluations"] for purpose, cost in costs.items() if purpose != "sizing")
 
 
-@METHODS
-@pytest.mark.parametrize("optimizer", ["search", "adam"])
-@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
-@pytest.mark.parametrize("batch", [None, 24])
+@every_pair(
+    "method, optimizer, objective, batch",
+    ["sequential", "parallel"],
+    ["search", "adam"],
+    ["published", "noise", "substeps"],
+    [None, 24],
+)
 def test_the_estimate_is_the_cost_of_timestep_tuning(
     method: str, optimizer: str, objective: str, batch: int | None
 ) -> None:
@@ -46,9 +50,12 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
     assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
 
 
-@METHODS
-@pytest.mark.parametrize("objective", ["published", "noise", "substeps"])
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp", "heun"])
+@every_pair(
+    "method, objective, sampler",
+    ["sequential", "parallel"],
+    ["published", "noise", "substeps"],
+    ["ddim", "dpmpp", "heun"],
+)
 def test_the_cost_of_one_value_a_step_is_estimated_exactly(
     monkeypatch: pytest.MonkeyPatch, method: str, objective: str, sampler: str
 ) -> None:
@@ -71,9 +78,8 @@ def test_the_estimate_of_timestep_tuning_knows_the_budget(method: str, budget: i
     assert spent["tuning"]["calls"] <= costs["tuning"][1].calls <= budget
 
 
-@pytest.mark.parametrize("batch", [None, 4, 24])
-@pytest.mark.parametrize(
-    "size",
+@every_pair(
+    "size, batch, model",
     [
         {"budget": 800},
         {"budget": 1000, "candidates": 4},
@@ -82,9 +88,10 @@ def test_the_estimate_of_timestep_tuning_knows_the_budget(method: str, budget: i
         {"pairs": 1024, "iterations": 4, "warm_starts": [make_plan("ddim", SMOOTH, 4, "leading")]},
         {"pairs": 40, "iterations": 20, "checkpoint_steps": True},
     ],
-    ids=str,
+    [None, 4, 24],
+    [EPS, one_time],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
-@pytest.mark.parametrize("model", [EPS, one_time])
 def test_the_estimate_is_the_cost_of_joint_tuning(
     monkeypatch: pytest.MonkeyPatch, model: Any, batch: int | None, size: dict[str, Any]
 ) -> None:
@@ -102,16 +109,13 @@ def test_the_estimate_is_the_cost_of_joint_tuning(
     assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
 
 
-@pytest.mark.parametrize(("name", "how"), [("joint", {}), ("sequential", {"optimizer": "adam"}), ("parallel", {})])
-@pytest.mark.parametrize("batch", [16, 64])
-@pytest.mark.parametrize("pace", [1e-3, 4e-3])
+@every_pair("name, batch, pace", ["joint", "sequential", "parallel"], [16, 64], [1e-3, 4e-3])
 def test_the_estimate_knows_the_speed_of_the_network(
-    monkeypatch: pytest.MonkeyPatch, name: str, how: dict[str, Any], batch: int, pace: float
+    monkeypatch: pytest.MonkeyPatch, name: str, batch: int, pace: float
 ) -> None:
     """In a budget of seconds; the seconds of the estimate are those of the run, too."""
-    plan, how = make_plan("ddim", SMOOTH, 4, "quadratic"), {**how, "budget": "15s", "samples": 64}
-    clock = Clock(monkeypatch, pace)
-    tuner = TUNERS[name](**{option: how.pop(option) for option in ("optimizer",) if option in how})
+    plan, how = make_plan("ddim", SMOOTH, 4, "quadratic"), {"budget": "15s", "samples": 64}
+    clock, tuner = Clock(monkeypatch, pace), TUNERS[name](**{"optimizer": "adam"} if name == "sequential" else {})
     foretold = estimate(clock(EPS), plan, tuner, shape=(4,), batch=batch, **how)
     before = clock.now
     spent = tune(clock(EPS), plan, tuner, shape=(4,), batch=batch, **how).provenance["cost"]

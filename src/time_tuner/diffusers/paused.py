@@ -70,15 +70,14 @@ class PausedPipeline(Loop):
     Args:
         scheduler: the scheduler of the pipeline while it is paused.
         inputs: of the pipeline's call.
-        iterations: the predictions of one run of its loop.
 
     Attributes:
         first: the state that the pipeline's loop began with, (b, ...).
         first_output: what the pipeline gave its scheduler for that state.
     """
 
-    def __init__(self, scheduler: "PausingScheduler", inputs: Mapping[str, Any], iterations: int = ITERATIONS) -> None:
-        self._scheduler, self._inputs, self._iterations = scheduler, inputs, iterations
+    def __init__(self, scheduler: "PausingScheduler", inputs: Mapping[str, Any]) -> None:
+        self._scheduler, self._inputs = scheduler, inputs
         self._thread: Thread | None = None
         self.network_time, self.point = torch.zeros(()), START
         self.first, self.first_output = self._start()
@@ -143,7 +142,7 @@ class PausedPipeline(Loop):
         pipe, self._hooks = self._scheduler.pipe, ExitStack()
         try:
             self.begin_call()
-            pipe(**self._inputs, num_inference_steps=self._iterations)
+            pipe(**self._inputs, num_inference_steps=ITERATIONS)
             output: BaseException = ValueError(
                 f"{type(pipe).__name__} ended without calling scheduler.step: it cannot be tuned as it is; wrap its "
                 "network with model_wrapper"
