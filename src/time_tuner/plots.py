@@ -86,8 +86,8 @@ def image_grid(
         axes.set(xticks=[], yticks=[], anchor="E")  # what is left over is for captions
         weight = "bold" if reference is not None and not is_map else "normal"
         axes.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, color=INK, weight=weight)
-    figure.suptitle(title, fontsize=13, weight="bold", color=INK)
-    figure.supxlabel(footnote, fontsize=8, color=SOFT)
+    panels[0].set_title(title, fontsize=13, weight="bold", color=INK, pad=10)
+    panels[-1].set_xlabel(footnote, fontsize=8, color=SOFT, labelpad=8)
     return figure
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, make_plan
-from time_tuner.cli import demo, options, output
+from time_tuner.cli import options, output
 from time_tuner.cli import tune as tuning
 from time_tuner.cli.app import app
 
@@ -378,70 +378,6 @@ def test_the_verdict_names_the_best_untuned_plan(discrete: NoiseScheduleVP) -> N
     assert verdict(1.25, 1.0) == f"{nearer}, and 20.0% nearer than unipc:3@logsnr, the best untuned plan"
     assert verdict(0.8, 1.0) == f"{nearer}, but 25.0% farther than unipc:3@logsnr, the best untuned plan"
     assert verdict(0.8, 0.8).endswith("held-out noise: the plan is unipc:3@logsnr, the best untuned one")
-
-
-# --- demo ---
-
-
-@pytest.fixture
-def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CALLS", 2)
-    monkeypatch.setattr(demo, "MORE_CALLS", (3,))
-    monkeypatch.setattr(demo, "REFERENCE_CALLS", 4)
-    monkeypatch.setattr(demo, "FEWEST", 3)
-    monkeypatch.setattr(demo, "MOST", 3)
-    tuners = {"TimeTuner": ("sequential(objective=published)", 2.0), "joint": ("joint", 2.0)}
-    monkeypatch.setattr(demo, "TUNERS", tuners)
-
-
-def test_the_demo_compares_and_writes(tmp_path: Path, quick_demo: None) -> None:
-    result = done("demo", "--out", tmp_path / "shown")
-    assert re.search(r"This takes about \d+ s", result.output)
-    names = {path.name for path in (tmp_path / "shown").iterdir()}
-    plans = {"timetuner-2.json", "joint-2.json"}
-    assert plans | {"comparison.png"} <= names <= plans | {"comparison.png", "tuned.png"}
-    assert all(name in result.output for name in names)
-    width, height = size_of_picture(tmp_path / "shown" / "comparison.png")
-    assert width > 500 and height > 500
-    for name, file in (("TimeTuner", "timetuner-2.json"), ("joint", "joint-2.json")):
-        plan = Plan.load(tmp_path / "shown" / file)
-        assert len(plan) == 2
-        assert f"{name}: {output.verdict(plan)}." in result.output
-        rows = [line for line in result.output.splitlines() if line.strip().startswith(f"{name}:2")]
-        assert len(rows) == (not output.unchanged(plan)), "a plan that tuning has not changed has no row"
-
-
-def test_an_interrupted_demo_keeps_finished_plans(
-    tmp_path: Path, quick_demo: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tune = demo.tune
-
-    def interrupted(model: Any, plan: Any, text: str, *args: Any, **kwargs: Any) -> Any:
-        if text == "joint":
-            raise KeyboardInterrupt
-        return tune(model, plan, text, *args, **kwargs)
-
-    (tmp_path / "timetuner-2.json").write_text("of an earlier demo")
-    with monkeypatch.context() as patched:
-        patched.setattr(demo, "tune", interrupted)
-        stopped = call("demo", "--out", tmp_path)
-    assert stopped.exit_code == 130 and "the same command continues" in stopped.stderr
-    kept = (tmp_path / "timetuner-2.json").read_bytes()
-    assert len(Plan.load(tmp_path / "timetuner-2.json")) == 2
-    called = []
-    monkeypatch.setattr(demo, "tune", lambda m, p, text, *a, **k: called.append(text) or tune(m, p, text, *a, **k))
-    done("demo", "--out", tmp_path)
-    assert called == ["joint"]
-    assert (tmp_path / "timetuner-2.json").read_bytes() == kept
-    assert not list(tmp_path.glob("*.partial*"))
-
-
-@pytest.mark.parametrize("seconds", [1e-5, 1e-3, 4e-3, 1.6e-2, 6.4e-2])
-def test_the_demo_ends_in_three_minutes_however_fast_the_network_is(seconds: float) -> None:
-    """On machines that are up to 16 times slower than two cores of today."""
-    count, expected = demo.plan_time(demo.Speed(seconds, seconds))
-    assert 0 < expected <= 180
-    assert demo.plan_time(demo.Speed(4 * seconds, 4 * seconds))[0] <= count
 
 
 # --- errors ---

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from .. import data, plots
 from ..evaluation.drawing import decode, draw
@@ -82,7 +83,7 @@ CASES = (
         start=("ddim", "leading", "DDIM"),
         others=(("dpmpp", "logsnr", "DPM-Solver++"),),
         tuner="joint",
-        tuned="all parts of the plan",
+        tuned="joint tuning",
         budget=70.0,
         work=240,
         measuring=45.0,
@@ -104,6 +105,7 @@ CASES = (
 )
 OWN_CALLS, REFERENCE_CALLS = 50, 50  # of the runs that draw samples to tune on, and of the reference runs
 FEWEST, MOST = PICTURES, 64  # samples
+MOVING = 6  # pictures in a row of the animation
 LONGEST = 240.0  # seconds of tuning on the slowest machine
 USUAL = 200.0  # seconds; a demo that takes longer says why
 
@@ -293,21 +295,21 @@ def _strip(compared: Comparison, run: Run) -> plots.Strip:
 
 def _frames(case: Case, compared: Comparison, seed: int) -> "list[Figure]":
     """The states before the first call and after each call, untuned and tuned, beside the reference."""
-    model, runs = for_rows(compared.model, torch.arange(PICTURES)), (compared.runs[-2], compared.runs[-1])
+    count, runs = min(MOVING, len(compared.reference.samples)), (compared.runs[-2], compared.runs[-1])
+    model = for_rows(compared.model, torch.arange(count))
     assert model.shape is not None
-    noise = SeededNoise(range(seed, seed + PICTURES))(torch.empty(PICTURES, *model.shape))
-    states: list[list[Any]] = []
+    noise = SeededNoise(range(seed, seed + count))(torch.empty(count, *model.shape))
+    states: list[list[Tensor]] = []
     for run in runs:
         x = run.plan.initial_state(noise)
         with torch.no_grad():
             states.append([x, *trajectory(model, run.plan, x)])
-    frames = []
-    last = _strip(compared, compared.reference)
+    last, frames = _strip(compared, compared.reference), []
     for k in range(case.calls + 1):
-        drawn = [
-            plots.Strip(_strip(compared, run).caption, decode(model, state[k], PICTURES))
+        untuned, tuned = (
+            plots.Strip(_strip(compared, run).caption, decode(model, state[k], count))
             for run, state in zip(runs, states, strict=True)
-        ]
-        done = f"after call {k} of {case.calls}" if k else "before the first call"
-        frames.append(plots.image_grid([drawn[0], last, drawn[1]], done))
+        )
+        title = f"after call {k} of {case.calls}" if k else "before the first call"
+        frames.append(plots.image_grid([untuned, plots.Strip(last.caption, last.images[:count]), tuned], title))
     return frames
