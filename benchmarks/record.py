@@ -3,7 +3,11 @@
     python benchmarks/record.py [--check]
 
 A page has a table between the lines `<!-- table: NAME -->` and `<!-- end -->`, made from `benchmarks/results/NAME.json`
-by the entry of NAME in `TABLES`. The command writes all of them anew; with `--check` it names those that differ.
+or the file that the entry of NAME in `TABLES` names. The command writes all of them anew; with `--check` it names those
+that differ.
+
+Rows of a benchmark are its numbers, and the function of the entry makes the cells. A file with the entry "measured" has
+the cells themselves: they were printed at that commit, before the benchmark wrote rows. It is to be measured again.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -59,6 +64,12 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def of_cells(rows: Rows) -> str:
+    """The cells of rows as they are, under their names."""
+    columns = list(rows[0])
+    return markdown(columns, ([row[column] for column in columns] for row in rows))
 
 
 def mean(rows: Rows, *names: str) -> float:
@@ -148,16 +159,72 @@ def of_patterns(rows: Rows) -> str:
     )  # fmt: skip
 
 
+def of_readme(rows: Rows) -> str:
+    """The rows of the bundled network that the README shows; of several seeds the least and the greatest value."""
+    shown = {"best untuned": "the best untuned plan of all samplers and spacings", "joint, three seeds": "joint tuning",
+             "DDIM": "untuned DDIM"}  # fmt: skip
+
+    def spread(cell: str) -> str:
+        values = sorted(re.findall(r"\d+\.\d+", cell))
+        return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+    found = []
+    for row in rows:
+        name = next((text for start, text in shown.items() if row["plan"].startswith(start)), None)
+        if name is not None and row["calls"] != "20":
+            found.append([row["calls"], name, spread(row["distance"]), spread(row["FD"])])
+    return markdown(("calls", "plan", "distance", "Frechet distance to the MNIST test digits"), found)
+
+
+CELLS = (
+    "best",
+    "joint-calls",
+    "joint-cost",
+    "joint-memory",
+    "joint-network",
+    "joint-network-guided",
+    "joint-network-parts",
+    "joint-parts",
+    "joint-samplers",
+    "joint-teachers",
+    "joint-transfer",
+    "least-squares",
+    "network",
+    "objectives",
+    "overhead",
+    "search",
+    "spacings-ddim",
+    "spacings-heun",
+    "spacings-ipndm",
+    "spacings-multistep",
+    "spacings-ratios",
+    "spacings-values",
+    "untuned-digits",
+    "untuned-network",
+    "without-gradients",
+)
+"""The tables whose files have cells."""
+
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    **{name: (name, of_cells) for name in CELLS},
     "guidance": ("guidance", of_guidance),
     "guidance-left-out": ("guidance-left-out", of_left_out),
     "guidance-patterns": ("guidance-patterns", of_patterns),
     "orders": ("orders", of_orders),
     "peers-distance": ("peers", of_peers),
     "peers-frechet": ("peers", lambda rows: of_peers(rows, "frechet")),
+    "readme": ("joint-network", of_readme),
     "robustness": ("robustness", of_robustness),
 }
 """The file and the function of every table."""
+
+
+def _when(kept: Mapping[str, Any]) -> str:
+    """What a page says of how a table was measured: the commit for one that is to be measured again."""
+    if "measured" not in kept:
+        return "Measured with"
+    commits = " to ".join(dict.fromkeys([kept.get("measured_from", kept["measured"]), kept["measured"]]))
+    return f"Printed at commit {commits} ({kept['environment']['date']}) with"
 
 
 def filled(text: str) -> str:
@@ -169,7 +236,10 @@ def filled(text: str) -> str:
             raise ValueError(f"table {name!r} is none of {', '.join(TABLES)}")
         file, made = TABLES[name]
         kept = json.loads((RESULTS / f"{file}.json").read_text())
-        return f"{match[1]}\n{made(kept['rows'])}\nMeasured with:\n\n```\n{kept['command']}\n```\n\n{match[4]}"
+        notes = "".join(f"\n{fill(note, 120, break_on_hyphens=False)}\n" for note in kept.get("notes", ()))
+        return (
+            f"{match[1]}\n{made(kept['rows'])}{notes}\n{_when(kept)}:\n\n```\n{kept['command']}\n```\n\n{match[4]}"
+        )
 
     return TABLE.sub(table, text)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import seeded
 
 from time_tuner import NoiseScheduleVP, evaluate, exact, make_plan
@@ -24,9 +25,10 @@ SIZES = [(1440, "light"), (390, "dark")]
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule = NoiseScheduleVP("linear")
-    model = exact.Mixture(seeded(5, 3, 6, 6).clamp(-1, 1), 0.2).eps(schedule)
+    mixture = exact.ConditionalMixture(seeded(6, 3, 6, 6).clamp(-1, 1), torch.arange(6) % 2, 0.2)
+    model = mixture.guided(schedule, [0, 1], 2.0)
     plans = {f"a-plan-of-a-rather-long-name-{n}": make_plan("ddim", schedule, n, "quadratic").with_corrections(
-        0.1 * seeded(n, n).tril(-1)) for n in (3, 12)}  # fmt: skip
+        0.1 * seeded(n, n).tril(-1)).with_guidance(2 * n // 3) for n in (3, 12)}  # fmt: skip
     report = evaluate(model, plans, ("ddim", "unipc"), (3, 12), samples=16, budget="2s", command="time-tuner evaluate")
     folder = tmp_path_factory.mktemp("report")
     report.write(folder)
@@ -81,6 +83,16 @@ def test_the_metric_and_the_curves_are_chosen(page: Any) -> None:
     while page.locator("#series input:checked").count():
         page.locator("#series input:checked").first.click()
     assert "No curve" in page.text_content("#chart")
+
+
+def test_quality_is_shown_against_evaluations_or_calls(page: Any) -> None:
+    def last() -> str:
+        return str(page.locator("#chart svg text", has_text="network").text_content())
+
+    assert last() == "network evaluations", "guidance is left out of some calls"
+    page.locator("#size").focus()
+    page.keyboard.press("ArrowUp")
+    assert last() == "network calls" and "network calls" in page.get_attribute("#chart svg", "aria-label")
 
 
 def test_samples_flip_by_keyboard_and_by_mouse(page: Any) -> None:
