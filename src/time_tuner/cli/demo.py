@@ -19,7 +19,6 @@ from ..tuners.budget import Speed, forward, measure_speed
 from ..tuners.guard import unchanged
 from . import output
 from .compare import compare, picture, table
-from .tune import checkpoint_of
 
 CALLS = 5
 MORE_CALLS = (10, 20)  # untuned, to compare with
@@ -74,7 +73,7 @@ def run(out: Path, seed: int = 0) -> None:
         print(f"interrupted: the plans found so far are kept in {out}, the same command continues", file=sys.stderr)
         sys.exit(130)
     for name, path in files.items():
-        checkpoint_of(path).unlink(missing_ok=True)
+        output.remove_parts(path)
         output.result(f"  {path.name:17} the plan of {name}")
     output.result(
         "Next:",
@@ -120,7 +119,7 @@ def _tune(model: Model, plan: Plan, count: int, seed: int, files: dict[str, Path
     start = plan.with_provenance(model="digits", spacing=SPACING)
     for name, (text, budget) in TUNERS.items():
         clock.phase = f"tuning, {name}"
-        path, kept = files[name], checkpoint_of(files[name])
+        path, kept = files[name], output.partial_of(files[name])
         if not kept.exists():
             path.unlink(missing_ok=True)  # of an earlier demo
         if not path.exists():

@@ -35,7 +35,8 @@ def run(model: str, conditions: Conditions, texts: Sequence[str], out: Path, giv
     plans = {re.sub(r"\.json(?=$|:\d+$)", "", name): plan for name, plan in made.items()}
     features, budget = given["features"], given["budget"]
     kept = "data-" + re.sub(r"[^\w.-]", "-", features or "default") + ".safetensors"
-    with output.Bar("evaluation") as bar:
+    partial = output.partial_of(out)
+    with output.resumable(out), output.Bar("evaluation") as bar:
         report = evaluate(
             loaded,
             plans,
@@ -51,8 +52,10 @@ def run(model: str, conditions: Conditions, texts: Sequence[str], out: Path, giv
             cache=None if given["data"] is None else out / kept,
             command=command(model, conditions, texts, out, given),
             progress=bar.tuning,
+            checkpoint=partial,
         )
-    output.result(str(report), "", *(f"wrote {path}" for path in report.write(out)))
+        written = report.write(out)
+    output.result(str(report), "", *(f"wrote {path}" for path in written))
 
 
 def split(text: str) -> list[str]:

@@ -19,6 +19,7 @@ from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, as_float64
 from .base import PARTS
 from .ranking import Ranked, differs_only_in
+from .units import Units, runs
 
 
 class ReferenceDistance:
@@ -36,6 +37,7 @@ class ReferenceDistance:
         calls: of the many-step run; of a network with fewer trained levels as many as these.
         seed: of the noise that stochastic samplers draw, the same for every plan.
         noise: maps standard normal noise (B, ...) to the noise of the model, see `SeededNoise`; None for the same.
+        units: where the many-step run is kept; None for nowhere.
 
     Attributes:
         reference: the ends of the many-step run, (B, ...).
@@ -51,13 +53,15 @@ class ReferenceDistance:
         calls: int = 100,
         seed: int = 0,
         noise: Constraint | None = None,
+        units: Units | None = None,
     ) -> None:
-        self.model: Model = BatchedModel(as_model(model, schedule))
+        batched = isinstance(model, BatchedModel)
+        self.model: Model = model if batched else BatchedModel(as_model(model, schedule))
         self.x, self.seed, self.end = check_state("x", x, real=True), seed, end
         self._constraint = noise
         reference = reference_plan(schedule, end, calls)
         self.calls = len(reference)
-        self.reference = sample(self.model, reference, reference.initial_state(x))
+        self.reference = runs(units, "reference run", self.model, reference, x, model.batch if batched else None)
 
     def __call__(self, plan: Plan) -> float:
         """The distance of a plan.
