@@ -54,17 +54,36 @@ def read_json(path: Path, most_bytes: int = -1) -> Any:
 
 def parse_json(content: bytes, most_bytes: int = -1) -> Any:
     """The values of JSON of at most so many bytes, any number by default; a ValueError as of `read_json`."""
-    if 0 <= most_bytes < len(content):
-        raise ValueError(f"it has more than {most_bytes} bytes")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not text in UTF-8") from error
+    text = _decoded(content, most_bytes)
     if text.count("[") + text.count("{") > MOST_LISTS:
         raise ValueError(f"it has more than {MOST_LISTS} lists and objects")
     if _depth(text) > DEEPEST:  # json.loads recurses
         raise ValueError(f"it has more than {DEEPEST} lists and objects inside one another")
     return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object_of)
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """The text of a file of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or is not text in UTF-8; names the file.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1)
+    try:
+        return _decoded(content, most_bytes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _decoded(content: bytes, most_bytes: int) -> str:
+    if 0 <= most_bytes < len(content):
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not text in UTF-8") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:

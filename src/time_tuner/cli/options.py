@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import data, evaluation
+from .._files import read_text
 from .._spec import parse_call
 from ..evaluation import FEATURES
 from ..loading import loader_of
@@ -50,6 +51,8 @@ Spacing_ = option(
     "that of their own scheduler]",
 )
 Seed_ = option(int, "Of the first sample; the next ones count up.", min=0, max=STEP_NOISE - 1)
+
+MOST_PROMPTS = 2**24  # bytes of a file
 
 Version_ = option(bool, "Print the version and exit.", "--version")
 DemoOut_ = option(Path, "Folder for pictures and plans.")
@@ -165,7 +168,7 @@ def read_conditions(label: str | None, prompt: str | None, prompts: Path | None,
         raise ValueError("give either --prompt or --prompts")
     texts = None if prompt is None else [prompt]
     if prompts is not None:
-        texts = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in read_text(prompts, MOST_PROMPTS).splitlines() if line.strip()]
         if not texts:
             raise ValueError(f"--prompts {prompts} has no prompt in it: write one a line")
     labels = () if label is None else read_numbers("--label", label)
