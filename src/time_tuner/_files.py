@@ -6,17 +6,36 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from ._distributed import rank
 
 DEEPEST = 64
 """The most lists and objects inside one another in a JSON file."""
+
+MOST_LISTS = 2**20
+"""The most lists and objects in a JSON file: each takes 64 bytes, and 2 in the file."""
+
+LONGEST = 500
+"""The most characters of an error that a file is refused with: a file may hold any text."""
+
+PARTIAL = ".partial"
+"""The end of the name of a temporary file."""
+
+STALE = 3600.0
+"""The seconds after which the temporary file of a process that was killed is removed."""
+
+Check = Callable[[dict[str, tuple[int, ...]], dict[str, str]], None]
+"""Raises a ValueError for shapes by their names, and metadata, of a safetensors file that is not wanted."""
 
 
 def read_json(path: Path, most_bytes: int = -1) -> Any:
@@ -28,8 +47,8 @@ def read_json(path: Path, most_bytes: int = -1) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is too large or too deeply nested, is not JSON in UTF-8, has NaN or infinity, or has two entries
-            of one name in an object.
+        ValueError: it is too large, too deeply nested or of too many lists, is not JSON in UTF-8, has NaN or infinity,
+            or has two entries of one name in an object.
     """
     with open(path, "rb") as file:
         content = file.read(most_bytes + 1 if most_bytes >= 0 else -1)
@@ -38,15 +57,36 @@ def read_json(path: Path, most_bytes: int = -1) -> Any:
 
 def parse_json(content: bytes, most_bytes: int = -1) -> Any:
     """The values of JSON of at most so many bytes, any number by default; a ValueError as of `read_json`."""
-    if 0 <= most_bytes < len(content):
-        raise ValueError(f"it has more than {most_bytes} bytes")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not text in UTF-8") from error
+    text = _decoded(content, most_bytes)
+    if text.count("[") + text.count("{") > MOST_LISTS:
+        raise ValueError(f"it has more than {MOST_LISTS} lists and objects")
     if _depth(text) > DEEPEST:  # json.loads recurses
         raise ValueError(f"it has more than {DEEPEST} lists and objects inside one another")
     return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object_of)
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """The text of a file of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or is not text in UTF-8; names the file.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1)
+    try:
+        return _decoded(content, most_bytes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _decoded(content: bytes, most_bytes: int) -> str:
+    if 0 <= most_bytes < len(content):
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not text in UTF-8") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
@@ -54,6 +94,45 @@ def write_json(path: Path, values: Mapping[str, Any] | Sequence[Mapping[str, Any
     text = _object(values) if isinstance(values, Mapping) else "[\n" + ",\n".join(map(_object, values)) + "\n]"
     with replacing(path) as file:
         file.write(f"{text}\n".encode())
+
+
+def read_tensors(path: Path, check: Check) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """The tensors of a safetensors file by their names, and its metadata.
+
+    Args:
+        path: the file.
+        check: called with the shapes and the metadata, before anything is allocated.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no safetensors file, or `check` refuses it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # an OSError that names the file
+        pass
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata, names = dict(file.metadata() or {}), list(file.keys())
+            check({name: tuple(file.get_slice(name).get_shape()) for name in names}, metadata)
+            return {name: file.get_tensor(name) for name in names}, metadata
+    except (SafetensorError, OSError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"it is no safetensors file ({one_line(error)})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata as a safetensors file, which appears whole or not at all."""
+    from safetensors.torch import save
+
+    content = save({name: value.contiguous() for name, value in tensors.items()}, dict(metadata))
+    with replacing(path) as file:
+        file.write(content)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line of at most `LONGEST` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 30]} ... ({len(text)} characters)"
 
 
 @contextmanager
@@ -68,9 +147,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         yield io.BytesIO()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = ""
+    partial, before = "", f".{path.name}."
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        _remove_stale(path.parent, before)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=before, suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
             yield file
         umask = os.umask(0)
@@ -88,6 +168,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         ):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _remove_stale(folder: Path, before: str) -> None:
+    """Remove the temporary files that killed processes have left, but none that another process may be writing."""
+    for name in os.listdir(folder):
+        if name.startswith(before) and name.endswith(PARTIAL):
+            path = folder / name
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
 
 
 def same_numbers(a: Any, b: Any) -> bool:

@@ -1,9 +1,12 @@
 """Data to tune on, from folders of pictures and from arrays; samples as arrays."""
 
 import logging
+import math
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,17 @@ from torch import Tensor
 
 from ._checks import require
 from ._distributed import rank
-from ._files import replacing
+from ._files import one_line, replacing
 
 PICTURES = (".png", ".jpg", ".jpeg")
+
+SMALL, MOST_COMPRESSED, MOST_ARRAYS = 2**28, 64, 1000
+"""The bytes of an array that is read from any .npz file; how many times as large as the file others may be; and the
+most arrays of a file."""
+
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, AttributeError, NotImplementedError, RuntimeError, TypeError,
+              OverflowError, SyntaxError, KeyError, IndexError, struct.error, OSError, MemoryError)  # fmt: skip
+"""What zipfile and numpy raise for files that are no .npz."""
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +120,8 @@ def _read_picture(path: Path, channels: int, target: tuple[int, int]) -> tuple[t
             if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
                 image = Image.fromarray((np.asarray(image) / 257.0).clip(0, 255).round().astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB").resize(target, Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"data: {str(path)!r} cannot be read as a picture: {error}") from None
+    except Exception as error:  # decoders of damaged files raise anything
+        raise ValueError(f"data: {str(path)!r} cannot be read as a picture: {one_line(error)}") from None
     pixels = torch.from_numpy(np.array(image)).view(*target[::-1], channels)
     return size, pixels.permute(2, 0, 1).float() / 127.5 - 1
 
@@ -118,6 +129,7 @@ def _read_picture(path: Path, channels: int, target: tuple[int, int]) -> tuple[t
 def _load_npz(path: Path, shape: tuple[int, ...], most: int | None) -> Tensor:
     found: list[str] = []
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             for name in arrays.files:
                 array = _fitting(arrays[name], shape)
@@ -126,12 +138,32 @@ def _load_npz(path: Path, shape: tuple[int, ...], most: int | None) -> Tensor:
                     log.info("data: %d of %d samples in array %r of %s", len(chosen), len(array), name, path)
                     return _scaled(name, array[chosen], shape)
                 found.append(f"{name} {arrays[name].shape}")
-    except (zipfile.BadZipFile, EOFError, AttributeError) as error:
-        raise ValueError(f"data: {str(path)!r} cannot be read as an .npz file: {error}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"data: {str(path)!r} cannot be read as an .npz file: {one_line(error)}") from None
     except ValueError as error:
-        raise ValueError(f"data: {str(path)!r}: {error}") from None
+        raise ValueError(f"data: {str(path)!r}: {one_line(error)}") from None
     wanted = "(" + ", ".join(["n", *map(str, shape)]) + ")"
     raise ValueError(f"data {str(path)!r} holds no array of shape {wanted}, only {', '.join(found) or 'nothing'}")
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise a ValueError, before anything is allocated, if an array of an .npz file would be much larger than the file,
+    or has another size than its header says."""
+    most = max(SMALL, MOST_COMPRESSED * path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        if len(archive.infolist()) > MOST_ARRAYS:
+            raise ValueError(f"it has more than {MOST_ARRAYS} arrays")
+        for member in archive.infolist():
+            if member.file_size > most:
+                raise ValueError(f"array {member.filename!r} would have {member.file_size} bytes, more than {most}")
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"array {member.filename!r} of shape {shape} and {dtype} is not in the file")
 
 
 def _fitting(array: Any, shape: tuple[int, ...]) -> Any:

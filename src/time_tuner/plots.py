@@ -39,9 +39,7 @@ class Strip:
     note: str = ""
 
 
-def image_grid(
-    strips: Sequence[Strip], title: str = "", footnote: str = "", reference: int | None = None
-) -> "Figure":
+def image_grid(strips: Sequence[Strip], title: str = "", footnote: str = "", reference: int | None = None) -> "Figure":
     """Rows of pictures, one below the other, to be compared column by column.
 
     Args:

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__, data, plots
 from .._distributed import launched, num_processes, rank, share_work
-from ..evaluation.drawing import draw
+from ..evaluation.drawing import draw, sample_units
 from ..loading import model_facts
 from ..models.conditions import Conditions
 from ..plans.plan import Plan
@@ -271,7 +271,8 @@ def sample_command(
 ) -> None:
     """Draw samples, by a plan or untuned.
 
-    A sample depends on its own seed alone, not on how many are drawn with it.
+    A sample depends on its own seed alone, not on how many are drawn with it. Finished batches are kept beside the
+    file: interrupted, the same command continues.
     """
     options.check_suffix(out, ".png", ".npz")
     if plan is not None and (sampler or spacing):
@@ -287,9 +288,13 @@ def sample_command(
     if note := sample.note_of(made, model, loaded):
         output.note(note)
     batch = sample.batch_of(loaded, conditions)
-    with output.Bar(f"{count} samples", count * len(made)) as bar:
-        drawn = draw(loaded, made, count, seed, batch, bar.advance)
-    sample.write(drawn, loaded, batch, out)
+    units = None
+    if count > batch:  # else there is one unit
+        units = sample_units(output.partial_of(out), loaded, batch, f"{model}, {conditions.given()}")
+    with output.resumable(out), output.Bar(f"{count} samples", count * len(made)) as bar:
+        drawn = draw(loaded, made, count, seed, batch, bar.advance, units)
+        sample.write(drawn, loaded, batch, out)
+    output.remove_parts(out)
     by = "untuned" if plan is None else f"by {plan}"
     output.result(f"{count} samples in {len(made)} calls, {by}\nwrote {out}")
 
@@ -312,8 +317,7 @@ def compare(
     as_json: options.Json_ = False,
     seed: options.Seed_ = 0,
 ) -> None:
-    """Compare runs of one model from the same noise: their samples, their distances to a reference run, their costs.
-    """
+    """Compare runs of one model from the same noise: their samples, their distances to a reference run, their costs."""
     from . import compare as comparing
 
     if out is not None:
@@ -360,7 +364,8 @@ def evaluate(
 ) -> None:
     """Measure plans beside untuned samplers and beside the best of all untuned plans, from the same noise.
 
-    Writes a page that needs no network, index.html, and the same numbers as text, CSV and JSON.
+    Writes a page that needs no network, index.html, and the same numbers as text, CSV and JSON. What is finished is
+    kept beside the folder: interrupted, the same command continues.
     """
     from .evaluate import run
 

@@ -30,7 +30,6 @@ from ..tuners.guard import unchanged
 from . import output
 from .compare import PICTURES, Comparison, Run, strip
 from .threads import best_threads, speeds_by_threads
-from .tune import checkpoint_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,7 +167,7 @@ def run(out: Path, seed: int = 0) -> None:
     plots.save(plots.plot_plan(tuned, "What was tuned"), out / "tuned.png")
     written["tuned.png"] = "the times and the corrections of the tuned plans"
     for case in CASES:
-        checkpoint_of(files[case.name]).unlink(missing_ok=True)
+        output.remove_parts(files[case.name])
         written[files[case.name].name] = f"the tuned plan of {case.model}"
     first = files[CASES[0].name]
     output.result(
@@ -230,7 +229,7 @@ def _case(case: Case, size: Size, seed: int, path: Path, clock: Clock) -> Compar
     noise = SeededNoise(range(seed, seed + size.samples))(torch.empty(size.samples, *model.shape))
     judge = ReferenceDistance(model, model.schedule, float(start.t[-1]), noise, REFERENCE_CALLS, seed)
     clock.phase = f"tuning, {case.tuned}"
-    kept = checkpoint_of(path)
+    kept = output.partial_of(path)
     if not kept.exists():
         path.unlink(missing_ok=True)  # of an earlier demo
     if not path.exists():

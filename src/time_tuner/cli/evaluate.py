@@ -43,7 +43,8 @@ def run(
     plans = {re.sub(r"\.json(?=$|:\d+$)", "", name): plan for name, plan in made.items()}
     features, budget = given["features"], given["budget"]
     kept = "data-" + re.sub(r"[^\w.-]", "-", features or "default") + ".safetensors"
-    with output.Bar("evaluation") as bar:
+    partial = output.partial_of(out)
+    with output.resumable(out), output.Bar("evaluation") as bar:
         report = evaluate(
             loaded,
             plans,
@@ -59,8 +60,9 @@ def run(
             cache=None if given["data"] is None else out / kept,
             command=command(model, conditions, texts, out, given),
             progress=bar.tuning,
+            checkpoint=partial,
         )
-    written = report.write(out)
+        written = report.write(out)
     values = {**report.to_dict(), "out": written}
     output.report(values if as_json else None, str(report), "", *(f"wrote {path}" for path in written))
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import data, evaluation
+from .._files import read_text
 from .._spec import parse_call
 from ..evaluation import FEATURES
 from ..loading import BUNDLED, loader_of
@@ -24,6 +25,7 @@ from ..tuners import SAMPLER, TUNERS, own_plan
 from ..tuners.grids import MODEL_SPACINGS
 
 CALLS = 10  # the default
+MOST_PROMPTS = 2**24  # bytes of a file
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
@@ -107,7 +109,10 @@ TunedSamples_ = option(
     int | None, TUNING, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", "--samples", min=2
 )
 Data_ = option(
-    Path | None, TUNING, "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]", "--data"
+    Path | None,
+    TUNING,
+    "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]",
+    "--data",
 )
 DryRun_ = option(bool, OUTPUT, "Print what it will cost, and do nothing.", "--dry-run")
 PlanOut_ = option(Path, OUTPUT, "The plan file to write.")
@@ -144,9 +149,7 @@ CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.", **PLAN_F
 CheckSamples_ = option(int, SAMPLES, "Samples of each run.", "-n", "--count", min=2)
 
 # evaluate
-EvaluatedRuns_ = argument(
-    list[str] | None, "PLAN...", f"Plan files; or {RUN}:calls for one of several.", **PLAN_FILE
-)
+EvaluatedRuns_ = argument(list[str] | None, "PLAN...", f"Plan files; or {RUN}:calls for one of several.", **PLAN_FILE)
 EvaluatedPlans_ = option(list[str] | None, PLAN, "A plan file; the same as PLAN.", "--plans")
 Against_ = option(str, COMPARISON, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
 CurveCalls_ = option(str, COMPARISON, "Network calls of the untuned samplers.")
@@ -195,9 +198,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     "height": option(int | None, "Pipelines", "Of the pictures, in pixels."),
     "width": option(int | None, "Pipelines", "Of the pictures, in pixels."),
     "dtype": option(str | None, "Pipelines", "float32, float16 or bfloat16."),
-    "offload": option(
-        bool | None, "Pipelines", "Keep the parts off the device until they are needed.", "--offload"
-    ),
+    "offload": option(bool | None, "Pipelines", "Keep the parts off the device until they are needed.", "--offload"),
 }
 """The options of every command that runs a model, by the names of their parameters."""
 
@@ -225,7 +226,7 @@ def read_conditions(label: str | None, prompt: str | None, prompts: Path | None,
         raise ValueError("give either --prompt or --prompts")
     texts = None if prompt is None else [prompt]
     if prompts is not None:
-        texts = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in read_text(prompts, MOST_PROMPTS).splitlines() if line.strip()]
         if not texts:
             raise ValueError(f"--prompts {prompts} has no prompt in it: write one a line")
     labels = () if label is None else read_numbers("--label", label)

@@ -3,9 +3,13 @@
 import json
 import logging
 import math
+import re
+import shutil
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 from rich import box
@@ -19,6 +23,7 @@ from ..plans.plan import Plan
 from ..tuners import PlanCheck
 from ..tuners import Progress as TuningProgress
 from ..tuners.guard import unchanged
+from ..tuners.units import INPUTS
 
 stdout = Console(highlight=False, markup=False)
 stderr = Console(stderr=True, highlight=False, markup=False)
@@ -63,6 +68,40 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
+
+
+def partial_of(out: Path) -> Path:
+    """The file, or the folder, that keeps what is finished of `out`, beside it."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def kept_parts(out: Path) -> list[Path]:
+    """The files and folders that an interrupted run has left beside `out`."""
+    known = re.compile(rf"{re.escape(partial_of(out).name)}(-[0-9]+)?(\.units)?")
+    return sorted(filter(lambda path: known.fullmatch(path.name), out.parent.iterdir())) if out.parent.is_dir() else []
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what was kept of `out`; another process, which writes the same file, may do that, too."""
+    for path in kept_parts(out):
+        if (path / INPUTS).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Where Ctrl-C ends the block and something is kept of `out`, a line says where; else the interrupt goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = kept_parts(out)
+        if not kept:
+            raise
+        where = " and ".join(map(str, kept))
+        print(f"interrupted: the state is kept in {where}, and the same command continues from it", file=sys.stderr)
+        sys.exit(130)
 
 
 class Bar:

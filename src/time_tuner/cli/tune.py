@@ -1,6 +1,5 @@
 """Plans tuned from the command line: what it will cost, the tuning, and what it has gained."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,9 @@ from . import output, values
 SHARED = ("teacher", "data")  # purposes whose cost several plans share
 
 
-def checkpoint_of(out: Path) -> Path:
-    """The file that keeps the state of tuning beside the plan file."""
-    return out.with_name(f"{out.name}.partial")
-
-
-def kept_files(out: Path) -> list[Path]:
-    """The files that an interrupted run has left beside the plan file; one for each plan."""
-    return sorted(out.parent.glob(f"{checkpoint_of(out).name}*")) if out.parent.is_dir() else []
-
-
 def check_new(out: Path, overwrite: bool) -> None:
     """Raise a ValueError if a finished plan would be overwritten."""
-    if not rank() and out.exists() and not overwrite and not kept_files(out):
+    if not rank() and out.exists() and not overwrite and not output.kept_parts(out):
         raise ValueError(f"--out {out} exists: name another file (--out other.json), or give --overwrite")
 
 
@@ -77,7 +66,7 @@ def tune_plans(
         as_json: whether the result is printed as JSON.
         **how: samples, batch, budget and evaluations, see `tune`.
     """
-    how |= {"shape": model.shape, "device": model.device, "checkpoint": checkpoint_of(out)}
+    how |= {"shape": model.shape, "device": model.device, "checkpoint": output.partial_of(out)}
     single, plans_given = len(starts) == 1, isinstance(starts[0], Plan)
 
     def keep(plans: Sequence[Plan]) -> None:
@@ -89,26 +78,18 @@ def tune_plans(
             if not as_json:
                 output.result(f"{len(plans[-1])} calls: {output.verdict(plans[-1])}")
 
-    try:
-        with output.Bar("tuning") as bar:
-            how |= {"tuner": tuner, "data": data, "seed": seed, "progress": bar.tuning}
-            if single:
-                if "evaluations" not in how:
-                    how["plan" if plans_given else "calls"] = starts[0]
-                found = [tune(model, **how)]
-                keep(found)
-            else:
-                how["plans" if plans_given else "calls"] = starts
-                found = tune_several(model, done=keep, **how)
-    except KeyboardInterrupt:
-        kept = kept_files(out)
-        if not kept:
-            raise
-        where = " and ".join(map(str, kept))
-        print(f"interrupted: the state is kept in {where}, and the same command continues from it", file=sys.stderr)
-        sys.exit(130)
-    for path in [] if rank() else kept_files(out):
-        path.unlink()
+    with output.resumable(out), output.Bar("tuning") as bar:
+        how |= {"tuner": tuner, "data": data, "seed": seed, "progress": bar.tuning}
+        if single:
+            if "evaluations" not in how:
+                how["plan" if plans_given else "calls"] = starts[0]
+            found = [tune(model, **how)]
+            keep(found)
+        else:
+            how["plans" if plans_given else "calls"] = starts
+            found = tune_several(model, done=keep, **how)
+    if not rank():
+        output.remove_parts(out)
     texts: list[Any] = [output.measure_table(plan) for plan in found]
     verdicts = [f"{output.verdict(found[0])}."] if single else []
     given = {**values.of_plans(found), "out": out}

@@ -1,7 +1,6 @@
 """Saved pipelines as models, and what is found in them."""
 
 import importlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +12,14 @@ import diffusers
 import torch
 
 from .._checks import check_device, choose, require
+from .._files import one_line, read_json
 from ..digits.pipeline import ClassConditionalPipeline
 from ..models.conditions import Conditions
 from .config import config_of, prediction_of, schedule_of
 from .model import BATCH, PipelineModel, network_of
 
 INDEX = "model_index.json"
+MOST_BYTES = 2**20  # of it
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -70,12 +71,13 @@ def read_pipeline(name: str, dtype: str | None = None, device: str | None = None
             absent = {part: None for part, kind_of in index.items() if kind_of == [None, None]}
             # Newer versions call it dtype, and take both.
             how = {"local_files_only": local, "low_cpu_mem_usage": False, "torch_dtype": weights}
+            how["use_safetensors"] = True  # other weights are pickles, which may run code
             pipe = kind.from_pretrained(name, **how, **absent)
             if offload:
                 pipe.enable_model_cpu_offload(device=where)
         except (OSError, ValueError, AttributeError, RuntimeError, ImportError) as error:
             what = "cannot be loaded as a pipeline" if local else "is no folder, and cannot be loaded from the Hub"
-            raise ValueError(f"model {name!r} {what}: {error}") from error
+            raise ValueError(f"model {name!r} {what}: {one_line(error)}") from error
         pipe.set_progress_bar_config(disable=True)
         return pipe if offload else pipe.to(where)
 
@@ -110,9 +112,11 @@ def _index(name: str, local: bool) -> Mapping[str, Any]:
         ValueError: one of the libraries is missing.
     """
     if local:
-        index = json.loads((Path(name) / INDEX).read_text(encoding="utf-8"))
+        index = read_json(Path(name) / INDEX, MOST_BYTES)
     else:
         index = diffusers.DiffusionPipeline.load_config(name)
+    if not isinstance(index, Mapping):
+        raise ValueError(f"{INDEX} must be a JSON object, got {type(index).__name__}")
     for part in index.values():
         if isinstance(part, list) and part and part[0] in ("transformers", "onnxruntime"):
             require(part[0], "diffusers")

@@ -28,7 +28,8 @@ from ..tuners.joint.loss import TeacherLoss, robust
 from ..tuners.joint.teacher import teach, usual_teacher
 from ..tuners.ranking import Rounds, rank
 from ..tuners.tune import own_plan
-from .drawing import REFERENCE_CALLS, decode, draw
+from ..tuners.units import Units, plan_key
+from .drawing import REFERENCE_CALLS, decode, draw, sample_units
 from .features import PIXELS, features_of
 from .measures import Target, features_of_all, measure_pairs
 from .report import BEST, PLAN, REFERENCE, UNTUNED, Report, Run, environment
@@ -67,6 +68,7 @@ def evaluate(
     cache: str | Path | None = None,
     command: str | None = None,
     progress: bool | Listener = False,
+    checkpoint: str | Path | None = None,
 ) -> Report:
     """Plans of a model beside untuned samplers in as few and in more calls, and beside the best untuned plan there is.
 
@@ -93,6 +95,8 @@ def evaluate(
             features of this name alone. It needs features by name.
         command: that reproduces the report, for its page.
         progress: True for a bar on standard error, or a function that is called with the `Progress`.
+        checkpoint: a folder that keeps finished batches of samples and rankings: an interrupted evaluation continues
+            from there when it is started again. It is removed at the end.
 
     Returns:
         The report: `print(report)`, `report.to_dict()`, `report.write(folder)`.
@@ -132,9 +136,10 @@ def evaluate(
     given = None if data is None else _load(data, shape)
 
     # 2. Runs from the same noise. The best untuned plans are known only after their ranking.
+    units = None if checkpoint is None else sample_units(Path(checkpoint), loaded, batch, command)
     with listener(progress) as listening:
         clock = _Clock(listening, limit, len(ranked_for))
-        bench = _Bench(loaded, count, seed, batch, None if feature_name == PIXELS else of_features, clock)
+        bench = _Bench(loaded, count, seed, batch, None if feature_name == PIXELS else of_features, clock, units)
         ends = dict.fromkeys(float(run.plan.t[-1]) for run in runs)
         all_calls = sum(run.calls for run in runs) + REFERENCE_CALLS * (len(ends) + (given is None))
         clock.expect(count * (all_calls + (0 if limit is None else MEASURED * sum(n for n, _ in ranked_for))))
@@ -158,7 +163,7 @@ def evaluate(
         for n, guided in ranked_for:
             if limit is None:
                 break
-            ranked = _rank(loaded, _start(loaded, n, guided, named), count, seed, batch, limit, clock)
+            ranked = _ranked(units, loaded, _start(loaded, n, guided, named), count, seed, batch, limit, clock)
             best = [_run(loaded, text, BEST, BEST, plan) for text, plan in ranked.items()]
             tried = [bench.measured(run, bench.drawn(run.plan), target) for run in best]
             found += [min(tried, key=lambda run: run.values["distance"].value)] if tried else []
@@ -173,6 +178,8 @@ def evaluate(
         "target size": target.moments.count,
         "reference calls": REFERENCE_CALLS,
     }
+    if units is not None:
+        units.remove()
     return Report(found, facts | {"environment": environment()}, left_out, command)
 
 
@@ -187,14 +194,16 @@ class _Bench:
         batch: int,
         features: Callable[[Tensor], Tensor] | None,
         clock: "_Clock",
+        units: Units | None,
     ) -> None:
+        self.units = units
         self.model, self.count, self.seed, self.batch = model, count, seed, batch
         self.features, self.clock = features, clock
         self._ends = dict[float, tuple[Plan, Tensor, Tensor]]()
 
     def drawn(self, plan: Plan, first: int | None = None) -> Tensor:
         first = self.seed if first is None else first
-        return draw(self.model, plan, self.count, first, self.batch, self.clock.advance)
+        return draw(self.model, plan, self.count, first, self.batch, self.clock.advance, self.units)
 
     def reference(self, end: float) -> tuple[Plan, Tensor, Tensor]:
         """The reference run to this end, its samples and their pictures."""
@@ -318,6 +327,20 @@ def _start(model: Model, calls: int, guided: tuple[bool, ...], plans: Mapping[st
     own = own_plan(model, calls)
     end = next((float(plan.t[-1]) for plan in plans.values() if plan.guided == guided), float(own.t[-1]))
     return (own if end == float(own.t[-1]) else own_plan(model, calls, end=end)).with_guidance(guided)
+
+
+def _ranked(
+    units: Units | None, model: Model, start: Plan, count: int, seed: int, batch: int, limit: Budget, clock: _Clock
+) -> dict[str, Plan]:
+    """The result of `_rank`, which is kept where units are."""
+    if units is None:
+        return _rank(model, start, count, seed, batch, limit, clock)
+
+    def make() -> dict[str, Any]:
+        return {name: plan.to_dict() for name, plan in _rank(model, start, count, seed, batch, limit, clock).items()}
+
+    name = f"ranking of {plan_key(start)}, {count} samples from {seed} on, {batch} at a time, {limit}"
+    return {text: Plan.from_dict(values) for text, values in units.values(name, make).items()}
 
 
 def _rank(

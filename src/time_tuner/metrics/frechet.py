@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._files import replacing
+from .._files import one_line, read_tensors, write_tensors
 from ._tensors import finite, shape, two_sets
+
+MOST_NUMBERS = 2**15
+"""Of one sample, in a file of moments: their covariance has 8 GiB."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,8 @@ class Moments:
 
     def save(self, path: str | PathLike[str], **notes: str) -> None:
         """Write the moments and notes as a .safetensors file, which appears whole or not at all."""
-        from safetensors.torch import save
-
         values = {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
-        with replacing(Path(path)) as file:
-            file.write(save({name: value.contiguous() for name, value in values.items()}, notes))
+        write_tensors(Path(path), values, notes)
 
     @classmethod
     def load(cls, path: str | PathLike[str], **notes: str) -> "Moments":
@@ -87,23 +87,25 @@ class Moments:
         Raises:
             ValueError: it holds no moments, or has other notes.
         """
-        from safetensors import SafetensorError, safe_open
+
+        def check(shapes: dict[str, tuple[int, ...]], kept: dict[str, str]) -> None:
+            if shapes.keys() != {"count", "mean", "scatter"}:
+                raise ValueError(f"it holds no moments, but {', '.join(shapes) or 'nothing'}")
+            size = (shapes["mean"] or (0,))[0]
+            if not 0 < size <= MOST_NUMBERS or shapes != {"count": (), "mean": (size,), "scatter": (size, size)}:
+                raise ValueError(f"moments of at most {MOST_NUMBERS} numbers have other shapes than {shapes}")
+            for name, value in notes.items():
+                if kept.get(name) != value:
+                    raise ValueError(f"it has {name} {kept.get(name)!r}, not {value!r}")
 
         try:
-            with safe_open(path, "pt") as file:
-                kept, found = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no .safetensors file ({error}): remove it") from None
-        if found.keys() != {"count", "mean", "scatter"}:
-            raise ValueError(f"{str(path)!r} holds no moments, but {', '.join(found)}: name a file of Moments.save")
-        size = found["mean"].numel()
-        if found["mean"].dim() != 1 or found["scatter"].shape != (size, size) or found["count"].numel() != 1:
-            shapes = ", ".join(f"{name} {shape(value)}" for name, value in found.items())
-            raise ValueError(f"{str(path)!r} holds no moments, whose shapes fit together, but {shapes}: remove it")
-        for name, value in notes.items():
-            if kept.get(name) != value:
-                raise ValueError(f"{str(path)!r} has {name} {kept.get(name)!r}, not {value!r}: remove it")
-        return cls(int(found["count"]), finite("mean", found["mean"]), finite("scatter", found["scatter"]))
+            found, _ = read_tensors(Path(path), check)
+            count = int(found["count"])
+            if count < 1:
+                raise ValueError(f"count must be at least 1, got {count}")
+            return cls(count, finite("mean", found["mean"]), finite("scatter", found["scatter"]))
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{str(path)!r} cannot be read as moments, {one_line(error)}: remove it") from None
 
 
 def frechet_distance(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:

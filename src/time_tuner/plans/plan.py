@@ -1,7 +1,7 @@
 """The plan: a point and a conditioning time for each network call of a run, as a value and as a JSON file."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int
-from .._files import same_numbers, write_json
+from .._files import one_line, same_numbers, write_json
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
 from ..schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 from .grid import checked_ends, place_calls
@@ -25,6 +25,9 @@ COLUMNS = ("t", "alpha", "sigma", "tau", "corrections")
 GUIDANCE = ("guided", "reuse")  # entries of plans that leave guidance out of some calls
 ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, *GUIDANCE, "provenance", "schedule", "rows")
 NEEDED = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
+
+MOST_CALLS = 2000
+"""The most calls of all plans of a file together: the rows of a call take up to 10 milliseconds."""
 
 ROUNDING = 2**-8
 """The largest relative error of a network time that was rounded to bfloat16, which a plan may hold."""
@@ -237,6 +240,8 @@ class Plan:
         for name in ("sampler", "schedule", "provenance"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise ValueError(f"{name} of a plan must be a JSON object, got {type(values[name]).__name__}")
+        if isinstance(values["tau"], Sized) and len(values["tau"]) > MOST_CALLS:
+            raise ValueError(f"plan must have at most {MOST_CALLS} calls, got {len(values['tau'])}")
         sampler, schedule = sampler_from_dict(values["sampler"]), schedule_from_dict(values["schedule"])
         columns: dict[str, Any] = {name: values.get(name) for name in (*COLUMNS, "reuse")}
         if values.get("guided") is not None:
@@ -278,16 +283,20 @@ class Plan:
         try:
             values = read_values(_found(path))
         except ValueError as error:
-            raise ValueError(f"{path} is not a plan file: {error}") from None
+            raise ValueError(f"{path} is not a plan file: {one_line(error)}") from None
         return cls._several(values, path)
 
     @classmethod
     def _several(cls, values: Any, path: Any) -> "list[Plan]":
         """The plans of the values in a file, from the fewest calls to the most."""
+        several = values if isinstance(values, list) else [values]
+        taus = [entry.get("tau") for entry in several if isinstance(entry, Mapping)]
         try:
-            plans = [cls.from_dict(entry) for entry in (values if isinstance(values, list) else [values])]
+            if (total := sum(len(tau) for tau in taus if isinstance(tau, Sized))) > MOST_CALLS:
+                raise ValueError(f"plans of one file must have at most {MOST_CALLS} calls in all, got {total}")
+            plans = [cls.from_dict(entry) for entry in several]
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {one_line(error)}") from None
         if not plans:
             raise ValueError(f"{path} is not a plan file: the list in it is empty")
         calls = sorted(map(len, plans))
@@ -352,7 +361,7 @@ class Plan:
         try:
             values = fetch(source)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
+            raise ValueError(f"{source}: {one_line(error)}") from None
         return cls._with_calls(cls._several(values, source), source, calls)
 
     def embed(self, path: str | os.PathLike[str], *others: "Plan") -> None:

@@ -27,7 +27,7 @@ FILE, PICTURE, CARD = "plan.json", "plan.svg", "README.md"
 ENTRY = "time_tuner_plan"
 """The entry of the metadata of a safetensors file."""
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 32 * 2**20
 """The largest plan file that is read; one of 1000 calls with corrections is about as large."""
 
 MOST_HEADER = 100 * 10**6
@@ -149,7 +149,7 @@ def embed(plans: "Sequence[Plan]", path: str | os.PathLike[str]) -> None:
 def _header(file: Any) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file and its size; the file is then at its tensors."""
     size = int.from_bytes(file.read(8), "little")
-    if not 0 < size <= MOST_HEADER:
+    if not 0 < size <= min(MOST_HEADER, os.fstat(file.fileno()).st_size - 8):
         raise ValueError(f"it is no safetensors file: its header would have {size} bytes")
     values = parse_json(file.read(size))
     if not isinstance(values, dict) or not isinstance(values.get("__metadata__", {}), dict):

@@ -45,6 +45,9 @@ SCHEDULES: dict[str, type[NoiseSchedule]] = {
 }
 """Every noise schedule by its name in a plan file."""
 
+LARGEST = 2**63
+"""The largest whole number of a schedule in a file."""
+
 
 def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of these values: the inverse of `NoiseSchedule.to_dict`.
@@ -61,6 +64,9 @@ def schedule_from_dict(values: Mapping[str, Any]) -> NoiseSchedule:
     options = dict(values)
     name = options.pop("name", None)
     kind = SCHEDULES[choose("schedule name", name, SCHEDULES)]
+    for option, value in options.items():
+        if option == "dtype" or (isinstance(value, int) and abs(value) > LARGEST):
+            raise ValueError(f"schedule {name!r} does not take {option} = {str(value)[:40]}")
     try:
         return kind(**options)
     except TypeError as error:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .base import Values, as_float64
 
+MOST_LEVELS = 100_000
+"""The most noise levels of a named list, and of a scheduler's configuration."""
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
@@ -31,8 +34,8 @@ def named_betas(name: str = "linear", N: int = 1000, beta_start: float = 1e-4, b
     Raises:
         ValueError: another name, or N < 1.
     """
-    if N < 1:
-        raise ValueError(f"N must be the number of noise levels, at least 1, got {N}")
+    if not 1 <= N <= MOST_LEVELS:
+        raise ValueError(f"N must be the number of noise levels, 1 to {MOST_LEVELS}, got {N}")
     if name == "linear":
         return torch.linspace(beta_start, beta_end, N, dtype=torch.float64)
     if name == "scaled_linear":

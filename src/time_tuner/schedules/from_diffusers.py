@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._checks import choose
 from .base import NoiseSchedule, as_float64
-from .betas import BETA_SCHEDULES, checked_levels, named_betas, rescaled_to_zero_snr
+from .betas import BETA_SCHEDULES, MOST_LEVELS, checked_levels, named_betas, rescaled_to_zero_snr
 from .flow import NoiseScheduleFlow, mu_of
 from .scheduler_classes import MARKS, REFUSED, SCHEDULER_CLASSES
 from .ve import NoiseScheduleVE
@@ -61,6 +61,7 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
             f"config must be a scheduler, its configuration or alphas_cumprod (N,), got {type(entries).__name__}"
         )
     name = class_name(config)
+    _check_entries(entries)
     scheduler = scheduler_of(config, name) if name else None
     if name and scheduler is not None:
         schedule = schedule_of_class(scheduler, name, tokens, mu)
@@ -75,6 +76,14 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
     if reason := distilled(config):
         _warn(reason)
     return schedule
+
+
+def _check_entries(entries: Mapping[str, Any]) -> None:
+    """Raise a ValueError for entries of a stranger's configuration by which arrays of any size would be made."""
+    for name in ("num_train_timesteps", "original_inference_steps", "num_inference_steps", "solver_order"):
+        value = entries.get(name)
+        if value is not None and not (isinstance(value, int | float) and abs(value) <= MOST_LEVELS):
+            raise ValueError(f"{name} of a scheduler must be a number up to {MOST_LEVELS}, got {str(value)[:40]}")
 
 
 def distilled(config: Any) -> str | None:

@@ -22,10 +22,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
+import torch
+
 from .._distributed import check_same, decided, num_processes, rank
+from .._files import one_line
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog
 from ..plans.plan import Plan
@@ -202,8 +205,9 @@ class TuningRun:
         self.budget, self.cost_log = budget or Budget(), cost_log or CostLog()
         self._checkpoint, self._listener, self._planned = checkpoint, listener, planned or {}
         kept = {} if checkpoint is None else decided(checkpoint.load() if not rank() else {})
-        self._spent = Cost(**kept["spent"]) if kept else None  # by an earlier run, until this one continues it
-        self._seconds: float = kept.get("seconds", 0.0)
+        costs = {name: Cost(**cost) for name, cost in kept["costs"].items()} if kept else None
+        self._costs = costs  # of an earlier run, until this one continues it
+        self._continues, self._seconds = bool(kept), float(kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.budget)
         self.plan: dict[str, Any] | None = kept.get("plan") if self.same_budget else None
@@ -221,9 +225,24 @@ class TuningRun:
 
     def resume(self) -> None:
         """Count the calls and seconds of the earlier run in place of those spent on restoring its state."""
-        if self._spent is not None:
-            self.cost_log.spent["tuning"], self._spent = self._spent, None
+        if self._costs is not None:
+            self.cost_log.spent, self._costs = self._costs, None
             self.begin()
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Name the checkpoint in errors of the block until a new step is saved: its state may be what is wrong."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self._continues or self._checkpoint is None:
+                raise
+            raise ValueError(
+                f"checkpoint {str(self._checkpoint.path)!r} cannot be continued from "
+                f"({type(error).__name__}: {one_line(error)}): if the model can be called, remove it, to begin anew"
+            ) from error
 
     @property
     def seconds(self) -> float:
@@ -274,9 +293,10 @@ class TuningRun:
         self._call(self._progress.phase, 1.0, 0.0)
 
     def _save(self, **more: Any) -> None:
+        self._continues = False
         if self._checkpoint is not None:
-            spent = asdict(self.cost_log.of("tuning"))
-            entries = {"budget": str(self.budget), "seconds": self._elapsed, "spent": spent, "state": self.state}
+            costs = self.cost_log.to_dict()
+            entries = {"budget": str(self.budget), "seconds": self._elapsed, "costs": costs, "state": self.state}
             entries["ranking"] = self.kept_ranking
             self._checkpoint.save(**entries, **more)
 
@@ -296,7 +316,7 @@ class TuningRun:
     def _left(self, seconds: float, tuned: bool) -> float | None:
         """The seconds left; None where nothing is known."""
         spent = Counter({name: cost.evaluations for name, cost in self.cost_log.spent.items()})
-        spent["tuning"] += 0 if self._spent is None else self._spent.evaluations
+        spent["tuning"] += 0 if self._costs is None else self._costs.get("tuning", Cost()).evaluations
         if not spent.total():
             return None
 

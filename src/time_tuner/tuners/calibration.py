@@ -1,7 +1,8 @@
 """What a plan is tuned on: data and noise, from seeds of their own."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -19,8 +20,9 @@ from ..models.counting import CostLog
 from ..noise import DATA, HELD_OUT, NOISE, STEPS, Constraint, SeededNoise, first_seed
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
-from ..sampling import ModelLike, check_schedule, finite, sample
+from ..sampling import ModelLike, check_schedule, finite
 from ..schedules import NoiseSchedule, Point
+from .units import Units, runs
 
 OWN_CALLS = 50  # of the runs that draw the model's own samples
 ANSWERS = 100  # numbers of a prediction, by which a model is recognised,
@@ -98,6 +100,7 @@ class Calibration:
 
     Attributes:
         teacher_runs: the runs of a teacher, for plans that are tuned on the same ones.
+        units: where own samples, the teacher's runs and the reference run are kept as they are made; None for nowhere.
 
     Raises:
         ValueError: unusable data, shape or device.
@@ -123,6 +126,7 @@ class Calibration:
         self.model = model if isinstance(model, BatchedModel) else BatchedModel(model, samples)
         self.schedule, self.device, self.cost_log = schedule, check_device(device), cost_log or CostLog()
         self.teacher_runs: dict[str, Any] = {}
+        self.units: Units | None = None
         known = self.model.shape if shape is None else shape
         self._data = None if data is None else _gather(data, samples, None if known is None else tuple(known))
         if self._data is not None:
@@ -140,6 +144,18 @@ class Calibration:
     def _noise(self, purpose: int, count: int) -> Tensor:
         first = first_seed(self.seed, purpose)
         return self.states(range(first, first + count))
+
+    @contextmanager
+    def keeping(self, units: Units | None, cost_log: CostLog) -> Iterator[None]:
+        """Own samples, the teacher's runs and the reference run are kept in these units, and counted in this log, in
+        the block."""
+        before, self.units = self.units, units
+        if units is not None:
+            units.cost_log = cost_log
+        try:
+            yield
+        finally:
+            self.units = before
 
     def held_out(self, times: int = 1) -> Tensor:
         """Noise for the guard, (times * samples, ...), on which nothing is tuned; that for fewer times is its first."""
@@ -180,8 +196,7 @@ class Calibration:
         if self._data is None:
             x, plan = self._noise(DATA, self.samples), reference_plan(self.schedule, 0.0, OWN_CALLS)
             with self.cost_log.purpose("data"):
-                model, rows = own_share(self.model, len(x))
-                return gathered(sample(model, plan, plan.initial_state(x[rows])), len(x))
+                return runs(self.units, "own samples", self.model, plan, x, self.model.batch)
         order = torch.randperm(len(self._data), generator=torch.Generator().manual_seed(first_seed(self.seed, DATA)))
         return self._data[order[: self.samples]].to(self.device)
 
@@ -204,10 +219,10 @@ class Calibration:
         return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
     @torch.no_grad()
-    def answer(self, model: Model) -> list[float]:
-        """Some numbers of a model's prediction for a batch of noise, by which the model is recognised."""
+    def answer(self, model: Model, samples: int = ANSWERED) -> list[float]:
+        """Some numbers of a model's prediction for so many samples of noise, by which the model is recognised."""
         p = self.schedule.at(torch.tensor(self.schedule.T / 2, dtype=torch.float64))
-        prediction = model(float(p.scale) * self.states(range(ANSWERED)), p.t, p.t)
+        prediction = model(float(p.scale) * self.states(range(samples)), p.t, p.t)
         prediction = prediction.cpu().double().flatten().nan_to_num()
         return [float(f"{value:.4g}") for value in prediction[:: max(1, len(prediction) // ANSWERS)][:ANSWERS]]
 

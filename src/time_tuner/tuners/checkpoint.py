@@ -16,10 +16,11 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from .._files import read_json, write_json
+from .._files import one_line, read_json, write_json
 from ..plans.plan import Plan
 
 FORMAT = "time-tuner partial plan"
+MOST_BYTES = 64 * 2**20  # of a checkpoint that is read
 CLOSE = 1e-2  # by so much of itself a prediction differs when it is repeated, in low precision or on other threads
 FOLLOWS = {"data": "samples", "options": "tuner", "model": "shape"}  # inputs that differ wherever another one does
 
@@ -32,26 +33,29 @@ class Checkpoint:
     def __init__(self, path: Path, inputs: Mapping[str, Any]) -> None:
         self.path, self.inputs = path, dict(inputs)
 
-    def load(self) -> dict[str, Any]:
-        """The entries of the file, {} where it does not exist or has other inputs.
+    def load(self, level: int = logging.INFO) -> dict[str, Any]:
+        """The entries of the file, {} where it does not exist or has other inputs; which is logged at this level.
 
         Raises:
             ValueError: the file is something else.
         """
         if not self.path.exists():
             return {}
+        other = list[str]()
         try:
-            values = read_json(self.path)
+            values = read_json(self.path, MOST_BYTES)
             if not isinstance(values, dict) or values.get("format") != FORMAT:
                 raise ValueError(f"its 'format' is not {FORMAT!r}")
+            if not (other := self._different(values.get("inputs"))):
+                _check_entries(values)
         except ValueError as error:
             raise ValueError(
-                f"checkpoint {str(self.path)!r} is no partial plan ({error}): name another file, or remove it"
+                f"checkpoint {str(self.path)!r} is no partial plan ({one_line(error)}): name another file, or remove it"
             ) from None
-        if other := self._different(values.get("inputs")):
-            logger.info("%s was made with another %s: starting anew", self.path, ", another ".join(other))
+        if other:
+            logger.log(level, "%s was made with another %s: starting anew", self.path, ", another ".join(other))
             return {}
-        logger.info("continuing from %s", self.path)
+        logger.log(level, "continuing from %s", self.path)
         return values
 
     def save(self, **entries: Any) -> None:
@@ -65,11 +69,43 @@ class Checkpoint:
             return ["version"]
         names = [name for name in inputs if kept[name] != inputs[name]]
         old, new = kept["model"], inputs["model"]
-        if isinstance(old, list) and len(old) == len(new) and dist(old, new) <= CLOSE * hypot(*new):
+        if _numbers(old) and len(old) == len(new) and dist(old, new) <= CLOSE * hypot(*new):
             names = [name for name in names if name != "model"]
-        options = [name for name, value in inputs["options"].items() if kept["options"].get(name) != value]
+        before = kept.get("options")
+        before = before if isinstance(before, Mapping) else {}
+        options = [name for name, value in inputs.get("options", {}).items() if before.get(name) != value]
         names = [name for name in names if FOLLOWS.get(name) not in names]
         return [each for name in names for each in (options if name == "options" else [name])]
+
+
+def _check_entries(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the entries of a file are of the kinds that are written; the state is the tuner's."""
+    costs = values.get("costs", {})
+    whole = isinstance(costs, Mapping) and all(
+        isinstance(one, Mapping) and one.keys() == {"calls", "evaluations"} and all(map(_is_count, one.values()))
+        for one in costs.values()
+    )
+    ranking = values.get("ranking") or {}
+    for name, valid in (
+        ("budget", isinstance(values.get("budget", ""), str)),
+        ("seconds", _numbers([values.get("seconds", 0.0)]) and values.get("seconds", 0.0) >= 0),
+        ("costs", whole and ("costs" in values or "state" not in values)),
+        ("state", isinstance(values.get("state", {}), Mapping)),
+        ("ranking", isinstance(ranking, Mapping) and _numbers(list(ranking.values()))),
+        ("plan", isinstance(values.get("plan"), Mapping | None)),
+    ):
+        if not valid:
+            raise ValueError(f"its {name!r} is {str(values.get(name))[:40]!r}")
+
+
+def _is_count(value: Any) -> bool:
+    """Whether this is a number of calls."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _numbers(values: Any) -> bool:
+    """Whether this is a list of numbers in the range of floats."""
+    return isinstance(values, list) and all(isinstance(one, int | float) and abs(one) < 1e300 for one in values)
 
 
 def plain(value: Any, depth: int = 4) -> Any:

@@ -20,6 +20,7 @@ from ..sampling import ModelLike, check_schedule, sample
 from ..schedules import NoiseSchedule, as_float64
 from .base import PARTS
 from .ranking import Ranked, differs_only_in
+from .units import Units, runs
 
 MOST_NOISE = 4  # times as much noise, at most, where the first leaves open which plan is better: half its error
 
@@ -39,6 +40,7 @@ class ReferenceDistance:
         calls: of the many-step run; of a network with fewer trained levels as many as these.
         seed: of the noise that stochastic samplers draw, the same for every plan.
         noise: maps standard normal noise (B, ...) to the noise of the model, see `SeededNoise`; None for the same.
+        units: where the many-step run is kept; None for nowhere.
 
     Attributes:
         reference: the ends of the many-step run, (B, ...).
@@ -54,14 +56,15 @@ class ReferenceDistance:
         calls: int = 100,
         seed: int = 0,
         noise: Constraint | None = None,
+        units: Units | None = None,
     ) -> None:
-        self.model: Model = BatchedModel(as_model(model, schedule))
+        own = model if isinstance(model, BatchedModel) else BatchedModel(as_model(model, schedule))
+        self.model: Model = own
         self.x, self.seed, self.end = check_state("x", x, real=True), seed, end
         self._constraint = noise
         reference = reference_plan(schedule, end, calls)
         self.calls = len(reference)
-        own, rows = own_share(self.model, len(x))
-        self.reference = gathered(sample(own, reference, reference.initial_state(x[rows])), len(x))
+        self.reference = runs(units, "reference run", own, reference, x, own.batch)
 
     def __call__(self, plan: Plan) -> float:
         """The distance of a plan.

@@ -39,6 +39,7 @@ from .least_squares import LeastSquares
 from .network_times import received
 from .ranking import SHARE, Ranked, Ranking, Rounds, rank
 from .timesteps.tuner import Parallel, Sequential
+from .units import Units
 
 TUNERS: dict[str, type[Tuner]] = {
     "sequential": Sequential,
@@ -183,11 +184,11 @@ def tune(
     limit = _budget(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
-    # 2. The run: its checkpoint, its progress.
-    kept = None
+    # 2. The run: its checkpoint, its finished units, its progress.
+    kept, units = None, data.units
     if checkpoint is not None:
         inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch)) | {"free": free}
-        kept = Checkpoint(Path(checkpoint), inputs)
+        kept, units = Checkpoint(Path(checkpoint), inputs), units or _units(checkpoint, inputs)
     planned = planned_costs(
         tuner, plan, free, samples, network.batch, not data.drawn, guard, REFERENCE_CALLS, limit, None
     )
@@ -195,11 +196,21 @@ def tune(
         expected = {purpose: usual.of_each(model.evaluations) for purpose, (usual, _) in planned.items()}
         run = TuningRun(data, limit, log, kept, listening, expected)
         if run.plan is None:
-            tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
+            with data.keeping(units, log):
+                tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
         else:
-            tuned = Plan.from_dict(run.plan)
+            with run.restoring():
+                tuned = Plan.from_dict(run.plan)
         run.finish(tuned.to_dict())
+    if units is not None and units is not data.units:  # which others do not share
+        units.remove()
     return tuned
+
+
+def _units(checkpoint: str | Path, inputs: Mapping[str, Any]) -> Units:
+    """The finished units beside a checkpoint, of this model, seed and data; of any plan and tuner."""
+    shared = ("model", "seed", "shape", "samples", "data", "noise", "versions")
+    return Units(Path(f"{checkpoint}.units"), {name: inputs[name] for name in shared})
 
 
 def own_plan(
@@ -301,7 +312,8 @@ def _tuned(
     if free and run.ranking:
         best = run.ranking[0].plan
         plan = best.with_provenance(**{**plan.provenance, **best.provenance})
-    tuned = received(model, tuner.tune(model, plan, run)).with_provenance(**notes, versions=versions())
+    with run.restoring():
+        tuned = received(model, tuner.tune(model, plan, run)).with_provenance(**notes, versions=versions())
     if run.stopped:
         tuned = tuned.with_provenance(stopped=run.stopped)
     if guard is False:
@@ -324,7 +336,14 @@ def _judge(model: BatchedModel, plan: Plan, run: TuningRun, times: int = 1) -> R
     calibration, x = run.calibration, run.calibration.held_out(times)
     with run.cost_log.purpose("reference"):
         return ReferenceDistance(
-            model, plan.schedule, float(plan.t[-1]), x, REFERENCE_CALLS, calibration.seed, calibration.constraint
+            model,
+            plan.schedule,
+            float(plan.t[-1]),
+            x,
+            REFERENCE_CALLS,
+            calibration.seed,
+            calibration.constraint,
+            calibration.units,
         )
 
 
@@ -338,7 +357,11 @@ def _larger_judge(model: BatchedModel, plan: Plan, run: TuningRun) -> ReferenceD
 def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, evaluations: int) -> Sequence[Ranked]:
     """The untuned plans by the distance of their runs to those of the tuner's teacher, or of the usual one."""
     if run.kept_ranking is not None:
-        return Ranking.from_dict(run.kept_ranking, model, tuner.starts(plan))
+        with run.restoring():
+            found = Ranking.from_dict(run.kept_ranking, model, tuner.starts(plan))
+        if not run.state:  # else the tuner does, when it has restored its own
+            run.resume()
+        return found
     teacher, kept = teacher_of(plan, getattr(tuner, "teacher", None)), run.calibration.teacher_runs
     if run.budget.seconds is not None:
         with run.cost_log.purpose("sizing"):
@@ -477,12 +500,18 @@ def tune_several(
         if checkpoint is not None:
             check_writable(Path(f"{checkpoint}-{len(plan)}"))
     tuned: list[Plan] = []
+    if checkpoint is not None:  # the runs of the teacher and own samples are those of all plans
+        inputs = _inputs(tuner, plans[0], data, True, data.model)
+        data.units = _units(checkpoint, inputs)
     for plan in plans:
         path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
         following = tuner.following(tuned[-1]) if tuned else tuner
         start: dict[str, Any] = {"calls": len(plan), "end": end} if free else {"plan": plan}
         tuned.append(tune(eps, tuner=following, data=data, device=device, checkpoint=path, **start, **how))
         done(tuned)
+    if data.units is not None:
+        data.units.remove()
+        data.units = None
     return tuned
 
 

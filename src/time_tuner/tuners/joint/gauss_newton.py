@@ -131,6 +131,18 @@ class GaussNewton:
         return {name: value for name, value in plain.items() if value != math.inf}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: values of other names, kinds or shapes.
+        """
+        own = {name: value for name, value in vars(self).items() if name not in ("parameters", "anchor")}
         for name, value in state.items():
-            setattr(self, name, torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value)
+            made = torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+            before = own.get(name)
+            kind = (int, float) if isinstance(before, int | float) and not isinstance(before, bool) else type(before)
+            if name not in own or not isinstance(made, kind):
+                raise ValueError(f"a solver has no {name} of {value!r}")
+            if isinstance(before, Tensor) and (made.shape != before.shape or not made.isfinite().all()):
+                raise ValueError(f"{name} of a solver must be finite and of shape {tuple(before.shape)}")
+            setattr(self, name, made)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._distributed import from_first, gathered, own_rows, rank
-from ..._files import replacing
+from ..._files import one_line, read_tensors, write_tensors
 from ...models.base import Model, for_rows
 from ...models.batching import BatchedModel
 from ...models.counting import Cost
@@ -24,10 +24,13 @@ from ...schedules import Point
 from ..base import TuningRun
 from ..budget import forward
 from ..calibration import Calibration
+from ..units import Units
 
 CALLS, ORDER = 40, 3  # on digits these end nearer than 60 of DPM-Solver++(2M), and tuning sees every error of an end
 AT_ONCE = 64  # runs
 FEWEST, MOST = 8, 2048  # pairs; long tuning on few pairs fits them alone, more than so many gain little
+LONGEST = 2**20  # runs in a file
+WORDS = {"teacher": "teacher", "times": "grid of the plan", "first": "seed", "shape": "shape of samples"}
 SHARE = 0.25  # of a budget of seconds that the teacher takes at most
 
 
@@ -111,12 +114,20 @@ def teach(
     if found is not None:
         ends = torch.cat([*([] if found.path is None else [found.path]), found.y[:, None].cpu()], 1)
     with run.cost_log.purpose("teacher"):
-        held = _read(cache, made) if cache is not None and not rank() and cache.exists() else None
+        held = None
+        if cache is not None and not rank() and cache.exists():
+            held = _read(cache, made, calibration.shape, times)
         if (held := from_first(held)) is not None:
             kept = held.to(ends)[:most]
             if not torch.allclose(states(0, 1), kept[:1], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{cache} was made with another model, or under other conditions: name another file")
             ends = max(ends, kept, key=len)
+
+        def kept_states(units: Units, begin: int, stop: int) -> Tensor:
+            name = f"teacher {made}, {begin} on, {at_once} at a time"
+            return units.tensor(name, (1 + len(times), *calibration.shape), lambda: states(begin, stop))
+
+        units = calibration.units if cache is None else None
         done, seconds, count = len(ends), run.seconds, at_once
         while len(ends) < most:
             if limit is not None:
@@ -130,9 +141,10 @@ def teach(
                     count = max(0, min(at_once, left, max(FEWEST, left // 4)))
             if not count:
                 break
-            ends = torch.cat([ends, states(len(ends), min(len(ends) + count, most))])
+            begin, stop = len(ends), min(len(ends) + count, most)
+            ends = torch.cat([ends, states(begin, stop) if units is None else kept_states(units, begin, stop)])
             if cache is not None:
-                _write(cache, ends, made)
+                write_tensors(cache, {"states": ends}, made)
     x = calibration.states(range(first, first + len(ends)))
     return Pairs(x, ends[:, -1].to(x.device), ends[:, :-1] if len(times) else None)
 
@@ -142,7 +154,7 @@ def try_teacher(
 ) -> None:
     """Raise a ValueError if the runs of a teacher cannot begin, or its cache holds others; by one network call."""
     if cache is not None and not rank() and cache.exists():
-        _read(cache, _made(teacher, calibration, times))
+        _read(cache, _made(teacher, calibration, times), calibration.shape, times)
     calibration.try_run("teacher", model, teacher)
 
 
@@ -240,24 +252,22 @@ def described(plan: Plan) -> str:
     return f"{plan.sampler!r} at {[round(float(t), 9) for t in plan.t]}"
 
 
-def _read(path: Path, made: dict[str, str]) -> Tensor:
-    from safetensors import SafetensorError, safe_open
+def _read(path: Path, made: dict[str, str], shape: Sequence[int], times: Sequence[float]) -> Tensor:
+    """The states in a teacher file, (n, P + 1, ...); a ValueError if it holds anything else."""
+
+    def check(shapes: dict[str, tuple[int, ...]], held: dict[str, str]) -> None:
+        if other := [word for name, word in WORDS.items() if held.get(name) != made[name]]:
+            raise ValueError(f"it holds runs with another {', another '.join(other)}")
+        (count, *rest) = shapes.get("states") or (0,)
+        if len(shapes) > 1 or not 0 < count <= LONGEST or tuple(rest) != (1 + len(times), *shape):
+            raise ValueError(f"its states have the shape {shapes.get('states')}")
 
     try:
-        with safe_open(str(path), framework="pt") as file:
-            held: dict[str, str] = file.metadata() or {}
-            states: Tensor = file.get_tensor("states")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no teacher file: {error}") from None
-    words = {"teacher": "teacher", "times": "grid of the plan", "first": "seed", "shape": "shape of samples"}
-    other = [words[name] for name, value in made.items() if held.get(name) != value]
-    if other:
-        raise ValueError(f"{path} holds runs with another {', another '.join(other)}: name another file, or remove it")
+        states = read_tensors(path, check)[0]["states"]
+        if not states.is_floating_point() or not finite(states):
+            raise ValueError("its states are no finite numbers")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no teacher file for this run, {one_line(error)}: name another, or remove it"
+        ) from None
     return states
-
-
-def _write(path: Path, states: Tensor, made: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    with replacing(path) as file:
-        file.write(save({"states": states.contiguous()}, metadata=made))
