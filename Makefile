@@ -48,8 +48,9 @@ docs: $(READY) ## build the site of the documentation into site/; a warning is a
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'The site is in site/. To search in it: $(BIN)/python -m http.server -d site'
 
-drawings: $(READY) ## draw the pictures of the documentation anew, docs/drawings/*.py to docs/images/*.svg
+drawings: $(READY) ## make the pictures and tables of the documentation anew that are made by code
 	@$(BIN)/python docs/drawings
+	@$(BIN)/python docs/hooks/tables.py
 
 clean: ## remove the environment, caches, builds and the demo's output
 	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo

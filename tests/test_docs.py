@@ -2,6 +2,9 @@
 
 import re
 import runpy
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 REFERENCE = runpy.run_path(str(DOCS / "hooks" / "reference.py"))
 TABLES = runpy.run_path(str(DOCS / "hooks" / "tables.py"))
+PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^)]+)\)(.*)$", re.M)
 
 
 def name_of(page: Path) -> str:
@@ -79,3 +83,60 @@ def test_the_page_of_the_command_line_has_every_command_and_every_option() -> No
         assert not lacking, f"options of {name} that the page lacks"
         unknown = flags_of(sections[name]) - {flag for option in options for flag in option.opts}
         assert not unknown, f"options of {name} that do not exist"
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "![" in page.read_text()], ids=name_of)
+def test_every_picture_has_a_description_and_a_caption(page: Path) -> None:
+    text = page.read_text()
+    assert len(PICTURE.findall(text)) == text.count("![")
+    for found in PICTURE.finditer(text):
+        description, target, rest = found.groups()
+        assert len(description) > 40 and not rest, f"{target} has no description"
+        assert re.match(r"\n\n\*[^*](.|\n(?!\n)){20,}?\*\n", text[found.end() :]), f"{target} has no caption"
+
+
+def texts_of(svg: str) -> list[str]:
+    """The words and numbers in a drawing."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Iterator[tuple[dict[str, Any], Any]]:
+    """The functions that draw, by the name of the picture, and the function that makes SVG of a figure."""
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(DOCS / "drawings"))
+    try:
+        yield runpy.run_path(str(DOCS / "drawings" / "pictures.py"))["PICTURES"], import_module("style").svg
+    finally:
+        sys.path.remove(str(DOCS / "drawings"))
+
+
+def test_every_drawing_is_on_a_page(drawings: tuple[dict[str, Any], Any]) -> None:
+    shown = {Path(target).stem for page in PAGES for _, target, _ in PICTURE.findall(page.read_text())}
+    assert {path.stem for path in (DOCS / "images").glob("*.svg")} == set(drawings[0]) <= shown
+
+
+@pytest.mark.parametrize(
+    "name", ["two-times", "plan-table", "guidance", "spacings", "untuned-exact", "untuned-network"]
+)
+def test_a_drawing_is_that_of_the_code(name: str, drawings: tuple[dict[str, Any], Any]) -> None:
+    pictures, svg = drawings
+    kept = (DOCS / "images" / f"{name}.svg").read_text()
+    assert texts_of(svg(pictures[name]())) == texts_of(kept) != [], "make drawings draws it anew"
+
+
+# --- links out of docs/ ---
+
+
+def test_links_to_files_of_the_repository_lead_to_their_pages() -> None:
+    site = runpy.run_path(str(DOCS / "hooks" / "site.py"))
+    text = (
+        "[a](../../examples/tutorial.py), [b](../quickstart.md#next), `[c](../../README.md)` and [d](https://x.org/y)"
+    )
+    made = "[a](../repository/examples/tutorial.py.md), [b](../quickstart.md#next), `[c](../../README.md)` and [d](https://x.org/y)"
+    assert site["relinked"](text, "how-to/export.md") == made
+    assert site["relinked"]("[a](docs/extending.md)", "../CONTRIBUTING.md") == "[a](../extending.md)"
+    assert site["content"]("examples/run_plan.py").startswith("# examples/run_plan.py\n\n````python\n")

@@ -1,12 +1,14 @@
 """The drawings of the documentation, each a function that returns a figure. Their numbers are those of real plans."""
 
 import math
+import re
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
-from style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, SOFT, WIDTH, blank
+from style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, SOFT, WIDTH, arrow, blank, box, put
 from torch import Tensor
 
 from time_tuner import (
@@ -24,6 +26,7 @@ from time_tuner import (
 from time_tuner.plans import reference_plan
 from time_tuner.tuners import ReferenceDistance
 
+DOCS = Path(__file__).resolve().parents[1]
 SCHEDULE = NoiseScheduleVP("linear")
 
 
@@ -41,23 +44,21 @@ def two_times() -> Figure:
     t, tau = plan.t.tolist(), plan.tau.tolist()
     for y, label, colour in ((1.0, "solver", BLUE), (0.0, "network", ORANGE)):
         axes.plot([0.86, -0.03], [y, y], color=GRID, lw=1.5, zorder=0)
-        axes.text(1.08, y, label, color=colour, weight="bold", va="center")
-    for start, end in zip(t, t[1:], strict=False):
-        arrow = FancyArrowPatch((start, 1.08), (end, 1.08), connectionstyle="arc3,rad=-0.45", arrowstyle="->", shrinkA=3,
-                                shrinkB=3, mutation_scale=9, color=BLUE, lw=1.2)  # fmt: skip
-        axes.add_patch(arrow)
+        put(axes, 1.08, y, label, color=colour, weight="bold", size=10, ha="left")
+    for start, end in pairwise(t):
+        arrow(axes, (start, 1.08), (end, 1.08), -0.45, BLUE)
     axes.plot(t[:-1], [1.0] * len(tau), "o", color=BLUE, ms=6)
     axes.plot(t[-1:], [1.0], "o", color=BLUE, ms=6, mfc="none")
     axes.plot(tau, [0.0] * len(tau), "D", color=ORANGE, ms=5)
     for k, (a, b) in enumerate(zip(t, tau, strict=False)):
         axes.plot([a, b], [0.93, 0.08], color=SOFT, lw=1)
-        axes.text(b, -0.22, f"{b / a:.2f}", ha="center", va="center", size=8.5, color=ORANGE)
+        put(axes, b, -0.22, f"{b / a:.2f}", size=8.5, color=ORANGE)
         side = 1 if a < b else -1  # beside the line to the network
-        axes.text(a - 0.018 * side, 0.8, str(k), ha="center", va="center", size=8.5, color=SOFT)
-    axes.text(0.86, -0.62, "noise", color=SOFT, ha="left", va="center")
-    axes.text(-0.03, -0.62, "data", color=SOFT, ha="right", va="center")
-    axes.text(0.42, -0.62, "ratio τ / t of each call", color=ORANGE, ha="center", va="center", size=9)
-    axes.text(0.42, 1.92, "steps from t to the next t", color=BLUE, ha="center", va="center", size=9)
+        put(axes, a - 0.018 * side, 0.8, str(k), size=8.5, color=SOFT)
+    put(axes, 0.86, -0.62, "noise", color=SOFT, ha="left", size=10)
+    put(axes, -0.03, -0.62, "data", color=SOFT, ha="right", size=10)
+    put(axes, 0.42, -0.62, "ratio \u03c4 / t of each call", color=ORANGE)
+    put(axes, 0.42, 1.92, "steps from t to the next t", color=BLUE)
     return figure
 
 
@@ -65,30 +66,26 @@ def plan_table() -> Figure:
     """A bundled plan as a table: the times and the row of every call."""
     plan = Plan.load("latent-digits/joint-5")
     calls = len(plan)
-    heads = ["call", "t", "τ", "x", *("ε" + "₀₁₂₃₄"[j] for j in range(calls))]
+    heads = ["call", "t", "\u03c4", "x", *(f"\u03b5{chr(0x2080 + j)}" for j in range(calls))]
     edges = [0.0, 0.55, 1.25, 1.95, 2.7, *(2.7 + 0.76 * (j + 1) for j in range(calls))]
     figure, axes = blank(2.6, (-0.05, edges[-1] + 0.05), (-calls - 1.2, 1.3))
-    centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    centres = [(a + b) / 2 for a, b in pairwise(edges)]
     for x, head in zip(centres, heads, strict=True):
-        axes.text(x, 0.0, head, ha="center", va="center", weight="bold", size=9.5)
-    axes.text((edges[1] + edges[3]) / 2, 0.85, "times", ha="center", va="center", color=SOFT, size=9)
-    axes.text((edges[3] + edges[-1]) / 2, 0.85, "row: weights of the next state", ha="center", va="center", color=SOFT,
-              size=9)  # fmt: skip
-    for a, b in ((edges[1], edges[3]), (edges[3], edges[-1])):
+        put(axes, x, 0.0, head, weight="bold", size=9.5)
+    for a, b, title in ((edges[1], edges[3], "times"), (edges[3], edges[-1], "row: weights of the next state")):
+        put(axes, (a + b) / 2, 0.85, title, color=SOFT)
         axes.plot([a + 0.08, b - 0.08], [0.5, 0.5], color=SOFT, lw=0.8)
     for k, row in enumerate(plan.rows):
         y = -1.0 - k
         for x, text in zip(centres, (str(k), f"{plan.t[k]:.3f}", f"{plan.tau[k]:.3f}"), strict=False):
-            axes.text(x, y, text, ha="center", va="center", size=9, color=INK)
+            put(axes, x, y, text)
         for tensor, ago, weight in row.next_state.to_list():
-            column = 3 if tensor == "x" else 4 + k - ago
-            colour = BLUE if weight > 0 else ORANGE
-            box = Rectangle((edges[column] + 0.03, y - 0.45), edges[column + 1] - edges[column] - 0.06, 0.9, color=colour,
-                            alpha=min(0.12 + 0.1 * abs(weight), 0.6), lw=0)  # fmt: skip
-            axes.add_patch(box)
-            axes.text(centres[column], y, f"{weight:.2f}".replace("-", "−"), ha="center", va="center", size=9, color=INK)
-    axes.text(edges[-1], -calls - 0.85, "next state = sum of weight × state or prediction", va="center", ha="right", size=8.5,
-              color=SOFT)  # fmt: skip
+            j = 3 if tensor == "x" else 4 + k - ago
+            shade = {"color": BLUE if weight > 0 else ORANGE, "alpha": min(0.12 + 0.1 * abs(weight), 0.6), "lw": 0}
+            box(axes, edges[j] + 0.03, edges[j + 1] - 0.03, y, 0.9, **shade)
+            put(axes, centres[j], y, f"{weight:.2f}".replace("-", "\u2212"))
+    rule = "next state = sum of weight \u00d7 state or prediction"
+    put(axes, edges[-1], -calls - 0.85, rule, ha="right", size=8.5, color=SOFT)
     return figure
 
 
@@ -135,34 +132,33 @@ def corrections() -> Figure:
 
 def guard() -> Figure:
     """Distances of tuned and untuned plans on noise that was not tuned on, in two cases."""
-    model, noise = three_clouds(), SeededNoise(900)(torch.empty(256, 2)).double()
+    noise = SeededNoise(900)(torch.empty(256, 2)).double()
+    measure = ReferenceDistance(three_clouds(), SCHEDULE, 0.0, noise, calls=200)
     start, tuned = corrected()
-    published = tune(model, start, "sequential(objective=published)", guard=False, samples=64)
-    others = {"best untuned": make_plan("ipndm", SCHEDULE, 5, "logsnr", end=0)}
+    published = tune(three_clouds(), start, "sequential(objective=published)", guard=False, samples=64)
+    best_untuned = make_plan("ipndm", SCHEDULE, 5, "logsnr", end=0)
     figure = Figure(figsize=(WIDTH, 3.1))
-    measure = ReferenceDistance(model, SCHEDULE, 0.0, noise, calls=200)
-    for i, (title, plan, rest) in enumerate((
-        ("The tuned plan is nearer: it is returned", tuned, others),
-        ("The tuned plan is not nearer: an untuned one is returned", published, {}),
-    )):  # fmt: skip
-        axes = figure.add_axes((0.36, 0.60 - 0.46 * i, 0.6, 0.30 if not i else 0.24))
-        plans = {"start": start, **rest, "tuned plan": plan}
-        values = {name: measure.per_sample(one) for name, one in plans.items()}
-        means = {name: float(value.mean()) for name, value in values.items()}
-        best = min(means, key=means.__getitem__)
-        for y, (name, value) in enumerate(values.items()):
-            error = float(value.std()) / len(value) ** 0.5
-            chosen = name == best
-            axes.barh(y, means[name], 0.62, color=GREEN if chosen else GRID, xerr=error, ecolor=SOFT, capsize=2)
-            axes.text(means[name] + error + 0.04 * max(means.values()), y, "returned" if chosen else "", va="center", size=9, color=GREEN,
-                      weight="bold")  # fmt: skip
-        axes.set_yticks(range(len(plans)), list(plans))
+    cases = (
+        ("The tuned plan is nearer: it is returned", {"best untuned": best_untuned, "tuned plan": tuned}),
+        ("The tuned plan is not nearer: an untuned one is returned", {"tuned plan": published}),
+    )
+    for i, (title, others) in enumerate(cases):
+        axes = figure.add_axes((0.28, 0.60 - 0.46 * i, 0.7, 0.24 + 0.06 * (1 - i)))
+        values = {name: measure.per_sample(plan) for name, plan in {"start": start, **others}.items()}
+        means = [float(value.mean()) for value in values.values()]
+        for y, (mean, value) in enumerate(zip(means, values.values(), strict=True)):
+            error, chosen = float(value.std()) / len(value) ** 0.5, mean == min(means)
+            axes.barh(y, mean, 0.62, color=GREEN if chosen else GRID, xerr=error, ecolor=SOFT, capsize=2)
+            if chosen:
+                x = mean + error + 0.04 * max(means)
+                put(axes, x, y, "returned", ha="left", color=GREEN, weight="bold")
+        axes.set_yticks(range(len(values)), list(values))
         axes.set_xticks([])
         axes.tick_params(length=0, labelcolor=INK)
-        axes.set_xlim(0, 1.5 * max(means.values()))
+        axes.set_xlim(0, 1.4 * max(means))
         axes.invert_yaxis()
         figure.text(0.02, 0.94 - 0.49 * i, title, size=9.5, weight="bold")
-    figure.text(0.36, 0.03, "distance to the reference run →", size=9, color=SOFT)
+    figure.text(0.28, 0.03, "distance to the reference run \u2192", size=9, color=SOFT)
     return figure
 
 
@@ -170,23 +166,20 @@ def guidance() -> Figure:
     """The evaluations of a run with guidance at all calls and of one with guidance at the first calls."""
     calls, guided = 6, 3
     figure, axes = blank(3.2, (-2.15, calls + 0.1), (-3.55, 3.5))
-    for top, count, title in ((2.35, calls, "Guidance at all 6 calls"), (-0.75, guided, "Guidance at the first 3 calls")):
-        evaluations = calls + count
-        axes.text(-2.1, top + 0.85, f"{title}: {evaluations} evaluations", weight="bold", size=9.5, va="center")
+    for top, count, title in ((2.35, calls, "at all 6 calls"), (-0.75, guided, "at the first 3 calls")):
+        text = f"Guidance {title}: {calls + count} evaluations"
+        put(axes, -2.1, top + 0.85, text, ha="left", weight="bold", size=9.5)
         for y, name, colour in ((top, "condition", BLUE), (top - 1, "no condition", PURPLE)):
-            axes.text(-0.15, y, name, ha="right", va="center", size=9, color=colour)
+            put(axes, -0.15, y, name, ha="right", color=colour)
             for k in range(calls):
-                filled = y == top or k < count
-                box = Rectangle((k + 0.08, y - 0.36), 0.84, 0.72, lw=1.2, ls="-" if filled else ":",
-                                ec=colour if filled else SOFT, fc=colour if filled else "none", alpha=0.85)  # fmt: skip
-                axes.add_patch(box)
+                made = y == top or k < count
+                look = {"ls": "-", "ec": colour, "fc": colour} if made else {"ls": ":", "ec": SOFT, "fc": "none"}
+                box(axes, k + 0.08, k + 0.92, y, 0.72, lw=1.2, alpha=0.85, **look)
     for k in range(guided, calls):
-        arrow = FancyArrowPatch((guided - 0.5, -2.15), (k + 0.5, -2.15), connectionstyle="arc3,rad=0.3", arrowstyle="->",
-                                mutation_scale=9, color=PURPLE, lw=1.2)  # fmt: skip
-        axes.add_patch(arrow)
-    axes.text(-0.15, -2.75, "reuse", ha="right", va="center", size=9, color=PURPLE)
-    axes.text(0, -3.35, "call 0", size=8.5, color=SOFT, va="center")
-    axes.text(calls, -3.35, f"call {calls - 1}", size=8.5, color=SOFT, va="center", ha="right")
+        arrow(axes, (guided - 0.5, -2.15), (k + 0.5, -2.15), 0.3, PURPLE)
+    put(axes, -0.15, -2.75, "reuse", ha="right", color=PURPLE)
+    put(axes, 0, -3.35, "call 0", ha="left", size=8.5, color=SOFT)
+    put(axes, calls, -3.35, f"call {calls - 1}", ha="right", size=8.5, color=SOFT)
     return figure
 
 
@@ -195,7 +188,7 @@ def spacings() -> Figure:
     schedule = NoiseScheduleVP(betas=named_betas("scaled_linear", 1000, 0.00085, 0.012))  # of Stable Diffusion
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.add_axes((0.22, 0.13, 0.75, 0.85))
-    for y, (name, spacing) in enumerate(SPACINGS.items()):
+    for y, spacing in enumerate(SPACINGS.values()):
         times = spacing(schedule, 8)
         axes.axhline(y, color=GRID, lw=1, zorder=0)
         axes.plot(times, [y] * len(times), "o", color=BLUE, ms=5)
@@ -207,6 +200,28 @@ def spacings() -> Figure:
     return figure
 
 
+def untuned(heading: str, title: str) -> Figure:
+    """The curves of the table of untuned samplers below a heading of the results."""
+    section = (DOCS / "results.md").read_text().split(f"### {heading}\n", 1)[1]
+    head, _, *rows = [line.strip("| ").split("|") for line in re.findall(r"^\|.*$", section.split("\n```")[0], re.M)]
+    calls = [int(cell) for cell in head[1:]]
+    named = {"`ddim`": (ORANGE, "D"), "`heun`": (PURPLE, "s"), "`unipc(order=3)`": (BLUE, "o"), "`ipndm`": (GREEN, "^")}
+    figure = Figure(figsize=(WIDTH, 3.3))
+    axes = figure.add_axes((0.13, 0.14, 0.84, 0.77))
+    for name, *cells in rows:
+        values = [float(cell.strip(" *").split()[0].strip("*")) for cell in cells]
+        colour, marker = named.get(name.strip(), (GRID, ""))
+        axes.plot(calls, values, color=colour, marker=marker or None, ms=5, lw=1.6 if marker else 1.2,
+                  zorder=2 if marker else 1, label=name.strip(" `") if marker else None)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="network calls", ylim=(None, min(30.0, axes.get_ylim()[1])))
+    axes.set_xticks(calls, map(str, calls))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(labelcolor=INK, fontsize=9.5)
+    figure.text(0.02, 0.95, title, size=9.5, weight="bold")
+    return figure
+
+
 PICTURES = {
     "two-times": two_times,
     "plan-table": plan_table,
@@ -214,5 +229,7 @@ PICTURES = {
     "guard": guard,
     "guidance": guidance,
     "spacings": spacings,
+    "untuned-exact": lambda: untuned("Exact digits", "Frechet distance, exact digits"),
+    "untuned-network": lambda: untuned("The network", "Distance to 200 calls, the bundled network"),
 }
 """Every drawing by its name in docs/images."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 WIDTH = 4.6  # inches
@@ -46,6 +47,22 @@ def blank(height: float, xlim: tuple[float, float], ylim: tuple[float, float]) -
     axes.set(xlim=xlim, ylim=ylim)
     axes.axis("off")
     return figure, axes
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float, colour: str) -> None:
+    """A curved arrow between two points."""
+    look = {"connectionstyle": f"arc3,rad={bend}", "arrowstyle": "->", "mutation_scale": 9, "shrinkA": 3, "shrinkB": 3}
+    axes.add_patch(FancyArrowPatch(start, end, color=colour, lw=1.2, **look))
+
+
+def box(axes: Axes, left: float, right: float, y: float, height: float, **look: object) -> None:
+    """A box around a height."""
+    axes.add_patch(Rectangle((left, y - height / 2), right - left, height, **look))
+
+
+def put(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
+    """A text in the middle of a place."""
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "size": 9, **look})
 
 
 def svg(figure: Figure) -> str:
