@@ -10,7 +10,7 @@ PEERS := .venv/peers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers contracts check docs drawings clean
+.PHONY: help demo test test-lowest peers contracts check docs drawings notebooks clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ docs: $(READY) ## build the site of the documentation into site/; a warning is a
 drawings: $(READY) ## make the pictures and tables of the documentation anew that are made by code
 	@$(BIN)/python docs/drawings
 	@$(BIN)/python docs/hooks/tables.py
+
+notebooks: $(READY) ## execute the notebooks, docs/notebooks/*.py to *.ipynb with outputs; some minutes
+	@$(BIN)/python docs/hooks/notebooks.py
 
 clean: ## remove the environment, caches, builds and the demo's output
 	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
