@@ -27,9 +27,14 @@ CALLS = 10  # the default
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
+METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
+
+
 def option(kind: Any, group: str, text: str, *flags: str, **more: Any) -> Any:
     """An option of this type, with its group in the help and its help; by default its flag is the name of the
     parameter."""
+    more.setdefault("metavar", METAVARS.get(kind))
     return Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=group, **more)]
 
 
@@ -45,7 +50,7 @@ def one_of(*names: str) -> dict[str, Any]:
 
 def plan_files(incomplete: str) -> list[str]:
     """The completion of a plan: bundled plans, and the plan files and folders of the current folder."""
-    files = [f"{path}/" if path.is_dir() else str(path) for path in Path().glob(f"{incomplete}*")]
+    files = [f"{path}/" if path.is_dir() else str(path) for path in sorted(Path().glob(f"{incomplete}*"))]
     return [name for name in (*bundled_plans(), *files) if name.startswith(incomplete)]
 
 
@@ -102,12 +107,17 @@ Method_ = option(
     "without gradients; sequential for a sampler that draws noise, and --data]",
     **one_of(*TUNERS),
 )
-Budget_ = option(str | None, TUNING, "What tuning may spend, as in 20000calls, 60s or 2m.")
+Budget_ = option(
+    str | None, TUNING, "What tuning may spend, as in 20000calls, 60s or 2m.  [default: 2m]", metavar="BUDGET"
+)
 TunedSamples_ = option(
     int | None, TUNING, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", "--samples", min=2
 )
 Data_ = option(
-    Path | None, TUNING, "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]", "--data"
+    Path | None,
+    TUNING,
+    "Tune on these: a folder of pictures, or an .npz.  [default: the model's own samples]",
+    "--data",
 )
 DryRun_ = option(bool, OUTPUT, "Print what it will cost, and do nothing.", "--dry-run")
 PlanOut_ = option(Path, OUTPUT, "The plan file to write.")
@@ -144,9 +154,7 @@ CheckedPlan_ = argument(str, "PLAN", "A plan file, or a bundled plan.", **PLAN_F
 CheckSamples_ = option(int, SAMPLES, "Samples of each run.", "-n", "--count", min=2)
 
 # evaluate
-EvaluatedRuns_ = argument(
-    list[str] | None, "PLAN...", f"Plan files; or {RUN}:calls for one of several.", **PLAN_FILE
-)
+EvaluatedRuns_ = argument(list[str] | None, "PLAN...", f"Plan files; or {RUN}:calls for one of several.", **PLAN_FILE)
 EvaluatedPlans_ = option(list[str] | None, PLAN, "A plan file; the same as PLAN.", "--plans")
 Against_ = option(str, COMPARISON, "Untuned samplers to compare with, as in 'ddim,unipc(order=3)@quadratic'.")
 CurveCalls_ = option(str, COMPARISON, "Network calls of the untuned samplers.")
@@ -195,9 +203,7 @@ MODEL_OPTIONS: dict[str, Any] = {
     "height": option(int | None, "Pipelines", "Of the pictures, in pixels."),
     "width": option(int | None, "Pipelines", "Of the pictures, in pixels."),
     "dtype": option(str | None, "Pipelines", "float32, float16 or bfloat16."),
-    "offload": option(
-        bool | None, "Pipelines", "Keep the parts off the device until they are needed.", "--offload"
-    ),
+    "offload": option(bool | None, "Pipelines", "Keep the parts off the device until they are needed.", "--offload"),
 }
 """The options of every command that runs a model, by the names of their parameters."""
 
