@@ -209,9 +209,9 @@ def plot_plan(plans: Plan | Mapping[str, Plan], title: str = "") -> "Figure":
         _heat_map(figure, axes, matrix.detach(), f"Corrections, {name}")
     figure.suptitle(title, fontsize=13, weight="bold", color=INK)
     caption = (
-        "A run goes from noise, on the left, to data. Every marker is a network call: its place on the axis is the time "
-        "of the state, where the grid puts the call,\nand its height is the time that the network receives. On the "
-        "dashed line both are equal, as in an untuned plan."
+        "A run goes from noise, on the left, to data. Every marker is a network call: its place on the axis is the "
+        "time of the state, where the grid puts the call,\nand its height is the time that the network receives. On "
+        "the dashed line both are equal, as in an untuned plan."
     )
     if heat:
         caption += (

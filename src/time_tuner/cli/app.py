@@ -82,10 +82,10 @@ def command(name: str, group: str, summary: str, *lines: str) -> Callable[[Calla
     "time-tuner demo --out pictures --seed 100    # other noise",
 )
 def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 0) -> None:
-    """Tune 5 calls of the bundled digits network, and compare the plans with untuned runs from the same noise.
+    """Tune a few calls of bundled networks, and compare the plans with untuned runs from the same noise.
 
-    Takes three minutes at most, on a slow machine with fewer samples. Pictures and plans are written into one folder.
-    Interrupted, the same command continues.
+    Takes about three minutes; on a slow machine, or beside other work, it takes longer, which it says at the beginning.
+    Pictures and plans are written into one folder. Interrupted, the same command continues.
     """
     from .demo import run
 
@@ -102,10 +102,11 @@ def demo(out: options.DemoOut_ = Path("time-tuner-demo"), seed: options.Seed_ = 
     "time-tuner doctor --json",
 )
 def doctor(device: options.DoctorDevice_ = None, as_json: options.Json_ = False) -> None:
-    """Say what is installed, which extras are missing, how fast the network is here, and whether it samples as it should.
+    """Say what is installed, which extras are missing, how fast a network is here, and whether the library works.
 
-    The bundled network draws each digit, and a classifier that was trained apart must recognise the digits; a run on the
-    tutorial's Gaussian must have the moments that follow from its coefficients. The exit code is 1 if one of them fails.
+    The bundled networks draw digits, and a classifier that was trained apart must recognise them. A run on the
+    tutorial's Gaussian must have the moments that follow from its coefficients. Folders must be writable. The exit code
+    is 1 if one of these fails.
     """
     from .doctor import examine
 

@@ -1,5 +1,6 @@
 """How the command prints its help: options and commands in groups, and examples as they are typed."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,8 @@ EXIT_CODES = {
     130: "Ctrl-C",
 }
 """What each exit code means."""
+
+RANGE = r"\s*\[[\d<=]*x[<>=\d]+\]$|;\s*[\d<=]*x[<>=\d]+(?=\]$)"  # of numbers, which an error names
 
 GROUPS = ("Arguments", "Plan", "Tuning", "Samples", "Comparison", "Model", "Pipelines", "Output", "Options")
 """The groups of options, in the order of the help."""
@@ -43,8 +46,12 @@ def _group_of(parameter: Any) -> str:
 
 
 def _write_options(command: Any, context: Any, formatter: Any) -> None:
-    records = ((_group_of(each), each.get_help_record(context)) for each in command.get_params(context))
-    _write_groups(formatter, ((group, record) for group, record in records if record))
+    records = []
+    for each in command.get_params(context):
+        if (record := each.get_help_record(context)) is not None:
+            text = re.sub(RANGE, "", record[1])
+            records.append((_group_of(each), (record[0], text)))
+    _write_groups(formatter, records)
 
 
 def _write_epilog(command: Any, formatter: Any) -> None:

@@ -29,9 +29,14 @@ MOST_PROMPTS = 2**24  # bytes of a file
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
+METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
+
+
 def option(kind: Any, group: str, text: str, *flags: str, **more: Any) -> Any:
     """An option of this type, with its group in the help and its help; by default its flag is the name of the
     parameter."""
+    more.setdefault("metavar", METAVARS.get(kind))
     return Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=group, **more)]
 
 
@@ -47,7 +52,7 @@ def one_of(*names: str) -> dict[str, Any]:
 
 def plan_files(incomplete: str) -> list[str]:
     """The completion of a plan: bundled plans, and the plan files and folders of the current folder."""
-    files = [f"{path}/" if path.is_dir() else str(path) for path in Path().glob(f"{incomplete}*")]
+    files = [f"{path}/" if path.is_dir() else str(path) for path in sorted(Path().glob(f"{incomplete}*"))]
     return [name for name in (*bundled_plans(), *files) if name.startswith(incomplete)]
 
 
@@ -104,7 +109,9 @@ Method_ = option(
     "without gradients; sequential for a sampler that draws noise, and --data]",
     **one_of(*TUNERS),
 )
-Budget_ = option(str | None, TUNING, "What tuning may spend, as in 20000calls, 60s or 2m.")
+Budget_ = option(
+    str | None, TUNING, "What tuning may spend, as in 20000calls, 60s or 2m.  [default: 2m]", metavar="BUDGET"
+)
 TunedSamples_ = option(
     int | None, TUNING, "How many to tune on and to measure on.  [default: 256, of pipelines 32]", "--samples", min=2
 )
