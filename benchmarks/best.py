@@ -14,7 +14,6 @@ file that exists is continued.
 """
 
 import argparse
-import json
 import math
 import time
 from itertools import product
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from problems import PROBLEMS, Problem, ranked
+from record import read, write
 from rich.console import Console
 from rich.table import Table
 
@@ -93,7 +93,7 @@ def shown(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(problems: list[str], calls: list[int], seeds: int, budget: str, samples: int | None, out: Path | None) -> None:
-    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out is not None and out.exists() else []
+    rows = read(out)
     for name, count in product(problems, calls):
         problem, untuned = PROBLEMS[name](), None
         for seed in range(seeds):
@@ -102,8 +102,7 @@ def main(problems: list[str], calls: list[int], seeds: int, budget: str, samples
             untuned = untuned or best_untuned(problem, count, samples or (64 if problem.drawn > 1000 else 16))
             rows.append(row_of(problem, count, seed, budget, untuned))
             print(rows[-1], flush=True)
-            if out is not None:
-                out.write_text(json.dumps(rows, indent=1))
+            write(out, rows)
     Console(width=130).print(shown(rows))
     lines = [row["least squares"] for row in rows]
     better = sum(one["tuned"] < one["untuned"] for one in lines)

@@ -17,7 +17,6 @@ no plan worse than untuned.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from problems import PROBLEMS, Problem, network_problem
+from record import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -180,8 +180,7 @@ def compare(problem: Problem, args: argparse.Namespace) -> None:
                 rows.append(row)
                 table.add_row(*cells(row))
                 print(" | ".join(cells(row)), flush=True)
-                if args.out is not None:
-                    args.out.write_text(json.dumps(rows, indent=1))
+                write(args.out, rows)
     Console(width=260).print(table)
     for row in rows:
         print(

@@ -9,12 +9,12 @@ tuned on the noise and the seeds of the measurement.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from problems import linear_schedule
+from record import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -79,8 +79,7 @@ def main(samples: int, tuning: int, calls: int, spacing: str, out: Path | None) 
             reverted = ", ".join(map(str, row["reverted"]))
             table.add_row(kind, name, f"{row['distance']:.3f}", f"{row['frechet']:.2f}", reverted)
     Console(width=110).print(table)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
+    write(out, rows)
 
 
 if __name__ == "__main__":

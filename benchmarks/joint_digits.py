@@ -14,7 +14,6 @@ tuning may be lost in it. Noise and seeds of the measurement are not those of th
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from problems import LATE, PARTS, SUBSETS, untuned_plans
+from record import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -129,8 +129,7 @@ def main(
         print(rows[-1], flush=True)
         cost = (f"{seconds:.0f}", f"{spent:,}") if spent else ("", "")
         table.add_row(f"{scale:g}", str(len(plan)), name, f"{apart:.3f} ({error:.3f})", f"{frechet:.3f}", *cost)
-        if out is not None:
-            out.write_text(json.dumps(rows, indent=1))
+        write(out, rows)
 
     def summed_up(scale: float, k: int, name: str) -> None:
         found = [row for row in rows if (row["guidance"], row["calls"], row["plan"]) == (scale, k, name)]

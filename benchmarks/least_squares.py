@@ -11,13 +11,13 @@ joint(gradients=False) are for DDIM on the same grids, one for each seed; their 
 """
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from problems import JUDGED_ON, PROBLEMS
+from record import write
 from rich.console import Console
 from rich.table import Table
 
@@ -120,8 +120,7 @@ def main(
     rows += joint_rows("exact", calls, pairs, iterations, candidates) if "joint_exact" in which else []
     if "joint_network" in which:
         rows += joint_rows("network", network_calls, min(pairs, 64), iterations, 1)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
+    write(out, rows)
     table = Table(title=f"Least squares on {pairs} pairs, untuned -> tuned")
     for column in ("problem", "run", "distance", "FD"):
         table.add_column(column, justify="right")

@@ -9,11 +9,11 @@ the noise of the measurement. Under the table it counts the unguarded plans that
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from problems import PROBLEMS, Problem
+from record import write
 from rich.console import Console
 from rich.table import Table
 
@@ -58,8 +58,7 @@ def main(grids: list[str], calls: list[int], samples: int, out: Path | None) -> 
     for name in OBJECTIVES:
         better = sum(row[f"unguarded_{name}"] < row["untuned"] for row in rows)
         print(f"{name}: the unguarded plan is better than untuned in {better} of {len(rows)}")
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
+    write(out, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ corrections" one with all K (K - 1) / 2 of them. Milliseconds a run, the median 
 """
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from problems import linear_schedule
+from record import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -185,8 +185,7 @@ def main(rounds: int, batches: list[int], out: Path | None) -> None:
                 f"{ms['tuned'] / ms['ours']:.2f}", f"{ms['corrections']:.3f}",
             )  # fmt: skip
     Console(width=140).print(table)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
+    write(out, rows)
 
 
 if __name__ == "__main__":

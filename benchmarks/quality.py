@@ -11,7 +11,6 @@ scale. Where a sampler cannot make so many calls it makes the next fewer. The ta
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from problems import exact_digits, linear_schedule
+from record import write
 from rich.console import Console
 from rich.table import Table
 
@@ -81,8 +81,7 @@ def main(problem: str, samples: int, runs: list[str], calls: list[int], grids: l
                     row = {"run": run, "grid": grid, "wanted": wanted, "calls": len(plan), "value": measure(plan)}
                     rows.append(row | {"stochastic": plan.stochastic, "seconds": time.perf_counter() - begin})
         print(f"{run}: {sum(r['seconds'] for r in rows):.0f} s so far", flush=True)
-        if out is not None:
-            out.write_text(json.dumps(rows, indent=1))
+        write(out, rows)
     table = Table(title=f"{problem}: the best grid of {', '.join(grids)} by its first letter")
     for column in ("sampler", *map(str, calls)):
         table.add_column(column, justify="right")

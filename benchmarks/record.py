@@ -7,7 +7,8 @@ or the file that the entry of NAME in `TABLES` names. The command writes all of 
 that differ.
 
 Rows of a benchmark are its numbers, and the function of the entry makes the cells. A file with the entry "measured" has
-the cells themselves: they were printed at that commit, before the benchmark wrote rows. It is to be measured again.
+the cells themselves: they were printed at that commit, before the benchmark wrote rows. It is to be measured again, and
+where the entry has no function, that is to be written.
 """
 
 import argparse
@@ -159,6 +160,89 @@ def of_patterns(rows: Rows) -> str:
     )  # fmt: skip
 
 
+def of_best(rows: Rows) -> str:
+    """For each problem and number of calls the best untuned plan, and the mean and the worst of the seeds."""
+    out = []
+    for problem, calls in dict.fromkeys((row["problem"], row["calls"]) for row in rows):
+        some = [row for row in rows if (row["problem"], row["calls"]) == (problem, calls)]
+        worst = max(row["distance"]["tuned"] for row in some)
+        tuned = f"{mean(some, 'distance', 'tuned'):.3f} ({worst:.3f})"
+        of_sets = [f"{mean(some, 'frechet', name):.3f}" for name in ("untuned", "tuned", "teacher")]
+        out.append([problem, calls, f"{mean(some, 'distance', 'untuned'):.3f}", tuned, *of_sets])
+    columns = ("distance, best untuned", "tuned, mean (worst)", "FD, best untuned", "tuned, mean", "teacher")
+    return markdown(("problem", "calls", *columns), out)
+
+
+def of_quality(rows: Rows) -> str:
+    """Untuned samplers in rows and calls in columns: the least value of all grids, and the first letter of the grid."""
+    calls = sorted({row["wanted"] for row in rows})
+
+    def cell(run: str, wanted: int) -> str:
+        some = [row for row in rows if (row["run"], row["wanted"]) == (run, wanted)]
+        best = min(some, key=lambda row: row["value"], default=None)
+        return "-" if best is None else f"{best['value']:.3f} {best['grid'][0]}"
+
+    names = dict.fromkeys(row["run"] for row in rows)
+    return markdown(("sampler", *calls), ([f"`{name}`", *(cell(name, n) for n in calls)] for name in names))
+
+
+def of_overhead(rows: Rows) -> str:
+    """Milliseconds of a run without the network, and their ratios."""
+    times = ("bare", "ours", "scheduler", "diffusers")
+    pairs = (("ours", "bare"), ("scheduler", "ours"), ("scheduler", "diffusers"))
+    columns = (
+        "sampler",
+        "B",
+        "bare",
+        "loop",
+        *times[2:],
+        *("loop / bare", "scheduler / loop", "scheduler / diffusers"),
+    )
+    out = []
+    for row in rows:
+        numbers = [*(row[name] for name in times), *(row[a] / row[b] for a, b in pairs), row["corrections"]]
+        out.append([f"`{row['sampler']}`", row["batch"], *(f"{number:.2f}" for number in numbers)])
+    return markdown((*columns, "with corrections"), out)
+
+
+def of_problems(rows: Rows) -> str:
+    """The nearest untuned plans of a problem, measured on other noise than they were ranked on."""
+    return markdown(
+        ("problem", "calls", "plan", "distance", "FD"),
+        ([r["problem"], r["calls"], f"`{r['plan']}`", f"{r['distance']:.3f}", f"{r['frechet']:.3f}"] for r in rows),
+    )
+
+
+def of_spacings(rows: Rows) -> str:
+    """The worst ratio of each spacing to the best of the same network, sampler and calls, and the mean ratio, by kind
+    of sampler. Bold is the least worst ratio."""
+    kinds: dict[str, Callable[[str], bool]] = {
+        "DDIM": lambda run: run.startswith("ddim"),
+        "multistep samplers": lambda run: not run.startswith(("ddim", "heun")),
+        "Heun": lambda run: run.startswith("heun"),
+    }
+    least = dict[tuple[str, str], float]()
+    for row in rows:
+        key = row["network"], row["run"]
+        least[key] = min(row["distance"], least.get(key, row["distance"]))
+    ratios = {
+        (grid, kind): [row["distance"] / least[row["network"], row["run"]] for row in rows
+                       if row["spacing"] == grid and chosen(row["run"])]
+        for grid in dict.fromkeys(row["spacing"] for row in rows) for kind, chosen in kinds.items()
+    }  # fmt: skip
+    best = {kind: min(max(some) for (_, of), some in ratios.items() if of == kind and some) for kind in kinds
+            if any(some for (_, of), some in ratios.items() if of == kind)}  # fmt: skip
+
+    def cell(grid: str, kind: str) -> str:
+        if not (some := ratios[grid, kind]):
+            return "-"
+        worst = f"{max(some):.2f}"
+        return f"{f'**{worst}**' if max(some) == best[kind] else worst} ({sum(some) / len(some):.2f})"
+
+    grids = dict.fromkeys(grid for grid, _ in ratios)
+    return markdown(("spacing", *best), ([f"`{grid}`", *(cell(grid, kind) for kind in best)] for grid in grids))
+
+
 def of_readme(rows: Rows) -> str:
     """The rows of the bundled network that the README shows; of several seeds the least and the greatest value."""
     shown = {"best untuned": "the best untuned plan of all samplers and spacings", "joint, three seeds": "joint tuning",
@@ -177,7 +261,6 @@ def of_readme(rows: Rows) -> str:
 
 
 CELLS = (
-    "best",
     "joint-calls",
     "joint-cost",
     "joint-memory",
@@ -191,7 +274,6 @@ CELLS = (
     "least-squares",
     "network",
     "objectives",
-    "overhead",
     "search",
     "spacings-ddim",
     "spacings-heun",
@@ -199,14 +281,16 @@ CELLS = (
     "spacings-multistep",
     "spacings-ratios",
     "spacings-values",
-    "untuned-digits",
-    "untuned-network",
     "without-gradients",
 )
-"""The tables whose files have cells."""
+"""The tables whose files have cells, and no function of rows."""
 
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     **{name: (name, of_cells) for name in CELLS},
+    "best": ("best", of_best),
+    "overhead": ("overhead", of_overhead),
+    "untuned-digits": ("untuned-digits", of_quality),
+    "untuned-network": ("untuned-network", of_quality),
     "guidance": ("guidance", of_guidance),
     "guidance-left-out": ("guidance-left-out", of_left_out),
     "guidance-patterns": ("guidance-patterns", of_patterns),
@@ -236,10 +320,9 @@ def filled(text: str) -> str:
             raise ValueError(f"table {name!r} is none of {', '.join(TABLES)}")
         file, made = TABLES[name]
         kept = json.loads((RESULTS / f"{file}.json").read_text())
+        made = of_cells if "measured" in kept and made is not of_readme else made
         notes = "".join(f"\n{fill(note, 120, break_on_hyphens=False)}\n" for note in kept.get("notes", ()))
-        return (
-            f"{match[1]}\n{made(kept['rows'])}{notes}\n{_when(kept)}:\n\n```\n{kept['command']}\n```\n\n{match[4]}"
-        )
+        return f"{match[1]}\n{made(kept['rows'])}{notes}\n{_when(kept)}:\n\n```\n{kept['command']}\n```\n\n{match[4]}"
 
     return TABLE.sub(table, text)
 

@@ -29,6 +29,7 @@ import torch
 from dmn import dmn
 from networks import networks
 from problems import JUDGED_ON, exact_digits, linear_schedule
+from record import read, write
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,7 @@ RUNS = ("ddim", "dpmpp", "unipc", "ipndm", "deis", "heun")
 EXACT_RUNS = ("ddim", "dpmpp(order=2)", "unipc", "ipndm")
 DEFAULTS = tuple(name for name in SPACINGS if name != "ays")  # AYS has lists for other networks
 KINDS_OF = {
-    "VP, linear": ("pixels", "latents", "linear"),
+    "VP, linear": ("pixels", "latents", "linear", "pictograms"),
     "VP, cosine": ("cosine",),
     "VP, plane": ("plane",),
     "flow": ("flow",),
@@ -128,7 +129,9 @@ def worst_ratios(rows: dict[str, dict[str, dict[str, float]]]) -> None:
 def compare_networks(
     folder: Path, names: Sequence[str] | None, runs: Sequence[str], calls: Sequence[int], samples: int, out: Path | None
 ) -> None:
-    rows = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for row in read(out):
+        rows.setdefault(row["network"], {}).setdefault(row["run"], {})[row["spacing"]] = row["distance"]
     made: dict[str, dict[str, dict[str, Plan]]] = {}
     for name, load in networks(folder).items():
         if names is not None and name not in names:
@@ -140,8 +143,13 @@ def compare_networks(
         done = rows.setdefault(name, {})
         missing = {run: of_grid for run, of_grid in made[base].items() if run not in done}
         done |= distances(model, missing, samples)
-        if out is not None:
-            out.write_text(json.dumps(rows, indent=1))
+        flat = [
+            {"network": network, "run": run, "spacing": grid, "distance": value}
+            for network, of_run in rows.items()
+            for run, of_grid in of_run.items()
+            for grid, value in of_grid.items()
+        ]
+        write(out, flat)
         print(name, flush=True)
     worst_ratios(rows)
 

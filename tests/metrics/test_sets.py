@@ -183,9 +183,16 @@ def test_moments_come_back_from_a_file_and_only_with_their_notes(tmp_path: Path)
     assert read.count == 40 and torch.equal(read.mean, kept.mean) and torch.equal(read.scatter, kept.scatter)
     with pytest.raises(ValueError, match="has features 'pixels', not 'digits'"):
         Moments.load(path, features="digits")
+    Moments(40, kept.mean, kept.scatter[:, :2]).save(path)
+    with pytest.raises(ValueError, match="holds no moments, whose shapes fit together"):
+        Moments.load(path)
     path.write_bytes(b"none")
     with pytest.raises(ValueError, match=r"is no \.safetensors file"):
         Moments.load(path)
+
+
+def test_an_empty_batch_has_no_distances() -> None:
+    assert rmse(X[:0], Y[:0]).shape == psnr(X[:0], Y[:0]).shape == (0,)
 
 
 def test_features_are_collected_in_batches_in_float64() -> None:
@@ -242,6 +249,10 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say() -> None:
         (lambda: sliced_wasserstein(X, Y * math.nan), "y must be finite"),
         (lambda: sliced_wasserstein(X, Y, 0), "directions must be a whole number of at least 1"),
         (lambda: precision_recall(X, Y[:3]), "at least 4 samples"),
+        (
+            lambda: frechet_between(X.flatten(), Moments.of(Y)),
+            r"x must hold at least two samples .* got shape \(240,\)",
+        ),
         (lambda: frechet_between(X, Moments.of(Y[:, 0])), "x must hold at least two samples of 3 numbers"),
         (lambda: Moments.of(X) + Moments.of(Y[:, 0]), "moments must have one size"),
         (lambda: Moments.of(X[:0]), "samples must be"),
