@@ -45,8 +45,10 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
         made = spent[purpose]
         # The first runs of a teacher show how long they take, and are calls of their own.
         assert (made["calls"] <= most.calls or purpose == "teacher") and made["evaluations"] <= most.evaluations
-        if purpose in ("data", "reference") or (purpose == "tuning" and optimizer == "adam"):
+        if purpose == "data" or (purpose == "tuning" and optimizer == "adam"):
             assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
+        if purpose == "reference":  # more noise may have to decide
+            assert usual.evaluations <= made["evaluations"]
     assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
 
 

@@ -211,16 +211,25 @@ def test_no_two_candidates_have_the_same_calls() -> None:
         assert not any(torch.allclose(one.t, other.t, rtol=1e-3) for other in found[:i])
 
 
-def test_few_iterations_are_not_spent_on_ranking() -> None:
+def test_few_iterations_are_all_of_the_best_candidate() -> None:
+    """Another candidate costs a look at its validation loss, and is tuned in place of the plan if that is better."""
     plan = make_plan("ddim", SMOOTH, 3, "quadratic")
     alone, more = (
         tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 20, "candidates": candidates}).provenance
         for candidates in (1, 4)
     )
-    assert (
-        alone["cost"]["tuning"] == more["cost"]["tuning"]
-        and alone["validation_loss"]["tuned"] == more["validation_loss"]["tuned"]
-    )
+    looks = more["cost"]["tuning"]["calls"] - alone["cost"]["tuning"]["calls"]
+    assert 0 < looks <= len(plan)
+    assert more["validation_loss"]["untuned"] == alone["validation_loss"]["untuned"]
+    assert more["validation_loss"]["tuned"] < alone["validation_loss"]["untuned"]
+
+
+def test_the_best_candidates_by_their_validation_loss_take_part() -> None:
+    halving = SuccessiveHalving(solvers(3.0, 1.0, 2.0), {})
+    halving.keep_best(2)
+    assert halving.remaining == [1, 2] and halving.entered == 2
+    halving.keep_best(None)
+    assert halving.remaining == [1, 2]
 
 
 @pytest.mark.parametrize("candidates", [1, 4])

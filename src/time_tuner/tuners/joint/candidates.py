@@ -21,6 +21,11 @@ from .teacher import CALLS, TeacherPath
 
 FITTED, FEW = 64, 32  # pairs that rows are found on, and those by which all grids are compared
 AGAIN = 3  # grids more than are wanted that are compared on all pairs
+CLEARLY = 0.8
+"""Another grid is tuned before that of the nearest untuned plan if its distance, corrected, is below this share of that
+one's. On exact digits in 3 calls a grid that is 11 % nearer ends twice as far when both are tuned, on colour patches in
+5 calls one that is 40 % nearer ends nearer, too."""
+
 MOST_SHARE = 5  # calls for a guided one, in the search for a pattern
 MOST_GRIDS = 36  # in the table, about
 PATH_BYTES = 2**31  # of the teacher's runs that are in memory
@@ -115,8 +120,14 @@ class CorrectedPlans:
             if stop():
                 break
         found.sort(key=lambda each: each[0])
-        best = [self._corrected(base, path, self.fit) for _, base in found[: count + AGAIN]]
-        return sorted(((self.loss.mean(one, self.held), one) for one in best), key=lambda each: each[0])[:count]
+        again = [base for _, base in found[: count + AGAIN]]
+        if not any(base is grids[0] for base in again):
+            again.append(grids[0])
+        plans = [self._corrected(base, path, self.fit) for base in again]
+        best = [(self.loss.mean(one, self.held), one) for one in plans]
+        # That of the nearest untuned plan is the first, unless another is nearer by far.
+        best.sort(key=lambda each: each[0] * (CLEARLY if torch.equal(each[1].t, grids[0].t) else 1))
+        return best[:count]
 
     def _grids(self, ranked: Sequence[Plan], most: int) -> list[Plan]:
         """DDIM on so many grids of calls of the untuned table, those of the nearest plans first."""

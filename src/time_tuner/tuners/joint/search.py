@@ -37,6 +37,7 @@ class JointSearch:
         run: budget, kept state and progress.
         teacher: the teacher's plan, where derivatives are differences between runs; None for those of the network.
         checkpoint_steps: whether activations are computed again; None where memory decides.
+        taking_part: how many of the plans take part at most, the best by their validation loss; None for all.
     """
 
     halving: SuccessiveHalving
@@ -50,8 +51,10 @@ class JointSearch:
         run: TuningRun,
         teacher: Plan | None,
         checkpoint_steps: bool | None,
+        taking_part: int | None = None,
     ) -> None:
         self.loss, self.limit, self.run, self.plans = loss, limit, run, plans
+        self.taking_part = taking_part
         self.calls = max(map(len, plans))
         whole = loss.model.whole_levels
         self.rounded = loss.model.rounded_times if whole else None
@@ -133,6 +136,7 @@ class JointSearch:
             self.loss.check_finite(solvers[0].plan(), solvers[0].first_loss, self.validation)
         if not state:
             self._begin_with_rows()
+            self.halving.keep_best(self.taking_part)
             self.halving.began_at = self._share()
         elif not self.run.same_budget:
             self.halving.rescale(self._share() / state["share"])

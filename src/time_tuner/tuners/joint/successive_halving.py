@@ -17,6 +17,7 @@ class SuccessiveHalving:
 
     Attributes:
         remaining: the places of those that remain in `solvers`.
+        entered: how many took part in the first round.
         trial: the place of the one on trial in `remaining`.
         began_at: the share of the budget at which its trial began.
     """
@@ -24,6 +25,7 @@ class SuccessiveHalving:
     def __init__(self, solvers: Sequence[GaussNewton], state: dict[str, Any]) -> None:
         self.solvers = solvers
         self.remaining: list[int] = state.get("remaining", list(range(len(solvers))))
+        self.entered: int = state.get("entered", len(self.remaining))
         self.trial: int = state.get("trial", 0)
         self.began_at: float = state.get("began_at", 0.0)
 
@@ -37,9 +39,15 @@ class SuccessiveHalving:
         """Whether only one remains."""
         return len(self.remaining) == 1
 
+    def keep_best(self, count: int | None) -> None:
+        """Only so many take part, the best by their validation loss; None for all. No trial has begun yet."""
+        ranked = sorted(self.remaining, key=lambda i: self.solvers[i].best_loss)
+        self.remaining = sorted(ranked[:count])
+        self.entered = len(self.remaining)
+
     def trial_ends(self, share: float) -> bool:
         """Whether the trial is over at this share of the budget; that of the last one never is."""
-        return not self.decided and share - self.began_at >= TRIAL_SHARE / num_trials(len(self.solvers))
+        return not self.decided and share - self.began_at >= TRIAL_SHARE / num_trials(self.entered)
 
     def next_trial(self, share: float) -> None:
         """Begin the next trial; the solver of this one was validated."""
@@ -57,7 +65,7 @@ class SuccessiveHalving:
 
     def to_dict(self) -> dict[str, Any]:
         """The state in plain values, without that of the solvers."""
-        return {"remaining": self.remaining, "trial": self.trial, "began_at": self.began_at}
+        return {"remaining": self.remaining, "entered": self.entered, "trial": self.trial, "began_at": self.began_at}
 
 
 def max_candidates(iterations: float) -> int:

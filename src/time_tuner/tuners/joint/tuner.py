@@ -45,7 +45,7 @@ from .candidates import CorrectedPlans, candidate_plans, patterns, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
-from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_pairs
+from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_others, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
 
@@ -65,7 +65,8 @@ class Joint(Tuner):
         iterations: each on 16 pairs; by default as many as the budget allows, 800 at most where none is given.
         distance: `distance(x, y)` of two batches of ends (B, ...): (B,), or their mean.
         candidates: how many take part at most, fewer in a small budget: the plan, the warm starts, and plans on the
-            grids that are best after corrections by least squares, which differ from the plan in what is tuned.
+            grids that are best after corrections by least squares, which differ from the plan in what is tuned. Where
+            the budget is enough for one, it is the best of these by the validation pairs.
         warm_starts: plans that take part in any case, such as tuned ones for other numbers of calls.
         gradients: whether derivatives are those of the network and of the distance, by backward passes; False for
             differences between runs, with forward calls only, which any network and distance allow, at the memory of
@@ -213,20 +214,18 @@ class Joint(Tuner):
         left = None if budget.seconds is None else budget.seconds - run.seconds
         runs = Runs.of(self, plan).usual
         expected = self.iterations or num_iterations(plan, budget, model.batch, speed, left, runs)
-        loss = TeacherLoss(model, pairs, self.distance, run.cost_log)
+        loss, most = TeacherLoss(model, pairs, self.distance, run.cost_log), max_candidates(expected)
         if run.state:  # it has the candidates that it began with
             plans = [Plan.from_dict(values) for values in run.state["plans"]]
         else:
-            starts, most, share = self.starts(plan), max_candidates(expected), RANKING * expected * runs
-            if self.evaluations is None:
-                plans += self._others(loss, teacher, starts, parts, run, min(self.candidates, most) - len(plans), share)
-            else:  # among the patterns even where the budget is enough for one candidate
-                others = self._others(loss, teacher, starts, parts, run, len(starts), share)
-                plans = [*plans, *others][:most] if most > len(plans) else others[:1] or plans
+            starts, share = self.starts(plan), RANKING * expected * runs
+            count = num_others(self, most)
+            plans += self._others(loss, teacher, starts, parts, run, count, share)
         # 3. The search.
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
         path_of = teacher if self.gradients is False else None
-        found, how = JointSearch(loss, parts, plans, limit, run, path_of, self.checkpoint_steps)()
+        taking_part = max(most, 1 + len(self.warm_starts))
+        found, how = JointSearch(loss, parts, plans, limit, run, path_of, self.checkpoint_steps, taking_part)()
         own = {name: found.provenance[name] for name in ("spacing",) if name in found.provenance}
         return found.with_provenance(**{**plan.provenance, **own, **notes, **how})
 
