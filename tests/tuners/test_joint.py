@@ -94,6 +94,18 @@ def test_a_tuned_plan_is_tuned_further() -> None:
     torch.testing.assert_close(here.tau, plan.tau, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("schedule", [SMOOTH, NoiseScheduleFlow(shift=3.0)], ids=["vp", "flow"])
+@pytest.mark.parametrize("name", ["ddim", "heun", "unipc"])
+def test_the_plan_beside_its_derivative_is_the_plan_without_gradient(name: str, schedule: NoiseSchedule) -> None:
+    for guided in (6, 3):
+        parameters = Parameters(make_plan(name, schedule, 6, "quadratic", guided=guided))
+        v = 0.05 * seeded(len(parameters)).double()
+        plan, _, _ = parameters.linear(v)
+        assert plan == parameters.plan(v)
+        tensors = [plan.t, plan.tau, plan.corrections, plan.reuse_weights, plan.rows[-1].next_state.weights]
+        assert not any(tensor.requires_grad for tensor in [*tensors, *plan.taus, plan.point(1).alpha])
+
+
 def test_unknown_parts_are_refused() -> None:
     plan = make_plan("ddim", SMOOTH, 4, "quadratic")
     for parts, got in ((("time",), "time"), ((), "none")):
