@@ -160,7 +160,7 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune_by(EPS, plan, "joint", **QUICK)
         return
-    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60})
+    tuned = tune_by(EPS, plan, "joint", **QUICK)
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
@@ -198,8 +198,7 @@ def test_a_distance_of_one_coordinate_is_minimised() -> None:
 
     def mean(**distance: Any) -> float:
         """Over seeds, since runs end in one of several minima."""
-        how = {**QUICK, "iterations": 100, "pairs": 256, **distance}
-        tuned = [tune_by(eps, plan, "joint", seed=seed, **how) for seed in range(3)]
+        tuned = [tune_by(eps, plan, "joint", seed=seed, **QUICK, **distance) for seed in range(3)]
         return sum(float(first(sample(eps, one, x), end).mean()) for one in tuned)
 
     assert mean(distance=first) < 0.9 * mean()
