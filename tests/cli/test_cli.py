@@ -1,10 +1,13 @@
 import json
 import logging
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, make_plan
+import time_tuner
+from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, cli, make_plan
 from time_tuner.cli import options, output
 from time_tuner.cli import tune as tuning
 from time_tuner.cli.app import app
@@ -107,8 +111,10 @@ def test_every_sampler_can_be_tuned_and_drawn_from(tmp_path: Path, sampler: str)
     assert arrays(*GAUSSIAN, "--plan", plan, "-n", 3, out=tmp_path / "s.npz").shape == (3, 1)
 
 
-@pytest.mark.parametrize("spacing", [*(name for name in SPACINGS if name != "ays"), "karras(rho=3)"])
-@pytest.mark.parametrize("method", TUNERS)
+EVERY_SPACING = [*(name for name in SPACINGS if name != "ays"), "karras(rho=3)"]
+
+
+@pytest.mark.parametrize(("spacing", "method"), [*zip(EVERY_SPACING, cycle(TUNERS))])
 def test_every_spacing_and_method_is_accepted(tmp_path: Path, spacing: str, method: str) -> None:
     plan = tmp_path / "plan.json"
     done("tune", *QUICK, "--spacing", spacing, "--method", method, "--calls", 3, "--out", plan)
@@ -520,11 +526,16 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])
-def test_without_the_packages_of_the_command_it_names_them(package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from time_tuner.cli import main; main()"
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert made.returncode == 2
-    assert made.stderr == f"error: the package {package} is missing: pip install 'time-tuner[cli]'\n"
+def test_without_the_packages_of_the_command_it_names_them(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time_tuner, "cli", cli)  # it comes back after the test
+    monkeypatch.delitem(sys.modules, "time_tuner.cli")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        import_module("time_tuner.cli").main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: the package {package} is missing: pip install 'time-tuner[cli]'\n"
 
 
 # --- models of the user's ---
@@ -627,9 +638,12 @@ def test_the_log_of_the_library_is_a_line_each_on_standard_error(capsys: pytest.
     assert capsys.readouterr().err == "1 of [2]\n"
 
 
-def test_the_command_is_a_module_too() -> None:
-    made = subprocess.run([sys.executable, "-m", "time_tuner", "show", "digits/ddim-5"], capture_output=True, text=True)
-    assert made.returncode == 0 and "DDIM" in made.stdout and not made.stderr
+def test_the_command_is_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["time_tuner", "show", "digits/ddim-5"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("time_tuner", run_name="__main__", alter_sys=True)
+    printed = capsys.readouterr()
+    assert not ended.value.code and "DDIM" in printed.out and not printed.err
 
 
 def test_imports_are_light() -> None:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from itertools import cycle, product
 from typing import Any
 
 import pytest
 import torch
 from helpers import seeded
+from pairwise import every_pair
 from tables import EVERY
 from torch import Tensor
 
@@ -40,8 +42,10 @@ MIXTURE = Mixture([-1.0, 0.5, 1.5], 0.4, [0.3, 0.3, 0.4])
 # The large variance is beta of the coordinates that a run is in: the one thing here that depends on them.
 INVARIANT = [sampler for sampler in EVERY if sampler != DDPM("large")]
 
-every = pytest.mark.parametrize("sampler", INVARIANT, ids=repr)
-kinds = pytest.mark.parametrize("schedule", OTHERS.values(), ids=OTHERS)
+
+def name_of(value: Any) -> str | None:
+    """The name of a sampler in the name of a test."""
+    return repr(value) if isinstance(value, Sampler) else None
 
 
 def ends_of(schedule: NoiseSchedule, to_zero: bool) -> Tensor:
@@ -72,11 +76,10 @@ def one_network(schedule: NoiseSchedule) -> Callable[..., Tensor]:
     return eps
 
 
-@every
-@kinds
-@pytest.mark.parametrize("to_zero", [True, False], ids=["to_zero", "above_zero"])
-def test_a_change_of_schedule_changes_nothing(sampler: Sampler, schedule: NoiseSchedule, to_zero: bool) -> None:
+@every_pair("sampler, kind, to_zero", INVARIANT, [*OTHERS], [True, False], ids=name_of)
+def test_a_change_of_schedule_changes_nothing(sampler: Sampler, kind: str, to_zero: bool) -> None:
     """x / alpha is the same everywhere on the same lam grid."""
+    schedule = OTHERS[kind]
 
     def end(plan: Plan, eps: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
         draws = SeededNoise(3)
@@ -111,10 +114,21 @@ def fine(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> Plan:
     return make_plan(sampler, schedule, times=[*times.tolist(), 0.0])
 
 
-@pytest.mark.parametrize("sampler", [sampler for sampler in EVERY if sampler.convergence], ids=repr)
-@kinds
-def test_the_exact_models_data_come_out(sampler: Sampler, schedule: NoiseSchedule) -> None:
+CONVERGENT = [sampler for sampler in EVERY if sampler.convergence]
+USUAL = [sampler for sampler in CONVERGENT if sampler == type(sampler)()]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        *product(USUAL, OTHERS),
+        *zip([sampler for sampler in CONVERGENT if sampler not in USUAL], cycle(OTHERS)),  # with other options
+    ],
+    ids=name_of,
+)
+def test_the_exact_models_data_come_out(sampler: Sampler, kind: str) -> None:
     """From T itself, where a flow and a zero terminal signal-to-noise ratio have alpha = 0."""
+    schedule = OTHERS[kind]
     plan = fine(sampler, schedule, 60)
     mean, std = exact_moments(Gaussian([1.5, -0.5], [0.5, 1.2]), plan)
     near = 0.08 if sampler.convergence == 1 or plan.stochastic else 0.02

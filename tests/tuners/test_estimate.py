@@ -30,6 +30,7 @@ def total(costs: dict[str, dict[str, int]]) -> int:
     ["published", "noise", "substeps"],
     [None, 24],
 )
+@pytest.mark.usefixtures("short_runs")
 def test_the_estimate_is_the_cost_of_timestep_tuning(
     method: str, optimizer: str, objective: str, batch: int | None
 ) -> None:
@@ -94,6 +95,7 @@ def test_the_estimate_of_timestep_tuning_knows_the_budget(method: str, budget: i
     [EPS, one_time],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
+@pytest.mark.usefixtures("short_runs")
 def test_the_estimate_is_the_cost_of_joint_tuning(
     monkeypatch: pytest.MonkeyPatch, model: Any, batch: int | None, size: dict[str, Any]
 ) -> None:

@@ -94,6 +94,18 @@ def test_a_tuned_plan_is_tuned_further() -> None:
     torch.testing.assert_close(here.tau, plan.tau, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("schedule", [SMOOTH, NoiseScheduleFlow(shift=3.0)], ids=["vp", "flow"])
+@pytest.mark.parametrize("name", ["ddim", "heun", "unipc"])
+def test_the_plan_beside_its_derivative_is_the_plan_without_gradient(name: str, schedule: NoiseSchedule) -> None:
+    for guided in (6, 3):
+        parameters = Parameters(make_plan(name, schedule, 6, "quadratic", guided=guided))
+        v = 0.05 * seeded(len(parameters)).double()
+        plan, _, _ = parameters.linear(v)
+        assert plan == parameters.plan(v)
+        tensors = [plan.t, plan.tau, plan.corrections, plan.reuse_weights, plan.rows[-1].next_state.weights]
+        assert not any(tensor.requires_grad for tensor in [*tensors, *plan.taus, plan.point(1).alpha])
+
+
 def test_unknown_parts_are_refused() -> None:
     plan = make_plan("ddim", SMOOTH, 4, "quadratic")
     for parts, got in ((("time",), "time"), ((), "none")):
@@ -148,7 +160,7 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune_by(EPS, plan, "joint", **QUICK)
         return
-    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "iterations": 60})
+    tuned = tune_by(EPS, plan, "joint", **QUICK)
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
@@ -186,8 +198,7 @@ def test_a_distance_of_one_coordinate_is_minimised() -> None:
 
     def mean(**distance: Any) -> float:
         """Over seeds, since runs end in one of several minima."""
-        how = {**QUICK, "iterations": 100, "pairs": 256, **distance}
-        tuned = [tune_by(eps, plan, "joint", seed=seed, **how) for seed in range(3)]
+        tuned = [tune_by(eps, plan, "joint", seed=seed, **QUICK, **distance) for seed in range(3)]
         return sum(float(first(sample(eps, one, x), end).mean()) for one in tuned)
 
     assert mean(distance=first) < 0.9 * mean()

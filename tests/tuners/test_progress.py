@@ -1,7 +1,5 @@
 """Progress: one value in every phase, which does not fall, and one bar over the whole run."""
 
-import subprocess
-import sys
 import time
 import warnings
 from itertools import pairwise
@@ -112,9 +110,3 @@ def test_the_published_interface_has_the_same_bar(capsys: pytest.CaptureFixture[
         tuner.optimize_timesteps(data, num_steps=4, verbose=True)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "100%|" in err.split("\r")[-1] and " 0 calls" not in err.split("\r")[-1]
-
-
-def test_importing_the_library_loads_nothing_that_is_rarely_needed() -> None:
-    code = "import sys, torch; before = set(sys.modules); import time_tuner; print(*set(sys.modules) - before)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {name.partition(".")[0] for name in ran.stdout.split()} & {"tqdm", "safetensors", "scipy", "matplotlib"}

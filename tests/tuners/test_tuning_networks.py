@@ -94,8 +94,9 @@ def test_no_gradient_is_computed(network: Network, discrete: NoiseScheduleVP) ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_networks_are_tuned(network: Network, discrete: NoiseScheduleVP) -> None:
-    compiled = torch.compile(network)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])  # which compiles C++
+def test_compiled_networks_are_tuned(network: Network, discrete: NoiseScheduleVP, backend: str) -> None:
+    compiled = torch.compile(network, backend=backend)
     same(tuned(compiled, discrete), tuned(network, discrete))
 
 

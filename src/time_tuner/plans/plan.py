@@ -17,7 +17,7 @@ from .._files import one_line, same_numbers, write_json
 from ..samplers import Sampler, sampler_from_dict, sampler_to_dict
 from ..schedules import NoiseSchedule, Point, as_float64, schedule_from_dict
 from .grid import checked_ends, place_calls
-from .rows import Row, compile_rows, predicted_at, with_guidance
+from .rows import Row, compile_rows, detached, predicted_at, with_guidance
 from .sharing import embed, fetch, push, read_values
 
 FORMAT, VERSION = "time-tuner plan", 1
@@ -203,6 +203,17 @@ class Plan:
         """The same run with these entries added to its provenance."""
         made = copy(self)  # not a new plan, whose columns are checked and whose rows are compiled again
         object.__setattr__(made, "provenance", {**self.provenance, **values})
+        return made
+
+    def detached(self) -> "Plan":
+        """The same plan without gradients, whose rows are not compiled again."""
+        made = copy(self)
+        for name in (*COLUMNS, "reuse"):
+            if (column := getattr(self, name)) is not None:
+                object.__setattr__(made, name, column.detach())
+        for name in ("_points", "taus", "reuse_weights"):
+            made.__dict__.pop(name, None)
+        made.__dict__["rows"] = detached(self.rows)
         return made
 
     def to_dict(self) -> dict[str, Any]:

@@ -175,6 +175,18 @@ def _compiled(
     return tuple(rows)
 
 
+def detached(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows without the gradient of their weights, as they are compiled of points without one."""
+
+    def of(combination: Combination | None) -> Any:
+        return None if combination is None else _combination(combination.terms, combination.weights.detach())
+
+    return tuple(
+        replace(row, corrected=of(row.corrected), next_state=of(row.next_state), guidance=of(row.guidance))
+        for row in rows
+    )
+
+
 def with_guidance(rows: Sequence[Row], guided: Sequence[bool], reuse: Tensor) -> tuple[Row, ...]:
     """The rows of a plan that leaves guidance out of some calls, which reuse the guidance of others with weights
     (K, K)."""

@@ -123,7 +123,7 @@ class Parameters:
             numbers = torch.cat([*weights, reused, plan.tau.log(), plan.t[:-1].log()])
             unit = torch.eye(len(numbers), dtype=v.dtype)
             (derivative,) = torch.autograd.grad(numbers, v, unit, is_grads_batched=True)
-        return self.plan(v.detach()), numbers.detach(), derivative
+        return plan.detached(), numbers.detach(), derivative
 
     @torch.no_grad()
     def directions(self, v: Tensor) -> Tensor:
