@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from time_tuner import Joint, NoiseScheduleVP, Plan, SeededNoise, evaluate, make_plan, model_wrapper, sample, tune
-from time_tuner.metrics import energy_distance
 from time_tuner.testing import check_model
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#6b6b6b"
 
 # %% tags=["parameters"]
-STEPS = 1500  # of training
+STEPS = 2000  # of training
 PAIRS, ITERATIONS = 64, 60  # of tuning
 MEASURED = 400  # series that nothing was tuned on
 
@@ -40,7 +39,7 @@ LENGTH = 64
 def heartbeats(count, seed):
     """Series (count, 64) of mean 0 and standard deviation near 1."""
     draws = torch.Generator().manual_seed(seed)
-    ranges = ((14, 30), (0, 1), (0.7, 1.3))
+    ranges = ((18, 26), (0, 1), (0.7, 1.3))
     period, phase, height = (low + (high - low) * torch.rand(count, 1, generator=draws) for low, high in ranges)
     beat = (torch.arange(LENGTH) / period + phase) % 1
 
@@ -187,15 +186,15 @@ draw(
 
 # %%
 plan = tune(model, calls=4, tuner=Joint(pairs=PAIRS, iterations=ITERATIONS), samples=64)
-print(
-    "started from",
-    plan.provenance["untuned_plans"]["best"],
-    "- the best of",
-    plan.provenance["untuned_plans"]["ranked"],
-)
-for name in ("best untuned", "tuned"):
-    print(f"distance to the reference, {name:13}{plan.provenance['distance'][name]:.2f}")
+print("untuned plans:", plan.provenance.get("untuned_plans"))
+print("distances:", {name: round(value, 2) for name, value in plan.provenance["distance"].items()})
 
+# %% [markdown]
+# The provenance of a plan records how it was made. Here it has the best of the untuned plans, from which tuning
+# started, and the mean distance of samples to the reference, on noise that nothing was tuned on: "best untuned" before,
+# "tuned" after.
+
+# %%
 tuned = run(plan)
 draw({"100 calls": reference, "4 calls": untuned, "4, tuned": tuned}, "Before and after tuning")
 
@@ -219,10 +218,16 @@ report = evaluate(
     data=unseen,
     samples=MEASURED,
     budget=None,
+    name="heartbeats",
 )
 print(report)
 
 # %% [markdown]
+# The first column is the distance to the reference, where the tuned plan is far ahead of all other runs of four calls.
+# The others compare the samples with the data. There, the tuned plan has the values of the reference: it draws what the
+# network draws in a hundred calls, with its virtues and faults. Blurred series have a high *precision*, because they
+# are near to some series of the data, and a low *recall*, because they lack its variety.
+#
 # Such numbers are hard to imagine. So measure what matters in your field, too. Here it is the height of the peaks: in
 # blurred series they are too low.
 
@@ -242,9 +247,7 @@ axes.set(xlabel="height", ylabel="share of series below")
 axes.grid(color="#e4e4e4")
 axes.legend(frameon=False)
 for name, (series, _) in kinds.items():
-    print(
-        f"{name:15} mean height {series.amax(1).mean():.2f}, energy distance to the data {energy_distance(series, unseen):.4f}"
-    )
+    print(f"{name:15} mean height {series.amax(1).mean():.2f}")
 
 # %% [markdown]
 # *Figure 5. The heights in increasing order. The nearer a line is to that of the data (grey), the better. What the

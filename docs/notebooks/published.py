@@ -20,9 +20,10 @@ from time_tuner.metrics import distance
 from time_tuner.plots import Strip, image_grid, plot_plan
 
 # %% tags=["parameters"]
-IMAGES = 64  # to tune TimeTuner on
-MEASURED = 60  # samples that nothing is tuned on
+IMAGES = 48  # to tune TimeTuner on
+MEASURED = 40  # samples that nothing is tuned on
 PAIRS, ITERATIONS = 40, 14  # of joint tuning
+JUDGED = 20  # samples on which its result is judged
 
 # %% [markdown]
 # ## 1. The noise schedule and the model
@@ -48,7 +49,7 @@ time_tuner = TimeTuner(model_fn, noise_schedule)
 # %% [markdown]
 # ## 2. Samples in four steps
 #
-# We draw sixty digits from the same noise twice: with DDIM in four steps, and in a hundred. The run of a hundred steps
+# We draw forty digits from the same noise twice: with DDIM in four steps, and in a hundred. The run of a hundred steps
 # is the *reference*: this is where the few steps should end. `timesteps` are the four noise levels at which the network
 # is called.
 
@@ -112,7 +113,7 @@ class Digits(Dataset):
         return {"image": self.images[index], "label": self.labels[index]}
 
 
-data_loader = DataLoader(Digits(IMAGES), batch_size=32)
+data_loader = DataLoader(Digits(IMAGES), batch_size=16)
 t_ratios = time_tuner.optimize_timesteps(
     data_loader=data_loader,
     step_fn=time_tuner.ddim_step_fn,
@@ -162,12 +163,14 @@ for t, tau in zip(published.t, published.tau, strict=False):
 
 # %%
 model = model_fn.bind(torch.arange(10), torch.tensor([NULL_LABEL]))
-joint = tune(model, calls=4, tuner=Joint(pairs=PAIRS, iterations=ITERATIONS), samples=20, seed=1)
+joint = tune(model, calls=4, tuner=Joint(pairs=PAIRS, iterations=ITERATIONS), samples=JUDGED, seed=1)
 
-print("start:", joint.provenance["untuned_plans"]["best"], "- the best of", joint.provenance["untuned_plans"]["ranked"])
-print("distance, on noise that was not tuned on:")
-for name in ("untuned", "tuned"):
-    print(f"  {name:8}{joint.provenance['distance'][name]:.2f}")
+print("untuned plans:", joint.provenance.get("untuned_plans"))
+print("distances:", {name: round(value, 2) for name, value in joint.provenance["distance"].items()})
+
+# %% [markdown]
+# The provenance of a plan records how it was made: the best of the untuned plans, from which tuning started, and the
+# distances to the reference on noise that nothing was tuned on, "best untuned" before and "tuned" after tuning.
 
 # %%
 plot_plan({"DDIM, TimeTuner": published, "joint tuning": joint}, "What was tuned, in four calls")
@@ -178,7 +181,7 @@ plot_plan({"DDIM, TimeTuner": published, "joint tuning": joint}, "What was tuned
 # because it moves the steps, too. Right: its corrections, the weights with which earlier predictions are used in each
 # call.*
 #
-# The plan is for this network and for four calls. It draws the sixty digits of the test, on whose noise nothing was
+# The plan is for this network and for four calls. It draws the forty digits of the test, on whose noise nothing was
 # tuned:
 
 # %%
@@ -194,11 +197,11 @@ compare(rows, "From the paper to joint tuning")
 
 # %% [markdown]
 # *Figure 4. The same ten digits, four network calls in each row but the last. The smaller the number, the nearer are
-# all sixty samples to the reference.*
+# all forty samples to the reference.*
 
 # %%
 fig, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
-fig.suptitle("Distance to the reference, sixty samples")
+fig.suptitle("Distance to the reference, forty samples")
 names = list(rows)[:3]
 apart = [distance(rows[name], reference) for name in names]
 axes.boxplot([values.numpy() for values in apart], orientation="horizontal", tick_labels=names)
