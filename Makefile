@@ -47,7 +47,7 @@ check: $(READY) ## lint, formatting, types, the layers of imports and the struct
 
 release-check: ## build the wheel and the sdist, install them into an empty environment, and try what is installed
 	@rm -rf dist $(RELEASE) && for name in build empty; do $(PYTHON) -m venv $(RELEASE)/$$name; done
-	@$(RELEASE)/build/bin/python -m pip install -qq build && $(RELEASE)/build/bin/python -m build --outdir dist >$(RELEASE)/build.log
+	@$(RELEASE)/build/bin/python -m pip install -qq build && $(RELEASE)/build/bin/python -m build --outdir dist >$(RELEASE)/build.log 2>&1
 	@$(RELEASE)/empty/bin/python -m pip install -qq -c constraints.txt dist/*.whl
 	@cd $(RELEASE) && empty/bin/python -W error $(CURDIR)/tests/smoke.py
 	@$(RELEASE)/empty/bin/python -m pip install -qq -c constraints.txt "$$(ls dist/*.whl)[all]"

@@ -1,4 +1,4 @@
-"""Try an installed time-tuner, outside the tree: `make release-check` calls this with the Python of an empty environment.
+"""Try an installed time-tuner, outside the tree: `make release-check` calls this in an empty environment.
 
 Without the extra `cli` only the library is tried.
 """

@@ -9,8 +9,8 @@ import sys
 import tomllib
 from contextlib import ExitStack
 from functools import cache
-from importlib.util import find_spec
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch

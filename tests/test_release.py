@@ -1,4 +1,4 @@
-"""What holds for a release: one version everywhere, types that ship, an import without warnings, a README to begin with."""
+"""What holds for a release: one version, types that ship, an import without warnings, a README to begin with."""
 
 import re
 import subprocess
