@@ -6,11 +6,12 @@ BIN := .venv/bin
 READY := .venv/ready
 LOWEST := .venv-lowest
 PEERS := .venv/peers
+RELEASE := .venv-release
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers contracts check docs drawings notebooks clean
+.PHONY: help demo test test-lowest peers contracts check docs drawings notebooks release-check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +56,19 @@ drawings: $(READY) ## make the pictures and tables of the documentation anew tha
 notebooks: $(READY) ## execute the notebooks, docs/notebooks/*.py to *.ipynb with outputs; some minutes
 	@$(BIN)/python docs/hooks/notebooks.py
 
+release-check: ## build the wheel and the sdist, install them into an empty environment, and try what is installed
+	@rm -rf dist $(RELEASE) && for name in build empty; do $(PYTHON) -m venv $(RELEASE)/$$name; done
+	@$(RELEASE)/build/bin/python -m pip install -qq build && $(RELEASE)/build/bin/python -m build --outdir dist >$(RELEASE)/build.log 2>&1
+	@$(RELEASE)/empty/bin/python -m pip install -qq -c constraints.txt dist/*.whl
+	@cd $(RELEASE) && empty/bin/python -W error $(CURDIR)/tests/smoke.py
+	@$(RELEASE)/empty/bin/python -m pip install -qq -c constraints.txt "$$(ls dist/*.whl)[all]"
+	@cd $(RELEASE) && empty/bin/python -W error $(CURDIR)/tests/smoke.py
+	@$(RELEASE)/empty/bin/python -m pip install -qq --no-deps --force-reinstall dist/*.tar.gz
+	@cd $(RELEASE) && empty/bin/python -W error $(CURDIR)/tests/smoke.py && empty/bin/python -m pip check
+	@echo "dist/ holds a release: $$(ls dist | tr '\n' ' ')"
+
 clean: ## remove the environment, caches, builds and the demo's output
-	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
+	@rm -rf .venv $(LOWEST) $(RELEASE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -6,8 +6,11 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,6 +36,8 @@ from time_tuner.models.predictions import PREDICTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+PROGRAMS = [path for folder in ("examples", "training") for path in sorted((ROOT / folder).glob("*.py"))]
+SHELL = ("", "sh", "bash", "shell", "console")  # the languages of blocks that have command lines
 TABLES = (SAMPLERS, SPACINGS, TUNERS, SCHEDULES, PREDICTIONS)
 
 
@@ -184,9 +189,17 @@ def blocks_of(page: Path, language: str) -> list[str]:
 
 
 def commands_of(program: str) -> list[str]:
-    """The lines of all pages that call a program."""
-    lines = [line for page in PAGES for block in blocks_of(page, "") for line in block.splitlines()]
-    return sorted({line.partition("  #")[0].strip() for line in lines if line.startswith(f"{program} ")})
+    """The lines of all pages, and of the docstrings of programs, that call a program: in blocks, and in the text where
+    they have arguments. A name in capitals stands for what the reader has."""
+    lines = [line for page in PAGES for kind in SHELL for block in blocks_of(page, kind) for line in block.splitlines()]
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
+    for script in PROGRAMS:
+        lines += [line.strip() for line in (ast.get_docstring(ast.parse(script.read_text())) or "").splitlines()]
+    found = {line.partition("  #")[0].strip().removeprefix("$ ") for line in lines}
+    left_open = re.compile(r"\b[A-Z]{3,}\b| \[|\.\.\.")
+    return sorted(line for line in found if line.startswith(f"{program} ") and not left_open.search(line))
 
 
 @pytest.fixture
@@ -213,7 +226,9 @@ def test_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch:
 def test_commands_of_the_documentation_are_understood(line: str) -> None:
     _, name, *arguments = shlex.split(line)
     command: Any = typer.main.get_command(app)
-    command.commands[name].make_context(name, arguments)
+    one = command if name.startswith("-") else command.commands[name]
+    if arguments:  # without any it is the name of the command
+        one.make_context(name, arguments)
 
 
 @pytest.mark.parametrize("line", commands_of("python"))
@@ -227,6 +242,9 @@ def test_programs_of_the_documentation_take_their_arguments(line: str, monkeypat
         raise ParsedError
 
     _, script, *arguments = shlex.split(line)
+    if script == "-m":
+        assert find_spec(arguments[0])
+        return
     parse, path = argparse.ArgumentParser.parse_args, ROOT / script
     assert path.exists()
     if "ArgumentParser" in path.read_text():
@@ -237,6 +255,14 @@ def test_programs_of_the_documentation_take_their_arguments(line: str, monkeypat
             runpy.run_path(str(path), run_name="__main__")
     else:
         assert not arguments
+
+
+@pytest.mark.parametrize("line", commands_of("pip"))
+def test_extras_of_the_documentation_exist(line: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert shlex.split(line)[1] == "install"
+    for names in re.findall(r"(?:\.|time-tuner)\[([\w,]+)\]", line):
+        assert set(names.split(",")) <= extras.keys()
 
 
 @pytest.mark.parametrize("line", commands_of("make"))

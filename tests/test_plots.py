@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_the_density_of_an_exact_model_is_one_in_all(discrete: NoiseScheduleVP) 
 def test_a_histogram_has_the_samples_and_the_density() -> None:
     figure = plots.distributions({"few": torch.randn(500, 1)}, lambda x: torch.exp(-(x**2) / 2) / 2.5)
     (axes,) = figure.axes
+    assert re.fullmatch(r"mean -?0\.\d\d\nstd [01]\.\d\d", axes.texts[0].get_text())
     area = sum(patch.get_width() * patch.get_height() for patch in axes.patches)
     assert area == pytest.approx(1)
     assert len(axes.lines) == 1
@@ -155,3 +157,45 @@ def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         plots.save(plots.sample_sheet(pictures(2)), tmp_path / "file" / "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_map_is_white_where_a_row_equals_the_reference_and_darker_the_more_it_differs(channels: int) -> None:
+    dark = -torch.ones(2, channels, 8, 8)
+    half, whole = torch.zeros_like(dark), torch.ones_like(dark)
+    rows = [Strip(name, images, f"note {name}") for name, images in (("same", dark), ("half", half), ("whole", whole))]
+    figure = plots.image_grid([*rows, Strip("reference", dark)], "Title", "more", reference=3)
+    captions = [axes.get_ylabel() for axes in figure.axes]
+    assert captions == ["same", "note same", "half", "note half", "whole", "note whole", "reference"]
+    maps = [axes.images[0] for axes in figure.axes[1:6:2]]
+    inner = [float(np.asarray(one.get_array())[3, 3]) for one in maps]
+    assert inner == [0.0, 0.5, 1.0]
+    lightness = [
+        float(np.dot(one.cmap(value)[:3], [0.299, 0.587, 0.114])) for one, value in zip(maps, inner, strict=True)
+    ]
+    assert lightness[0] == 1 and lightness[0] > lightness[1] + 0.2 > lightness[2] + 0.4, "it holds in gray, too"
+    for number in (-1, 4):
+        with pytest.raises(ValueError, match="reference must be the number of a row"):
+            plots.image_grid([Strip("a", dark)], reference=number)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_has_every_frame_and_holds_the_last(tmp_path: Path, suffix: str) -> None:
+    frames = [plots.image_grid([Strip("a", torch.full((2, 1, 8, 8), value))]) for value in (-1.0, 0.0, 1.0)]
+    path = tmp_path / f"moving{suffix}"
+    plots.save_animation(frames, path, seconds=0.5)
+    with Image.open(path) as moving:
+        assert moving.n_frames == 3
+        durations, middles = [], []
+        for k in range(3):
+            moving.seek(k)
+            moving.load()
+            durations.append(moving.info["duration"])
+            middles.append(int((np.asarray(moving.convert("L")) < 10).sum()))
+    assert durations == [500, 500, 1500]
+    assert middles[0] > middles[1], "black pictures, then gray ones"
+    with pytest.raises(ValueError, match="suffix of an animation"):
+        plots.save_animation(frames, tmp_path / "moving.mp4")
+    with pytest.raises(ValueError, match="at least one"):
+        plots.save_animation([], path)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]

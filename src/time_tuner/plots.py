@@ -153,6 +153,8 @@ def distributions(samples: Mapping[str, Tensor], density: Callable[[Tensor], Ten
             x = torch.linspace(low, high, 400, dtype=torch.float64)
             axes.plot(x.numpy(), density(x).numpy(), color=COLOURS[1], linewidth=2, label="density of the data")
         axes.set(xlabel="x", ylabel="density")
+        moments = f"mean {float(drawn.mean()):.2f}\nstd {float(drawn.std(correction=0)):.2f}"
+        axes.text(0.03, 0.96, moments, transform=axes.transAxes, va="top", fontsize=9, color=SOFT)
     limits = [axis for axes in panels for axis in (axes.get_xlim(), axes.get_ylim())]
     for axes in panels:
         axes.set_xlim(min(x for x, _ in limits[::2]), max(x for _, x in limits[::2]))

@@ -250,12 +250,12 @@ def _case(case: Case, size: Size, seed: int, path: Path, clock: Clock) -> Compar
 def _table(case: Case, compared: Comparison) -> Table:
     """The distance of each run from the reference."""
     count = len(compared.reference.samples)
-    made = output.table("run", "calls", "distance", title=f"{case.model}, {count} samples from noise of the same seeds")
+    made = output.table("run", "calls", "distance", title=f"{case.model}, {count} samples")
     for run in compared.runs:
         kind = "tuned" if run is compared.runs[-1] else "untuned"
         assert run.distances is not None
         made.add_row(f"{kind}, {run.name}", str(len(run.plan)), output.with_error(run.distances))
-    made.caption = f"distance: from the end of a run of {REFERENCE_CALLS} calls; ± is one standard error."
+    made.caption = f"from a run of {REFERENCE_CALLS} calls; ± standard error"
     return made
 
 
