@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .plans.plan import Plan
 from .sampling import ModelLike, trajectory
 
+__all__ = ["as_graph"]
+
 
 @torch.no_grad()
 def as_graph(eps: ModelLike, plan: Plan, x: Tensor) -> fx.GraphModule:

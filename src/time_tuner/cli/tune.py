@@ -43,6 +43,7 @@ def show_estimate(model: Model, starts: Sequence[Plan] | Sequence[int], tuner: T
         costs = {name: cost for name, cost in found.costs.items() if not i or name not in SHARED}
         output.result(output.cost_table(costs, f"{len(start) if isinstance(start, Plan) else start} calls"))
         output.result(f"about {output.duration(found.seconds)} at the speed of this model here")
+        output.result(output.devices_table(found.devices))
 
 
 def tune_plans(
