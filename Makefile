@@ -11,7 +11,7 @@ RELEASE := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers contracts check docs drawings notebooks release-check clean
+.PHONY: help demo test test-cuda test-lowest peers contracts check docs drawings notebooks release-check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,11 @@ demo: $(READY) ## tune the bundled model and show what it gains
 
 test: check ## check, then run the tests on every core (the slow ones: .venv/bin/pytest -m slow)
 	@$(BIN)/pytest -q -n auto --dist worksteal
+
+test-cuda: $(READY) ## run the tests that need a GPU; skipped with the reason where torch finds none
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ $(BIN)/python -c 'import torch; print(f"skipped: torch {torch.__version__} finds no CUDA device here")'; exit 0; } && \
+		$(BIN)/pytest -q -m cuda tests
 
 test-lowest: ## run the tests that concern diffusers with the lowest version that is supported
 	@lowest=$$(sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml); \

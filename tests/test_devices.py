@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from time_tuner import SeededNoise, make_plan, model_wrapper, sample, trajectory, tune
+from time_tuner import Model, SeededNoise, make_plan, model_wrapper, sample, trajectory, tune
+from time_tuner.graphs import as_graph
 from time_tuner.models.exact import Gaussian
 from time_tuner.samplers import Sampler
 from time_tuner.schedules import NoiseSchedule
@@ -117,6 +118,114 @@ def test_models_need_no_float64(name: str) -> None:
                 assert prediction.dtype == torch.float32 and prediction.isfinite().all()
 
 
+class OnDevice(TorchDispatchMode):
+    """A mode in which the device "meta" stands for an accelerator: float64 that is made there is an AssertionError.
+    Whatever reads a number of it back to the host is an error of torch."""
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor) and value.device.type == "meta":
+                assert value.dtype not in (torch.float64, torch.complex128), f"{func} makes float64 on the device"
+        return made
+
+
+@pytest.mark.parametrize("read", [lambda x: x.sum().item(), lambda x: bool((x > 0).all()), lambda x: x.cpu()])
+def test_what_a_device_stand_in_reads_back_is_an_error(read: Callable[[Tensor], Any]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)), OnDevice():
+        read(torch.ones(2, device="meta"))
+
+
+def test_float64_on_the_stand_in_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="float64 on the device"), OnDevice():
+        torch.ones(2, device="meta").double()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind", "dtype"),
+    [
+        *((schedule, "v", torch.bfloat16) for schedule in GRIDS),
+        (DISCRETE, "noise", torch.float32),
+        (FLOW, "x_start", torch.float32),
+    ],
+    ids=str,
+)
+def test_the_loop_reads_nothing_back_from_the_device(schedule: NoiseSchedule, kind: str, dtype: torch.dtype) -> None:
+    """Of every sampler: the host does not wait for the device until the end of the run."""
+    model = model_wrapper(lambda x, n: x * torch.sigmoid(n / 300 - 1)[:, None].to(x), schedule, kind).bind()
+    x = torch.empty(4, 2, dtype=dtype, device="meta")
+    for sampler in EVERY:
+        plan = make_plan(sampler, schedule, times=GRIDS[schedule])
+        moved = plan.with_corrections(0.1 * torch.ones(len(plan), len(plan), dtype=torch.float64).tril(-1))
+        with OnDevice():
+            *_, end = trajectory(model, moved, moved.initial_state(x), SeededNoise(5))
+        assert end.device.type == "meta" and end.dtype == dtype
+
+
+def layer_model(kind: str) -> Model:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 4).requires_grad_(False)
+    return model_wrapper(lambda x, n: layer(x) * torch.cos(n / 300)[:, None], DISCRETE, kind).bind()
+
+
+@pytest.mark.parametrize(("sampler", "kind"), [("ddim", "noise"), ("unipc(order=3)", "x_start"), ("heun", "v")])
+def test_the_graph_of_a_plan_is_its_run(sampler: str, kind: str) -> None:
+    model, plan = layer_model(kind), make_plan(sampler, DISCRETE, 6)
+    moved = plan.with_corrections(0.1 * torch.ones(6, 6, dtype=torch.float64).tril(-1))
+    first, other = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    graph = as_graph(model, moved, first)
+    assert torch.equal(graph(other), sample(model, moved, other))
+    assert all(value.dtype == torch.float32 for value in graph.state_dict().values())
+
+
+def test_the_graph_of_a_plan_compiles_whole() -> None:
+    model, plan, x = layer_model("v"), make_plan("dpmpp", DISCRETE, 3), torch.ones(2, 4)
+    compiled = torch.compile(as_graph(model, plan, x), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(2 * x), sample(model, plan, 2 * x))
+
+
+def test_a_graph_draws_the_noise_of_its_sampler() -> None:
+    model, plan, x = layer_model("noise"), make_plan("ddpm", DISCRETE, 3), torch.ones(2, 4)
+    graph = as_graph(model, plan, x)
+    assert not torch.equal(graph(x), graph(x))
+
+
+def test_a_graph_of_a_model_that_looks_at_the_state_is_refused() -> None:
+    def looks(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match="must not read the state back"):
+        as_graph(looks, make_plan("ddim", DISCRETE, 3), torch.ones(2, 4))
+
+
+@pytest.mark.cuda
+def test_a_plan_is_one_cuda_graph() -> None:
+    plan, x = make_plan("dpmpp", DISCRETE, 3), torch.ones(2, 4, device="cuda")
+    layer = torch.nn.Linear(4, 4).requires_grad_(False).cuda()
+    model = model_wrapper(lambda x, n: layer(x) * torch.cos(n / 300)[:, None], DISCRETE, "v").bind()
+    run, y = as_graph(model, plan, x), 2 * x
+    for _ in range(3):
+        run(x)
+    captured, held = torch.cuda.CUDAGraph(), x.clone()
+    with torch.cuda.graph(captured):
+        end = run(held)
+    held.copy_(y)
+    captured.replay()
+    torch.testing.assert_close(end, sample(model, plan, y))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("tuner", ["sequential", "joint(pairs=16, iterations=3)", "least_squares(pairs=16)"])
+def test_tuning_on_cuda_finds_the_plan_of_the_cpu(tuner: str) -> None:
+    plan, found = make_plan("ddim", DISCRETE, times=GRIDS[DISCRETE]), []
+    for device in ("cpu", "cuda"):
+        model = model_wrapper(lambda x, n: x * torch.sigmoid(n.float() / 300 - 1)[:, None], DISCRETE)
+        found.append(tune(model.bind(), plan, tuner, samples=8, shape=(5,), device=device, guard=False))
+    torch.testing.assert_close(found[0].tau, found[1].tau, rtol=1e-3, atol=1e-3)
+
+
 TUNED = {
     "sequential": {},
     "sequential(optimizer=adam, iterations=3)": {},
@@ -124,6 +233,8 @@ TUNED = {
     "parallel": {"batch": 16},
     "joint(pairs=16, iterations=3)": {},
     "joint(pairs=16, iterations=3, checkpoint_steps=True)": {},
+    "joint(pairs=16, iterations=1, gradients=False)": {},
+    "least_squares(pairs=16)": {},
 }
 
 

@@ -9,7 +9,6 @@ import sys
 import tomllib
 from contextlib import ExitStack
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any

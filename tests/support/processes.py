@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,14 +15,14 @@ from torch import distributed as dist
 
 from time_tuner import share_work
 
-SECONDS = 60
+SECONDS = 120
 """After which a process ends with an error, as one that waits for another in vain."""
 
 
 def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """What `work(*args)` returns in each of so many processes that share work; the error of one is raised here."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["processes", "joint_problem"])
+    context.set_forkserver_preload(["processes", "joint_problem", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         pipes, children = [], []
         for i in range(count):
@@ -42,8 +43,8 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
 
 def _received(pipe: Connection) -> Any:
     try:
-        return pipe.recv() if pipe.poll(2 * SECONDS) else TimeoutError("a process does not end")
-    except EOFError:
+        return pickle.loads(pipe.recv_bytes()) if pipe.poll(2 * SECONDS) else TimeoutError("a process does not end")
+    except (EOFError, ConnectionResetError):
         return ConnectionError("a process has died")
 
 
@@ -57,9 +58,9 @@ def _run(
             store = dist.FileStore(meeting, count)
             dist.init_process_group("gloo", store=store, rank=number, world_size=count)
             share_work(timedelta(seconds=SECONDS))
-        pipe.send(work(*args))
+        pipe.send_bytes(pickle.dumps(work(*args)))  # tensors by value: the process ends before they are read
     except BaseException as error:
-        pipe.send(error)
+        pipe.send_bytes(pickle.dumps(error))
     finally:
         pipe.close()
         os._exit(0)  # without the clean-up of a group that another process has left

@@ -239,6 +239,15 @@ def cost_table(costs: Mapping[str, tuple[Cost, Cost]], title: str = "") -> Table
     return made
 
 
+def devices_table(devices: Mapping[int, tuple[float, int]]) -> Table:
+    """The estimated time on several devices, and what each exchanges with the others."""
+    made = table("devices like this one", "seconds", "exchanged", left=0)
+    for count, (seconds, exchanged) in devices.items():
+        made.add_row(str(count), f"{seconds:,.1f}", f"{exchanged / 1e6:,.2f} MB" if exchanged else "")
+    made.caption = "torchrun --nproc-per-node N -m time_tuner tune ... divides the samples among N devices."
+    return made
+
+
 def duration(seconds: float) -> str:
     """A duration in hours, minutes or seconds."""
     for unit, length in (("hours", 3600), ("minutes", 60)):

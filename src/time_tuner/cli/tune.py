@@ -37,6 +37,7 @@ def show_estimate(
         estimates.append(values.of_cost(costs, found.seconds, count))
         texts.append(output.cost_table(costs, f"{count} calls"))
         texts.append(f"about {output.duration(found.seconds)} at the speed of this model here")
+        texts.append(output.devices_table(found.devices))
     output.report({"estimates": estimates} if as_json else None, *texts)
 
 

@@ -42,8 +42,7 @@ class NetworkModel(Model):
     condition: Tensor | None = None
 
     def __post_init__(self) -> None:
-        weights = next(self.network.parameters(), None) if isinstance(self.network, nn.Module) else None
-        self.device = "cpu" if weights is None else weights.device
+        self.device = device_of(self.network)
         self.num_conditions = self._count_conditions()
         self.whole_levels = self.time_dtype == "int"
 
@@ -150,6 +149,17 @@ class NetworkModel(Model):
         if self.time_dtype == "int":
             return time.detach().round()
         return time.to(getattr(torch, self.time_dtype)).to(time.dtype)
+
+
+def device_of(network: Any) -> torch.device | str:
+    """The device of a network's states: that of its weights, or where accelerate's hooks bring them for a call."""
+    weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if weights is None or weights.device.type != "meta":
+        return "cpu" if weights is None else weights.device
+    hook = getattr(network, "_hf_hook", None)
+    devices = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook]))
+    device = next((one for one in devices if one is not None), None)
+    return "cpu" if device is None else torch.empty(0, device=device).device
 
 
 def num_classes(network: Any) -> int | None:

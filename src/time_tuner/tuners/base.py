@@ -99,6 +99,11 @@ class Tuner(ABC):
         hold `batch` samples at most; the cost of tuning will be cut to the budget."""
         return {}
 
+    def exchanged(self, plan: Plan, tuning: Cost, numbers: int) -> int:
+        """The bytes that processes which share the work exchange in this much tuning, of samples of so many numbers, at
+        most: by default the loss of every sample after every call."""
+        return 8 * tuning.evaluations
+
     def following(self, tuned: Plan) -> Self:
         """The tuner of the next plan of `tune_several`, after this one was tuned."""
         return self

@@ -155,6 +155,10 @@ class LeastSquares(Tuner):
         found: Pairs = kept[key][:count]
         return found
 
+    def exchanged(self, plan: Plan, tuning: Cost, numbers: int) -> int:
+        """The least-squares problem of each pair at each call."""
+        return 8 * sum((k + 1) ** 2 + 1 for k in range(len(plan))) * tuning.evaluations // len(plan)
+
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
     ) -> dict[str, tuple[Cost, Cost]]:

@@ -1,8 +1,9 @@
 """`tune` and `tune_several`: calibrate, tune, compare with the untuned plan; `estimate`: what that costs."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from .._checks import check_int
-from .._distributed import of_all
+from .._distributed import num_processes, of_all
 from .._spec import build, parse_call
 from ..data import check_writable
 from ..models.base import Model, as_model
@@ -28,7 +29,7 @@ from .base import PARTS, Listener, Tuner, TuningRun, listener
 from .budget import DEFAULT_BUDGET, Budget, Speed, measure_speed
 from .calibration import Calibration
 from .checkpoint import Checkpoint, plain, versions
-from .costs import planned_costs, ranking_pairs
+from .costs import REFERENCE_CALLS, bytes_exchanged, planned_costs, ranking_pairs, seconds_on
 from .grids import spacing_for
 from .guard import MOST_NOISE, ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
@@ -49,7 +50,9 @@ TUNERS: dict[str, type[Tuner]] = {
 }
 """Every tuner by its name in texts and on the command line."""
 
-REFERENCE_CALLS = 100
+DEVICES = (1, 8, 64)
+"""The numbers of devices that `estimate` has the time of."""
+
 SAMPLER = "dpmpp"
 """Of an untuned plan where none is named."""
 
@@ -522,10 +525,13 @@ class Estimate:
     Attributes:
         costs: the usual and the largest cost of each purpose; "tuning" is left out where the tuner does not know it.
         speed: of the network, as it was timed.
+        devices: by their number, the seconds of the run on so many devices like this one, and the bytes that each
+            exchanges with the others.
     """
 
     costs: Mapping[str, tuple[Cost, Cost]]
     speed: Speed
+    devices: Mapping[int, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -586,6 +592,12 @@ def estimate(
     speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
     budget = _budget(tuner, budget)
     costs = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, speed)
-    each = model.evaluations
+    each, processes, devices = model.evaluations, num_processes(), dict[int, tuple[float, int]]()
+    for count in DEVICES:
+        faster = Speed(speed.call, speed.evaluation * processes / count)
+        own = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, faster)
+        seconds = seconds_on(count, own, Speed(speed.call, speed.evaluation * processes))
+        numbers = math.prod(calibration.shape)
+        devices[count] = seconds, 0 if count == 1 else bytes_exchanged(tuner, plan, own, numbers)
     counted = {name: (usual.of_each(each), most.of_each(each)) for name, (usual, most) in costs.items()}
-    return Estimate(counted, Speed(speed.call, speed.evaluation / each))
+    return Estimate(counted, Speed(speed.call, speed.evaluation / each), devices)

@@ -290,6 +290,17 @@ class Joint(Tuner):
             costs["teacher"] = Cost(calls, calls), costs["teacher"][1]
         return costs
 
+    def exchanged(self, plan: Plan, tuning: Cost, numbers: int) -> int:
+        """In an iteration the derivatives of each pair by the numbers of its run, twice, two losses and a slope, and a
+        tensor of the shape of a sample; by differences the sums for a gradient and a curvature."""
+        calls = len(plan)
+        weights = calls * (calls + 3) // 2 + 2 * calls  # of rows, and times; without what is reused
+        count = tuning.evaluations // max(1, int(Runs.of(self, plan).fewest * calls) * BATCH)
+        if self.gradients is False:
+            parameters = len(Parameters(plan, self.tunes))
+            return int(count * 8 * (parameters**2 + BATCH * (parameters + 3)))
+        return int(count * (BATCH * (2 * 4 * weights + 3 * 8) + 8 * numbers))
+
     def following(self, tuned: Plan) -> "Joint":
         """It has as many pairs, and this plan as a warm start."""
         pairs, starts = self.pairs or tuned.provenance.get("pairs"), self.warm_starts or (tuned,)
