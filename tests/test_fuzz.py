@@ -274,10 +274,16 @@ CONFIGS = (
 )  # fmt: skip
 
 
-@FEW
+def as_mapping(value: Any) -> Any:
+    """The value of a JSON file, in which lone surrogates are replaced."""
+    return json.loads(json.dumps(value).replace("\\ud8", "x"))
+
+
+@settings(FEW, max_examples=FEW.max_examples // 2)
 @given(value=st.sampled_from(CONFIGS), made=changes)
 def test_a_configuration_is_read_or_refused(value: Any, made: Any) -> None:
-    schedule = read_or_refused(lambda: schedule_from(mutated(value, made)), "")
+    pytest.importorskip("diffusers")
+    schedule = read_or_refused(lambda: schedule_from(as_mapping(mutated(value, made))), "")
     assert schedule is None or bool(schedule.at(schedule.T).sigma > 0)
 
 
