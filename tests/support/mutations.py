@@ -48,8 +48,8 @@ byte_changes = st.lists(
 
 
 def mutated(value: Any, made: list[Change]) -> Any:
-    """A JSON value with these changes."""
-    value = copy.deepcopy(value)
+    """A JSON value, or that of a text, with these changes."""
+    value = json.loads(value) if isinstance(value, str) else copy.deepcopy(value)
     for where, kind, other, factor in made:
         places = list(_places(value))
         if not places:

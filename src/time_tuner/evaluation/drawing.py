@@ -38,7 +38,7 @@ def draw(
     """
     assert model.shape is not None
     drawn = []
-    counted = HookedModel(model, lambda quantity, x, t, prediction: advance(len(x)))
+    counted = BatchedModel(HookedModel(model, lambda quantity, x, t, prediction: advance(len(x))), batch)
     key, shape = "" if units is None else plan_key(plan), model.shape
     for rows in torch.arange(count).split(batch):
         seeds = [seed + row for row in rows.tolist()]
