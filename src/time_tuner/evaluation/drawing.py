@@ -39,7 +39,9 @@ def draw(
     """
     assert model.shape is not None
     drawn = []
-    counted = HookedModel(model, lambda quantity, x, t, prediction: advance(len(x) * num_processes()))
+    counted = BatchedModel(
+        HookedModel(model, lambda quantity, x, t, prediction: advance(len(x) * num_processes())), of_all(batch)
+    )
     key, shape = "" if units is None else plan_key(plan), model.shape
     for group in torch.arange(count).split(of_all(batch) or count):
 

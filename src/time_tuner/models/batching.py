@@ -1,5 +1,7 @@
 """A model that is called with any number of samples, a batch at a time."""
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,19 +15,36 @@ from .base import Model, ModelAround, for_rows
 
 Part = TypeVar("Part")
 
+FULL = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""In the messages of RuntimeErrors: of the CPU, and of devices whose allocator has no error of its own."""
+
+logger = logging.getLogger("time_tuner")
+
 
 class BatchedModel(ModelAround):
     """A model of any number of samples, in network calls of at most `batch` samples each (None: all there are).
 
-    Row i is under condition i modulo the number of conditions. Where the device runs out of memory `batch` is halved.
-    Of several processes that share work each makes network calls of its part of `batch`, so that as many calls are made
-    as by one.
+    Row i is under condition i modulo the number of conditions. Where the device runs out of memory `batch` is halved,
+    also that of the models which `select` has returned; a log message says so, once for each size. Of several processes
+    that share work each makes network calls of its part of `batch`, so that as many calls are made as by one.
     """
 
     def __init__(self, inner: Model, batch: int | None = None) -> None:
         super().__init__(inner)
-        self.batch = None if batch is None else check_int("batch", batch, 1)
-        self._fits: int | None = None  # samples in a call of this process, where the memory was short
+        self._batch = [None if batch is None else check_int("batch", batch, 1)]  # shared by copies
+        self._fits: list[int | None] = [None]  # samples in a call of this process, where the memory was short
+
+    @property
+    def batch(self) -> int | None:
+        """The most samples in a network call."""
+        return self._batch[0]
+
+    def halve(self, samples: int) -> None:
+        """Make no more calls of so many samples, for which the memory is not enough."""
+        self._fits[0] = samples // 2
+        if num_processes() == 1:  # of several all count with the same number
+            self._batch[0] = samples // 2
+        logger.warning("the memory is not enough for %d samples in a call: continuing with %d", samples, samples // 2)
 
     def predict(self, quantity: str, x: Tensor, t: Any, tau: Any = None) -> Tensor:
         parts = self._each(x, t, tau, lambda model, x, t, tau: model.predict(quantity, x, t, tau))
@@ -45,21 +64,26 @@ class BatchedModel(ModelAround):
         parts: list[Part] = []
         first, own = 0, -(-(self.batch or len(x)) // (num_processes() if self.batch else 1))
         while first < len(x):
-            last = min(first + (self._fits or own), len(x))
+            last = min(first + (self._fits[0] or own), len(x))
             try:
                 whole = last - first == len(x) == self.num_conditions
                 model = self.inner if whole else for_rows(self.inner, torch.arange(first, last))
                 times = [one[first:last] if isinstance(one, Tensor) and one.dim() else one for one in (t, tau)]
                 parts.append(predict(model, x[first:last], *times))
-            except torch.OutOfMemoryError:
-                if last - first == 1:
+            except (RuntimeError, MemoryError) as error:
+                if last - first == 1 or not is_memory_full(error):
                     raise
-                self._fits = (last - first) // 2
-                if num_processes() == 1:  # of several all count with the same number
-                    self.batch = self._fits
-                continue
-            first = last
+                too_many = last - first
+            else:
+                first, too_many = last, 0
+            if too_many:  # outside of `except`, where the error would keep the memory of the call
+                self.halve(too_many)
         return parts
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Whether a device, or the machine itself, has too little memory for what was tried."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(FULL.search(str(error)))
 
 
 def predict_each(

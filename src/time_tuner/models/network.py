@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._checks import accepts
 from ..schedules import NoiseSchedule, as_float64
 from .base import Model, for_samples
+from .batching import is_memory_full
 from .fingerprint import network_fingerprint
 from .predictions import Prediction
 
@@ -87,9 +88,9 @@ class NetworkModel(Model):
     def _output(self, x: Tensor, time: Tensor, *condition: Tensor) -> Any:
         try:
             return self.network(x, time, *condition, **self.kwargs)
-        except torch.OutOfMemoryError:
-            raise
         except (IndexError, RuntimeError, TypeError) as error:
+            if is_memory_full(error):
+                raise
             hint = self._reason(error, x, time, *condition)
             if hint is None:
                 raise

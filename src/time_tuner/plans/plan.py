@@ -1,5 +1,6 @@
 """The plan: a point and a conditioning time for each network call of a run, as a value and as a JSON file."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence, Sized
 from copy import copy
@@ -260,6 +261,13 @@ class Plan:
         plan = cls(sampler, schedule, **columns, provenance=dict(values.get("provenance", {})))
         if len(plan) != values["calls"]:
             raise ValueError(f"calls of a plan must be the length of its tau, {len(plan)}, got {values['calls']!r}")
+        for k, row in enumerate(plan.rows):
+            sums = (one for one in (row.next_state, row.corrected, row.guidance) if one is not None)
+            if not all(map(math.isfinite, (number for one in sums for number in one.numbers))):
+                raise ValueError(
+                    f"the arithmetic of call {k} must be finite, which it is not at t = {float(plan.t[k]):.6g} and "
+                    f"{float(plan.t[k + 1]):.6g}: the file was edited"
+                )
         if "rows" in values and not same_numbers(values["rows"], [row.to_dict() for row in plan.rows]):
             raise ValueError("rows of the plan do not follow from its sampler and points: the file was edited")
         return plan

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import choose
+from .._files import one_line
 from .base import NoiseSchedule, as_float64
 from .betas import BETA_SCHEDULES, MOST_LEVELS, checked_levels, named_betas, rescaled_to_zero_snr
 from .flow import NoiseScheduleFlow, mu_of
@@ -60,13 +61,16 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
         raise ValueError(
             f"config must be a scheduler, its configuration or alphas_cumprod (N,), got {type(entries).__name__}"
         )
-    name = class_name(config)
     _check_entries(entries)
+    name = class_name(config)
     scheduler = scheduler_of(config, name) if name else None
-    if name and scheduler is not None:
-        schedule = schedule_of_class(scheduler, name, tokens, mu)
-    else:
-        schedule = _schedule_of_entries(entries, tokens, mu)
+    try:
+        if name and scheduler is not None:
+            schedule = schedule_of_class(scheduler, name, tokens, mu)
+        else:
+            schedule = _schedule_of_entries(entries, tokens, mu)
+    except (TypeError, RuntimeError, ArithmeticError, AttributeError, KeyError) as error:  # entries of another kind
+        raise ValueError(f"config has an entry that cannot be used ({one_line(error)}): {WAY_OUT}") from None
     if entries.get("invert_sigmas") and schedule.shift is not None:
         raise ValueError(
             "invert_sigmas=True is for a network that receives 1 - sigma and predicts the velocity towards the data: "
@@ -80,6 +84,9 @@ def schedule_from(config: Any, tokens: int | None = None, mu: float | None = Non
 
 def _check_entries(entries: Mapping[str, Any]) -> None:
     """Raise a ValueError for entries of a stranger's configuration by which arrays of any size would be made."""
+    for name in ("_class_name", "made_from"):
+        if not isinstance(entries.get(name), str | None):
+            raise ValueError(f"{name} of a scheduler must be the name of its class, got {str(entries[name])[:40]}")
     for name in ("num_train_timesteps", "original_inference_steps", "num_inference_steps", "solver_order"):
         value = entries.get(name)
         if value is not None and not (isinstance(value, int | float) and abs(value) <= MOST_LEVELS):

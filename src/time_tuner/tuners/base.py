@@ -25,11 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, cast
 
-import torch
-
 from .._distributed import check_same, decided, num_processes, rank
 from .._files import one_line
-from ..models.batching import BatchedModel
+from ..models.batching import BatchedModel, is_memory_full
 from ..models.counting import Cost, CostLog
 from ..plans.plan import Plan
 from .budget import Budget, Speed
@@ -239,10 +237,8 @@ class TuningRun:
         """Name the checkpoint in errors of the block until a new step is saved: its state may be what is wrong."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if not self._continues or self._checkpoint is None:
+            if not self._continues or self._checkpoint is None or is_memory_full(error):
                 raise
             raise ValueError(
                 f"checkpoint {str(self._checkpoint.path)!r} cannot be continued from "

@@ -317,6 +317,7 @@ def _tuned(
         plan = best.with_provenance(**{**plan.provenance, **best.provenance})
     with run.restoring():
         tuned = received(model, tuner.tune(model, plan, run)).with_provenance(**notes, versions=versions())
+    run.resume()  # where nothing was left to tune
     if run.stopped:
         tuned = tuned.with_provenance(stopped=run.stopped)
     if guard is False:

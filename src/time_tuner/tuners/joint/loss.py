@@ -158,7 +158,9 @@ class TeacherLoss:
         with torch.enable_grad():
             # 1. The ends of the runs, x_i, each with numbers of its own; then d_i and q_i.
             plan, numbers, derivative = parameters.linear(v)
-            model = HookedModel(CheckpointedModel(model) if checkpoint else model, _check_gradient)
+            if checkpoint and isinstance(model, BatchedModel):  # batch by batch, in the memory of one
+                model = BatchedModel(CheckpointedModel(model.inner), model.batch)
+            model = HookedModel(model, _check_gradient)
             end, own = run_each(model, plan, plan.initial_state(pairs.x), numbers, parameters.pairs, times)
             at = end.detach().requires_grad_()
             distances = self.distances(at, pairs.y)

@@ -1,5 +1,6 @@
 """The search of joint tuning: successive halving of candidates by Gauss-Newton, the winner to the end of the budget."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._distributed import num_processes
+from ...models.batching import is_memory_full
 from ...noise import TEACHER, first_seed
 from ...plans.plan import Plan
 from ..base import TuningRun
@@ -22,6 +24,8 @@ from .successive_halving import SuccessiveHalving
 
 LEVEL_PAIRS = 32  # of those that are tuned on, for coordinate steps between levels: the same ones at every look
 MAX_RESTARTS = 5  # after which a solver, at 1/32 of its first rate, does not get any further
+
+logger = logging.getLogger("time_tuner")
 
 TOO_SMALL = "is not enough for one iteration: give a larger one"
 
@@ -175,8 +179,23 @@ class JointSearch:
         if self.times is None:
             return gradients_by_differences(self.loss, solver.parameters, solver.v, rows)
         generator = torch.Generator().manual_seed(first_seed(0, TEACHER) + self.done)
-        draw, checkpoint = generator if solver.needs_curvature else None, bool(self.checkpointed)
-        return self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, checkpoint)
+        draw, state = generator if solver.needs_curvature else None, generator.get_state()
+        while True:
+            generator.set_state(state)
+            try:
+                return self.loss.gradients(solver.parameters, solver.v, rows, self.times, draw, bool(self.checkpointed))
+            except (RuntimeError, MemoryError) as error:
+                if not is_memory_full(error):
+                    raise
+                samples = min(self.loss.model.batch or len(rows), len(rows))
+                if self.checkpointed and samples == 1:
+                    raise
+            # The backward pass is short of memory, too: first activations are computed again, then the batch is halved.
+            if self.checkpointed:
+                self.loss.model.halve(samples)
+            else:
+                self.checkpointed = True
+                logger.warning("the memory is not enough for the activations of a run: they are computed again")
 
     def _rows(self) -> Tensor:
         """The pairs of the next iteration. All are used in a random order before any is used again, in another one: so
