@@ -80,10 +80,8 @@ class CommandGroup(typer.core.TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        _write_groups(
-            formatter,
-            ((one.rich_help_panel, (name, one.get_short_help_str(limit=100))) for name, one in commands.items() if one),
-        )
+        shown = ((one, (name, one.get_short_help_str(limit=100))) for name, one in commands.items() if one)
+        _write_groups(formatter, ((getattr(one, "rich_help_panel", ""), row) for one, row in shown))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_epilog(self, formatter)

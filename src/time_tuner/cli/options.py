@@ -29,7 +29,7 @@ MOST_PROMPTS = 2**24  # bytes of a file
 AGAINST, CURVE_CALLS = ",".join(evaluation.AGAINST), ",".join(map(str, evaluation.CALLS))
 
 
-METAVARS = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
 METAVARS |= {kind | None: name for kind, name in METAVARS.items()}
 
 

@@ -27,7 +27,8 @@ def show_estimate(
     """Print what tuning from these plans, or for these numbers of calls, will cost, and about how long it takes;
     arguments as of `estimate`."""
     estimates, texts = list[Any](), list[Any]()
-    for i, start in enumerate(starts):
+    plans_or_calls: Sequence[Plan | int] = starts
+    for i, start in enumerate(plans_or_calls):
         given: dict[str, Any] = {"plan": start} if isinstance(start, Plan) else {"calls": start}
         if "evaluations" in how:
             given = {}

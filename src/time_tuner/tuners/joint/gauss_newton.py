@@ -143,6 +143,10 @@ class GaussNewton:
             kind = (int, float) if isinstance(before, int | float) and not isinstance(before, bool) else type(before)
             if name not in own or not isinstance(made, kind):
                 raise ValueError(f"a solver has no {name} of {value!r}")
-            if isinstance(before, Tensor) and (made.shape != before.shape or not made.isfinite().all()):
+            if (
+                isinstance(made, Tensor)
+                and isinstance(before, Tensor)
+                and (made.shape != before.shape or not made.isfinite().all())
+            ):
                 raise ValueError(f"{name} of a solver must be finite and of shape {tuple(before.shape)}")
             setattr(self, name, made)
