@@ -161,15 +161,18 @@ def of_patterns(rows: Rows) -> str:
 
 
 def of_best(rows: Rows) -> str:
-    """For each problem and number of calls the best untuned plan, and the mean and the worst of the seeds."""
+    """For each problem and number of calls the best untuned plan, the mean and the worst of the seeds, and in how many
+    of them the tuned plan ends farther by more than the standard error."""
     out = []
     for problem, calls in dict.fromkeys((row["problem"], row["calls"]) for row in rows):
         some = [row for row in rows if (row["problem"], row["calls"]) == (problem, calls)]
         worst = max(row["distance"]["tuned"] for row in some)
         tuned = f"{mean(some, 'distance', 'tuned'):.3f} ({worst:.3f})"
+        apart = [row["distance"]["tuned"] - row["distance"]["untuned"] - row["distance"]["error"] for row in some]
+        farther = f"{sum(one > 0 for one in apart)} of {len(some)}"
         of_sets = [f"{mean(some, 'frechet', name):.3f}" for name in ("untuned", "tuned", "teacher")]
-        out.append([problem, calls, f"{mean(some, 'distance', 'untuned'):.3f}", tuned, *of_sets])
-    columns = ("distance, best untuned", "tuned, mean (worst)", "FD, best untuned", "tuned, mean", "teacher")
+        out.append([problem, calls, f"{mean(some, 'distance', 'untuned'):.3f}", tuned, farther, *of_sets])
+    columns = ("distance, best untuned", "tuned, mean (worst)", "farther", "FD, best untuned", "tuned, mean", "teacher")
     return markdown(("problem", "calls", *columns), out)
 
 
@@ -288,6 +291,7 @@ CELLS = (
 TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     **{name: (name, of_cells) for name in CELLS},
     "best": ("best", of_best),
+    "best-short": ("best-short", of_best),
     "overhead": ("overhead", of_overhead),
     "untuned-digits": ("untuned-digits", of_quality),
     "untuned-network": ("untuned-network", of_quality),
