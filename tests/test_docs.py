@@ -75,10 +75,11 @@ def test_the_page_of_the_command_line_has_every_command_and_every_option() -> No
     page = (DOCS / "reference" / "command-line.md").read_text()
     sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
     model = flags_of(sections["Options of the model"])
+    common = set(re.findall(r"`(--?[\w-]+)", page.partition("\n## ")[0]))  # of several commands
     assert model == {f"--{name.replace('_', '-')}" for name in MODEL_OPTIONS} | {"--seed"}
     for name, command in group.commands.items():
         options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-        named = flags_of(sections[name]) | model | set(re.findall(r"`(--?[\w-]+)", sections[name]))
+        named = common | model | set(re.findall(r"`(--?[\w-]+)", sections[name]))
         lacking = [option.opts for option in options if not named & set(option.opts)]
         assert not lacking, f"options of {name} that the page lacks"
         unknown = flags_of(sections[name]) - {flag for option in options for flag in option.opts}
@@ -95,7 +96,9 @@ def test_every_picture_has_a_description_and_a_caption(page: Path) -> None:
     for found in PICTURE.finditer(text):
         description, target, rest = found.groups()
         assert len(description) > 40 and not rest, f"{target} has no description"
-        assert re.match(r"\n\n\*[^*](.|\n(?!\n)){20,}?\*\n", text[found.end() :]), f"{target} has no caption"
+        below = re.match(r"\n\n\*[^*](.|\n(?!\n)){20,}?\*\n", text[found.end() :])
+        above = re.search(r"[^\n]{20,}:\n\n$", text[: found.start()])  # a sentence that leads to it
+        assert below or above, f"{target} has no caption"
 
 
 def texts_of(svg: str) -> list[str]:
