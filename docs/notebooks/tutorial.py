@@ -13,8 +13,8 @@
 # 4. a tuned plan, which ends after five calls where DDIM ends after a
 #    thousand.
 #
-# You need no knowledge of this library. Its terms, such as *sampler* and *plan*,
-# are in the [glossary](../glossary.md).
+# You need no knowledge of this library. Its terms, such as *sampler* and
+# *plan*, are in the [glossary](../glossary.md).
 
 # %%
 from itertools import pairwise
