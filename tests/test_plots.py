@@ -153,6 +153,12 @@ def test_figures_are_saved_in_the_format_of_their_name(
     assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
 
 
+def test_notebooks_show_figures() -> None:
+    figure = plots.image_grid([Strip("digits", pictures(3))])
+    shown = Image.open(io.BytesIO(figure._repr_png_()))
+    assert shown.format == "PNG" and shown.width > 100
+
+
 def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

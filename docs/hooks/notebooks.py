@@ -1,5 +1,7 @@
 """The notebooks: python docs/hooks/notebooks.py [NAME ...] executes them; the site shows what was executed.
 
+With `--text` only the text of the notebooks is written, beside the outputs of the same code.
+
 `docs/notebooks/NAME.py` is the source, in the percent format of jupytext: edit this file. `NAME.ipynb` is the same
 notebook with its outputs, which Jupyter opens. The cell with the tag "parameters" has sizes, which tests make smaller.
 """
@@ -11,7 +13,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,22 +73,51 @@ def run(path: Path, parameters: Mapping[str, Any] | None = None) -> dict[str, An
 
 def execute(path: Path) -> None:
     """Write the notebook of a source with its outputs."""
-    import nbformat
     from nbclient import NotebookClient
+
+    notebook = _notebook(path)
+    with tempfile.TemporaryDirectory() as folder:  # for what the notebook writes
+        where = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=SECONDS, record_timing=False, coalesce_streams=True, resources=where).execute()
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):
+            output.data["image/png"] = base64.b64encode(_smaller(base64.b64decode(output.data["image/png"]))).decode()
+    _write(notebook, path)
+
+
+def retext(path: Path) -> None:
+    """Write the text of a source into its executed notebook, which keeps the outputs of the same code.
+
+    Raises:
+        ValueError: the code of the source is not that which was executed.
+    """
+    from nbformat import from_dict
+
+    notebook = _notebook(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    done = [cell for cell in executed(path.with_suffix(".ipynb")) if cell["cell_type"] == "code"]
+    if [cell.source for cell in code] != ["".join(cell["source"]) for cell in done]:
+        raise ValueError(f"the code of {path.name} has changed: execute it, {Path(__file__).name} {path.stem}")
+    for new, old in zip(code, done, strict=True):
+        new.update(outputs=from_dict(old["outputs"]), execution_count=old["execution_count"])
+    _write(notebook, path)
+
+
+def _notebook(path: Path) -> Any:
+    """The notebook of a source, without outputs."""
     from nbformat import v4
 
     made = []
     for number, cell in enumerate(cells(path)):
         new = v4.new_code_cell if cell.kind == "code" else v4.new_markdown_cell
         made.append(new(cell.text, id=f"cell-{number}", metadata={"tags": list(cell.tags)} if cell.tags else {}))
-    notebook = v4.new_notebook(cells=made, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
-    with tempfile.TemporaryDirectory() as folder:  # for what the notebook writes
-        where = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=SECONDS, record_timing=False, coalesce_streams=True, resources=where).execute()
+    return v4.new_notebook(cells=made)
+
+
+def _write(notebook: Any, path: Path) -> None:
+    import nbformat
+
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "image/png" in output.get("data", {}):
-            output.data["image/png"] = base64.b64encode(_smaller(base64.b64decode(output.data["image/png"]))).decode()
     nbformat.write(notebook, path.with_suffix(".ipynb"))
 
 
@@ -169,13 +200,15 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
     return globals()["page"](path) if path.suffix == ".ipynb" else None
 
 
-def main(names: list[str]) -> Iterator[str]:
+def main(arguments: list[str]) -> None:
+    """Execute notebooks, or only write their text; all of them, or those that are named."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same numbers on every machine
+    write = retext if "--text" in arguments else execute
+    names = [argument for argument in arguments if argument != "--text"]
     for path in [FOLDER / f"{name}.py" for name in names] or sources():
-        execute(path)
-        yield f"{path.with_suffix('.ipynb')} is executed"
+        write(path)
+        print(f"{path.with_suffix('.ipynb')} is written")
 
 
 if __name__ == "__main__":
-    for line in main(sys.argv[1:]):
-        print(line)
+    main(sys.argv[1:])

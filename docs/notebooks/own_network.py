@@ -43,31 +43,24 @@ MEASURED = 400  # series that nothing was tuned on
 # ## 1. The data and the network
 #
 # A series has 64 numbers. It looks a little like a heartbeat: a sharp peak, a
-# dip, a flat wave, and again, with another period, phase and height in each
-# series.
+# dip, a flat wave, and again. The place of the peaks, their height and the
+# height of the wave differ from series to series.
 
 # %%
-LENGTH = 64
+LENGTH, PERIOD = 64, 21
 
 
 def heartbeats(count, seed):
     """Series (count, 64) of mean 0 and standard deviation near 1."""
     draws = torch.Generator().manual_seed(seed)
-    ranges = ((18, 26), (0, 1), (0.7, 1.3))
-    period, phase, height = (
-        low + (high - low) * torch.rand(count, 1, generator=draws)
-        for low, high in ranges
-    )
-    beat = (torch.arange(LENGTH) / period + phase) % 1
+    phase, height, wave = torch.rand(3, count, 1, generator=draws)
+    beat = (torch.arange(LENGTH) / PERIOD + phase) % 1
 
     def bump(place, width):
         return torch.exp(-(((beat - place) / width) ** 2))
 
-    return (
-        height
-        * (3.5 * bump(0.3, 0.06) - 1.2 * bump(0.42, 0.05) + bump(0.7, 0.12))
-        - 0.45
-    )
+    peak = 3.5 * bump(0.3, 0.06) - 1.2 * bump(0.42, 0.05)
+    return (0.7 + 0.6 * height) * peak + 1.5 * wave * bump(0.7, 0.12) - 0.4
 
 
 data = heartbeats(20_000, seed=0)

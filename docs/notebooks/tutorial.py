@@ -10,8 +10,7 @@
 # 1. respacing: DDPM on ten of its 1000 noise levels,
 # 2. DDIM, which adds less noise or none, and its parameter eta,
 # 3. the three methods side by side,
-# 4. a tuned plan, which ends after five calls where DDIM ends after a
-#    thousand.
+# 4. a tuned plan, which ends after five calls where DDIM ends after a thousand.
 #
 # You need no knowledge of this library. Its terms, such as *sampler* and
 # *plan*, are in the [glossary](../glossary.md).
@@ -174,7 +173,7 @@ fast = row("DDPM, respaced", ddpm_10)
 # halves. It first computes the data that the prediction implies, and then adds
 # noise again, as much as belongs to the next level. Of this noise, a part is
 # fresh and the rest is the noise that was predicted. The parameter eta decides
-# how much is fresh: none with eta = 0, and as much as DDPM adds with eta = 1.
+# how much is fresh: none with eta = 0, and as much as in DDPM with eta = 1.
 # Here is the whole sampler for eta = 0 by hand, beside the library's:
 
 # %%
@@ -400,4 +399,4 @@ print(
 #
 # On a normal distribution this is easy. The notebook [TimeTuner, from the paper
 # to joint tuning](published.ipynb) does the same with a network and pictures,
-# and [own_network.ipynb](own_network.ipynb) with a network that you train.
+# and [another one](own_network.ipynb) with a network that you train.

@@ -300,11 +300,17 @@ def _mosaic(images: Tensor, columns: int, gap: int, larger: int, background: flo
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Sequence[Axes]]":
-    """A figure of panels in rows and columns, in the library's quiet style."""
+    """A figure of panels in rows and columns, in the library's quiet style, which notebooks show."""
     require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:  # IPython knows figures of pyplot alone
+            file = io.BytesIO()
+            self.savefig(file, format="png", bbox_inches="tight", dpi=DPI // 2)
+            return file.getvalue()
+
+    figure = ShownFigure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
