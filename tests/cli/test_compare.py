@@ -63,7 +63,7 @@ def test_pictures_are_measured_by_a_reference_run_which_is_shown_first(
     captions: list[str] = []
     grid = plots.image_grid
     monkeypatch.setattr(
-        plots, "image_grid", lambda strips, *a: captions.extend(s.caption for s in strips) or grid(strips, *a)
+        plots, "image_grid", lambda strips, *a, **k: captions.extend(s.caption for s in strips) or grid(strips, *a, **k)
     )
     plan = make_plan("dpmpp", load_model("digits").schedule, calls=4, spacing="quadratic")
     plan.save(tmp_path / "plan.json")

@@ -24,7 +24,7 @@ from ..noise import SeededNoise
 from ..plans.build import make_plan, reference_plan
 from ..plans.plan import Plan
 from ..sampling import trajectory
-from ..tuners import Budget, Calibration, ReferenceDistance, tune
+from ..tuners import Budget, Calibration, ReferenceDistance, tune, tuner_of
 from ..tuners.budget import Speed, forward
 from ..tuners.guard import unchanged
 from . import output
@@ -66,6 +66,11 @@ class Case:
     work: int
     measuring: float
     labels: bool = False
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether the model draws samples to tune on."""
+        return tuner_of(self.tuner).uses_data
 
     def load(self, samples: int | None = None) -> Model:
         """The model for so many samples."""
@@ -200,7 +205,7 @@ def size(speeds: Mapping[str, Speed]) -> dict[str, Size]:
         speed, runs = speeds[case.name], 2 + len(case.others)
         # The reference run; in the guard the untuned plan and the nearest of the ranking, the tuned one, and each call
         # set back; the runs of the comparison; and the samples that the sequential tuner draws to tune on.
-        calls = REFERENCE_CALLS + case.calls * (4 + case.calls + runs) + OWN_CALLS * (case.tuner != "joint")
+        calls = REFERENCE_CALLS + case.calls * (4 + case.calls + runs) + OWN_CALLS * case.uses_data
         affordable = (case.measuring / calls - speed.call) / max(speed.evaluation, 1e-9)
         count = int(min(MOST, max(FEWEST, affordable)))
         budget = min(LONGEST, max(case.budget, case.work * speed.seconds(forward(16))))
@@ -233,7 +238,8 @@ def _case(case: Case, size: Size, seed: int, path: Path, clock: Clock) -> Compar
     if not kept.exists():
         path.unlink(missing_ok=True)  # of an earlier demo
     if not path.exists():
-        calibration = Calibration(model, model.schedule, None, size.samples, seed, model.shape)
+        samples = size.samples if case.uses_data else MOST  # a resumed demo, which may have another size, continues
+        calibration = Calibration(model, model.schedule, None, samples, seed, model.shape)
         limit = Budget(seconds=size.budget)
         tune(model, start, case.tuner, calibration, seed, judge, budget=limit, checkpoint=kept).save(path)
     clock.phase = f"comparison, {case.model}"

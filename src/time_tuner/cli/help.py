@@ -39,10 +39,11 @@ def _write_groups(formatter: Any, records: Iterable[tuple[str, tuple[str, str]]]
             formatter.write_dl(groups[group])
 
 
-def _group_of(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
+def _group_of(one: Any) -> str:
+    """The group of a command or of a parameter."""
+    if getattr(one, "param_type_name", None) == "argument":
         return "Arguments"
-    return parameter.rich_help_panel or "Options"
+    return one.rich_help_panel or "Options"
 
 
 def _write_options(command: Any, context: Any, formatter: Any) -> None:
@@ -80,8 +81,10 @@ class CommandGroup(typer.core.TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-        shown = ((one, (name, one.get_short_help_str(limit=100))) for name, one in commands.items() if one)
-        _write_groups(formatter, ((getattr(one, "rich_help_panel", ""), row) for one, row in shown))
+        _write_groups(
+            formatter,
+            ((_group_of(one), (name, one.get_short_help_str(limit=100))) for name, one in commands.items() if one),
+        )
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_epilog(self, formatter)
