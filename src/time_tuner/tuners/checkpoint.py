@@ -59,8 +59,9 @@ class Checkpoint:
         return values
 
     def save(self, **entries: Any) -> None:
-        """Write the file."""
-        write_json(self.path, {"format": FORMAT, "inputs": self.inputs, **entries})
+        """Write the file, in the first of several processes that tune together."""
+        if is_first():
+            write_json(self.path, {"format": FORMAT, "inputs": self.inputs, **entries})
 
     def _different(self, kept: Any) -> list[str]:
         """The names of the inputs that differ, without those that differ only because another one does."""
@@ -76,6 +77,12 @@ class Checkpoint:
         options = [name for name, value in inputs.get("options", {}).items() if before.get(name) != value]
         names = [name for name in names if FOLLOWS.get(name) not in names]
         return [each for name in names for each in (options if name == "options" else [name])]
+
+
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first one of several, which alone writes files."""
+    group = torch.distributed
+    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
 
 
 def _check_entries(values: Mapping[str, Any]) -> None:

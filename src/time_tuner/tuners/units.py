@@ -18,7 +18,7 @@ from ..models.base import Model, for_rows
 from ..models.counting import Cost, CostLog
 from ..plans.plan import Plan
 from ..sampling import sample
-from .checkpoint import MOST_BYTES, Checkpoint
+from .checkpoint import MOST_BYTES, Checkpoint, is_first
 
 INPUTS = "inputs.json"
 
@@ -71,8 +71,9 @@ class Units:
         made = make()
         spent = self.cost_log.of(self.cost_log.current)
         cost = {"calls": spent.calls - before.calls, "evaluations": spent.evaluations - before.evaluations}
-        self._begin()
-        write_tensors(path, {"unit": made.cpu()}, {"name": name, "cost": json.dumps(cost)})
+        if is_first():
+            self._begin()
+            write_tensors(path, {"unit": made.cpu()}, {"name": name, "cost": json.dumps(cost)})
         return made
 
     def values(self, name: str, make: Callable[[], Any]) -> Any:
@@ -87,8 +88,9 @@ class Units:
             except (OSError, ValueError, KeyError) as error:
                 logger.warning("%s cannot be read (%s): the unit is made again", path, one_line(error))
         made = make()
-        self._begin()
-        write_json(path, {"name": name, "values": made})
+        if is_first():
+            self._begin()
+            write_json(path, {"name": name, "values": made})
         return made
 
     def __contains__(self, name: str) -> bool:
@@ -101,7 +103,7 @@ class Units:
 
     def remove(self) -> None:
         """Remove the folder. Another process may be removing it, too."""
-        if self._checkpoint.path.exists():  # else it is another folder, or there is none
+        if is_first() and self._checkpoint.path.exists():  # else it is another folder, or there is none
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str, suffix: str) -> Path:
