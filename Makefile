@@ -11,7 +11,7 @@ RELEASE := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-lowest peers contracts check docs drawings notebooks release-check clean
+.PHONY: help demo test test-cuda test-lowest faults fuzz peers contracts check docs drawings notebooks release-check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ test-lowest: ## run the tests that concern diffusers with the lowest version tha
 	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
 	@$(LOWEST)/bin/pytest -q -n auto --dist worksteal tests -k 'diffusers or pipeline or parity'
+
+faults: $(READY) ## kill every kind of work KILLS times (10), start it again, and compare the results
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/kills.py $(or $(KILLS),10)
+
+fuzz: $(READY) ## mutate FILES (100000) plan files, and files of every other kind
+	@OMP_NUM_THREADS=1 TIME_TUNER_FUZZ=$(or $(FILES),100000) $(BIN)/pytest -q -s tests/test_fuzz.py
 
 peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }

@@ -64,3 +64,40 @@ def loaded(imports: str) -> set[str]:
 def test_importing_the_library_loads_of_all_dependencies_torch_and_numpy_alone() -> None:
     """torch itself imports tqdm, where it is installed."""
     assert loaded("time_tuner") == loaded("torch, numpy") <= {"tqdm"}
+
+
+def unsafe(code: str) -> set[str]:
+    """What of this code unpickles, evaluates text, starts programs or runs code of strangers."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found |= {"pickle"} if {"pickle", "dill", "joblib", "shelve", "marshal", "subprocess"} & {*names} else set()
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            safe = [word.arg for word in node.keywords if isinstance(word.value, ast.Constant) and word.value.value]
+            if name in ("eval", "exec", "compile", "os.system", "os.popen", "pickle.loads", "pickle.load"):
+                found.add(name)
+            if name.endswith(("torch.load", "load_state_dict_from_url")) and "weights_only" not in safe:
+                found.add(name)
+            if name == "np.load" and not any(word.arg == "allow_pickle" for word in node.keywords):
+                found.add(name)
+            if "trust_remote_code" in safe or "allow_pickle" in safe:
+                found.add("remote code or pickles")
+    return found
+
+
+def test_no_file_is_unpickled_and_no_text_is_evaluated() -> None:
+    found = {
+        str(path.relative_to(PACKAGE)): names for path in PACKAGE.rglob("*.py") if (names := unsafe(path.read_text()))
+    }
+    assert not found
+    loads = [path.name for path in PACKAGE.rglob("*.py") if "torch.load(" in path.read_text()]
+    assert loads == ["features.py"], "the weights of an installed package alone, with weights_only=True"
+
+
+def test_unsafe_code_is_found() -> None:
+    loads = ("torch.load(f)", "torch.load(f, weights_only=False)", "np.load(f)", "np.load(f, allow_pickle=True)")
+    for code in ("import pickle", "from marshal import loads", "eval('1')", *loads, "f(trust_remote_code=True)"):
+        assert unsafe(code), code
+    assert not unsafe("network.eval(); torch.load(f, weights_only=True); np.load(f, allow_pickle=False); ast.parse(t)")

@@ -59,7 +59,7 @@ class Checkpoint:
         return values
 
     def save(self, **entries: Any) -> None:
-        """Write the file."""
+        """Write the file; of several processes that share work the first alone does."""
         write_json(self.path, {"format": FORMAT, "inputs": self.inputs, **entries})
 
     def _different(self, kept: Any) -> list[str]:

@@ -41,7 +41,18 @@ from ..sampling import advance, evaluate
 from .base import Tuner, TuningRun
 from .budget import Budget, Speed, forward, measure_speed
 from .joint.loss import DELTA, TeacherLoss, robust
-from .joint.teacher import AT_ONCE, FEWEST, Pairs, described, group_size, teach, teacher_cost, teacher_of, try_teacher
+from .joint.teacher import (
+    AT_ONCE,
+    FEWEST,
+    Pairs,
+    described,
+    group_size,
+    kept_pairs,
+    teach,
+    teacher_cost,
+    teacher_of,
+    try_teacher,
+)
 
 PAIRS = 256
 MOST_BYTES = 2**31  # of the states and predictions of all pairs, which stay in the memory of the CPU
@@ -117,7 +128,7 @@ class LeastSquares(Tuner):
     def tune(self, model: BatchedModel, plan: Plan, run: TuningRun) -> Plan:
         teacher, calls = teacher_of(plan, self.teacher), len(plan)
         # 1. The teacher's runs, as many as there is time and memory for.
-        count, speed = run.state.get("pairs") or self.pairs, None
+        count, speed = kept_pairs(run, self.pairs) or self.pairs, None
         if count is None:
             if run.budget.seconds is not None:
                 with run.cost_log.purpose("sizing"):

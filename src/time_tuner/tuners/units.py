@@ -76,8 +76,9 @@ class Units:
         made = make()
         spent = self.cost_log.of(self.cost_log.current)
         cost = {"calls": spent.calls - before.calls, "evaluations": spent.evaluations - before.evaluations}
-        self._begin()
-        write_tensors(path, {"unit": made.cpu()}, {"name": name, "cost": json.dumps(cost)})
+        if not rank():
+            self._begin()
+            write_tensors(path, {"unit": made.cpu()}, {"name": name, "cost": json.dumps(cost)})
         return made
 
     def values(self, name: str, make: Callable[[], Any]) -> Any:
@@ -95,8 +96,9 @@ class Units:
         if (found := decided(found)) is not None:
             return found
         made = make()
-        self._begin()
-        write_json(path, {"name": name, "values": made})
+        if not rank():
+            self._begin()
+            write_json(path, {"name": name, "values": made})
         return made
 
     def __contains__(self, name: str) -> bool:

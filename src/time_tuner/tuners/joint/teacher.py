@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..._checks import check_int
 from ..._distributed import from_first, gathered, own_rows, rank
 from ..._files import one_line, read_tensors, write_tensors
 from ...models.base import Model, for_rows
@@ -73,6 +74,14 @@ def teacher_of(plan: Plan, teacher: Plan | None) -> Plan:
 def teacher_cost(pairs: int, calls: int, batch: int | None) -> Cost:
     """The cost of so many pairs of a teacher of so many calls."""
     return forward(pairs, min(AT_ONCE, batch or AT_ONCE)) * calls
+
+
+def kept_pairs(run: TuningRun, pairs: int | None) -> int | None:
+    """How many pairs the state of an earlier run has; None for a new run. It may come from a file of a stranger."""
+    count = run.state.get("pairs")
+    if count is not None and not FEWEST <= check_int("pairs of the state", count) <= max(pairs or 0, MOST):
+        raise ValueError(f"pairs of the state must be {FEWEST} to {max(pairs or 0, MOST)}, got {count}")
+    return count
 
 
 def group_size(batch: int | None) -> int:

@@ -47,7 +47,7 @@ from .parameters import Parameters, check_parts
 from .search import JointSearch
 from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_others, num_pairs
 from .successive_halving import max_candidates
-from .teacher import FEWEST, Pairs, described, teach, teacher_cost, teacher_of, try_teacher
+from .teacher import FEWEST, Pairs, described, kept_pairs, teach, teacher_cost, teacher_of, try_teacher
 
 logger = logging.getLogger("time_tuner")
 
@@ -272,7 +272,8 @@ class Joint(Tuner):
 
     def _pairs(self, model: BatchedModel, teacher: Plan, run: TuningRun) -> Pairs:
         """The pairs of the teacher, which a calibration for several plans may have already."""
-        pairs = run.state.get("pairs") or self.pairs or num_pairs(len(teacher), run.budget, model.batch)
+        made = kept_pairs(run, self.pairs)
+        pairs = made or self.pairs or num_pairs(len(teacher), run.budget, model.batch)
         kept, key = run.calibration.teacher_runs, described(teacher)
         if key not in kept or len(kept[key]) < (pairs or 0):
             cache = None if self.teacher_cache is None else Path(self.teacher_cache)
