@@ -10,7 +10,7 @@ PEERS := .venv/peers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-lowest peers contracts check clean
+.PHONY: help demo test test-cuda test-lowest wheels peers contracts check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ test-lowest: ## run the tests that concern diffusers with the lowest version tha
 	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
 	@$(LOWEST)/bin/pytest -q -n auto --dist worksteal tests -k 'diffusers or pipeline or parity'
+
+wheels: $(READY) ## build the wheel twice, and fail unless both have the same bytes
+	@rm -rf dist/first dist/second
+	@for build in first second; do SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist/$$build . || exit 1; done
+	@cmp dist/first/*.whl dist/second/*.whl && sha256sum dist/first/*.whl
 
 peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }
