@@ -11,7 +11,7 @@ RELEASE := .venv-release
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-lowest faults fuzz peers contracts check docs drawings notebooks release-check clean
+.PHONY: help demo test test-cuda test-lowest faults fuzz wheels peers contracts check docs drawings notebooks release-check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ faults: $(READY) ## kill every kind of work KILLS times (10), start it again, an
 
 fuzz: $(READY) ## mutate FILES (100000) plan files, and files of every other kind
 	@OMP_NUM_THREADS=1 TIME_TUNER_FUZZ=$(or $(FILES),100000) $(BIN)/pytest -q -s tests/test_fuzz.py
+
+wheels: $(READY) ## build the wheel twice, and fail unless both have the same bytes
+	@rm -rf dist/first dist/second
+	@for build in first second; do SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist/$$build . || exit 1; done
+	@cmp dist/first/*.whl dist/second/*.whl && sha256sum dist/first/*.whl
 
 peers: $(READY) ## run diffusers' own tests of schedulers against ours: make peers DIFFUSERS=/path/to/their/checkout
 	@test -d "$(DIFFUSERS)/tests/schedulers" || { echo 'error: give DIFFUSERS=, a checkout of diffusers' >&2; exit 1; }

@@ -13,6 +13,8 @@ from pairwise import every_pair
 from time_tuner import TUNERS, estimate, make_plan, tune
 from time_tuner.models.counting import Cost
 from time_tuner.tuners import Joint
+from time_tuner.tuners.budget import Speed
+from time_tuner.tuners.costs import memory_needed, seconds_on
 from time_tuner.tuners.joint import successive_halving
 from time_tuner.tuners.timesteps import search as ratios
 from time_tuner.tuners.timesteps import tuner as timesteps
@@ -158,3 +160,27 @@ def test_what_is_not_needed_costs_nothing() -> None:
     plan = make_plan("ddim", SCHEDULE, 4)
     assert estimate(Counted(), plan, "sequential", own_samples=False, guard=False).costs.keys() == {"tuning"}
     assert tuned(plan=plan, data=DATA).provenance["cost"].keys() == {"sizing", "tuning"}
+
+
+def test_the_time_on_several_devices_is_that_of_the_largest_share() -> None:
+    costs = {"tuning": (Cost(10, 100), Cost(20, 200)), "guard": (Cost(1, 3), Cost(1, 3))}
+    speed = Speed(1.0, 0.5)
+    for devices, expected in ((1, 10 * (1 + 5.0) + 1 + 1.5), (4, 10 * (1 + 1.5) + 1 + 0.5), (64, 11 * 1.5)):
+        assert seconds_on(devices, costs, speed) == pytest.approx(expected)
+
+
+def test_the_estimate_has_the_time_and_the_exchange_on_several_devices() -> None:
+    found = estimate(EPS, make_plan("ddim", SMOOTH, 3), "least_squares(pairs=16)", samples=16, shape=(4,), guard=False)
+    seconds, exchanged = zip(*found.devices.values(), strict=True)
+    assert list(found.devices) == [1, 8, 64]
+    assert seconds[0] >= found.seconds and list(seconds) == sorted(seconds, reverse=True)
+    # 16 ends, 16 x 2 states of the path, and the problems of 12 + 2 x 4 pairs at each of 3 calls.
+    assert exchanged == (0, *(2 * [4 * 4 * 16 * 3 + 8 * (2 + 5 + 10) * 20]))
+
+
+def test_the_memory_of_a_device_is_that_of_its_parts() -> None:
+    found = memory_needed(
+        make_plan("ddim", SMOOTH, 3), 10, weights=1000, activations=100, samples=2, pairs=5, path=True
+    )
+    assert found.device == 1000 + 2 * (100 + 8 * 40) + 2 * 5 * 40
+    assert found.host == 2 * 5 * 40 + 5 * 2 * 40

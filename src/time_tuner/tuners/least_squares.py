@@ -167,8 +167,10 @@ class LeastSquares(Tuner):
         return found
 
     def exchanged(self, plan: Plan, tuning: Cost, numbers: int) -> int:
-        """The least-squares problem of each pair at each call."""
-        return 8 * sum((k + 1) ** 2 + 1 for k in range(len(plan))) * tuning.evaluations // len(plan)
+        """The least-squares problem of each pair at each call, and the states of the teacher's runs at the calls."""
+        calls, runs = len(plan), tuning.evaluations // len(plan)  # of pairs, and of those for validation twice
+        problems = 8 * sum((k + 1) ** 2 + 1 for k in range(calls)) * runs
+        return problems + 4 * numbers * (calls - 1) * int(runs / 1.25)
 
     def cost(
         self, plan: Plan, samples: int, batch: int | None, budget: Budget, speed: Speed | None
