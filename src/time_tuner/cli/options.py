@@ -113,7 +113,7 @@ Target_ = option(
 )
 Features_ = option(
     str | None,
-    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels, of the bundled models digits]",
+    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels; of the bundled models digits, pictograms]",
 )
 EvaluatedCount_ = option(int | None, "Samples of each run.  [default: 100, of pipelines 8]", "-n", "--count", min=4)
 RankingBudget_ = option(
@@ -124,8 +124,8 @@ ReportOut_ = option(Path, "The folder to write.")
 MODEL_OPTIONS: dict[str, Any] = {
     "model": option(
         str,
-        "digits, latent-digits, gaussian, package.module:function of your own, or a diffusers pipeline: the folder "
-        "that it was saved to, or its id on the Hub.",
+        "digits, latent-digits, pictograms, gaussian, package.module:function of your own, or a diffusers pipeline: "
+        "the folder that it was saved to, or its id on the Hub.",
     ),
     "label": option(str | None, "Of the samples: 3, or 0,1,2 in a cycle.  [default: any]"),
     "prompt": option(str | None, "Of a pipeline that takes prompts."),
