@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import JUDGED_ON, RANKED_ON, linear_schedule
+from problems import JUDGED_ON, RANKED_ON, exact_classes, linear_schedule
 from record import of_guidance, of_left_out, of_patterns, read, write
-from sklearn.datasets import load_digits
 
 from time_tuner import Joint, Model, Plan, SeededNoise, load_model, make_plan, tune
-from time_tuner.models.exact import ConditionalMixture
 from time_tuner.schedules import NoiseSchedule
 from time_tuner.spacings import SPACINGS
 from time_tuner.tuners import ReferenceDistance
@@ -68,8 +66,7 @@ class Problem:
 
 
 def digits() -> Problem:
-    data = load_digits()
-    mixture = ConditionalMixture(torch.tensor(data.data) / 8 - 1, torch.tensor(data.target).long(), 0.1)
+    mixture = exact_classes()
 
     def model(labels: Sequence[int]) -> Model:
         return mixture.guided(linear_schedule(), labels, 3.0)

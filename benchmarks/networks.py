@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
-from time_tuner import Model, NoiseScheduleFlow, NoiseScheduleVE, NoiseScheduleVP, model_wrapper
+from time_tuner import Model, NoiseScheduleFlow, NoiseScheduleVE, NoiseScheduleVP, load_model, model_wrapper
 from time_tuner.digits.networks import NULL_LABEL
 from time_tuner.models.base import for_samples
 from time_tuner.models.predictions import PREDICTIONS
@@ -186,6 +186,7 @@ def tiny(folder: Path, name: str, guidance_scale: float = 1.0) -> Model:
 def networks(folder: Path) -> dict[str, Callable[[], Model]]:
     """Every network and guidance scale, by a name such as "pixels, guidance 2"."""
     found: dict[str, Callable[[], Model]] = {"plane": lambda: tiny(folder, "plane")}
+    found["pictograms"] = lambda: load_model("pictograms")
     for scale in (1.0, 2.0, 4.0):
         for name in ("linear", "cosine", "flow", "flow shifted", "ve"):
             found[f"{name}, guidance {scale:g}"] = lambda name=name, scale=scale: tiny(folder, name, scale)

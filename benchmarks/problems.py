@@ -9,7 +9,6 @@ two times; each has the reference run to its own.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from record import write
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits, load_sample_images
@@ -41,6 +41,8 @@ from time_tuner.digits.metrics import digit_frechet
 from time_tuner.digits.networks import linear_betas
 from time_tuner.metrics import frechet_between
 from time_tuner.models.batching import BatchedModel
+from time_tuner.models.exact import ConditionalMixture
+from time_tuner.pictograms import pictogram_frechet
 from time_tuner.plans.build import reference_plan
 from time_tuner.samplers import sampler_from_dict
 from time_tuner.schedules import NoiseSchedule
@@ -117,15 +119,21 @@ def exact_digits() -> exact.Mixture:
     return exact.Mixture(torch.tensor(load_digits().data) / 8 - 1, 0.1)
 
 
-def exact_patches() -> exact.Mixture:
-    """2000 colour patches (3, 6, 6) in [-1, 1] of the two photographs that come with scikit-learn, blurred by 0.1."""
-    draw, size, patches = torch.Generator().manual_seed(0), 6, []
+def exact_patches(size: int = 6) -> exact.Mixture:
+    """2000 square colour patches in [-1, 1] of the two photographs that come with scikit-learn, blurred by 0.1."""
+    draw, patches = torch.Generator().manual_seed(0), []
     for photograph in load_sample_images().images:
         pixels = torch.from_numpy(photograph.copy()).permute(2, 0, 1) / 127.5 - 1
         for _ in range(1000):
             row, column = (int(torch.randint(n - size + 1, (1,), generator=draw)) for n in pixels.shape[1:])
             patches.append(pixels[:, row : row + size, column : column + size])
     return exact.Mixture(torch.stack(patches), 0.1)
+
+
+def exact_classes() -> ConditionalMixture:
+    """The exact digits with their ten classes."""
+    data = load_digits()
+    return ConditionalMixture(torch.tensor(data.data) / 8 - 1, torch.tensor(data.target).long(), 0.1)
 
 
 def two_spirals() -> exact.Mixture:
@@ -147,8 +155,24 @@ def exact_problem(name: str, data: exact.Mixture, schedule: NoiseSchedule) -> Pr
     )
 
 
-def network_problem(name: str, model: Model, device: str = "cpu") -> Problem:
-    """A network of digits, or of their latents. Its data are the ends of its own 50-call runs, drawn once a seed."""
+def classes_problem(name: str, guidance_scale: float) -> Problem:
+    """Exact digits under the classes 0 to 9 in a cycle, which the data have, too."""
+    mixture = exact_classes()
+    classes = [exact.Mixture(mixture.means[mixture.labels == one], mixture.std) for one in range(10)]
+
+    def data(count: int, seed: int) -> Tensor:
+        each = [one.sample(-(-count // 10), 10 * seed + i) for i, one in enumerate(classes)]
+        return torch.stack(each, 1).flatten(0, 1)[:count].float()
+
+    model = BatchedModel(mixture.guided(linear_schedule(), list(range(10)), guidance_scale), BATCH)
+    fresh = data(4000, 10**6).double()
+    return Problem(name, model, data, lambda ends: frechet_between(ends.double(), fresh), judged=500, drawn=2000)
+
+
+def network_problem(
+    name: str, model: Model, device: str = "cpu", frechet: Callable[[Tensor], float] = digit_frechet
+) -> Problem:
+    """A network of pictures, or of their latents. Its data are the ends of its own 50-call runs, drawn once a seed."""
     batched = BatchedModel(model, BATCH)
 
     @cache
@@ -157,7 +181,7 @@ def network_problem(name: str, model: Model, device: str = "cpu") -> Problem:
         return sample(batched, reference_plan(model.schedule, 0.0, OWN_CALLS), noise)
 
     def frechet_of(ends: Tensor) -> float:
-        return digit_frechet(model.decode(ends).cpu())
+        return frechet(model.decode(ends).cpu())
 
     return Problem(name, batched, data, frechet_of, judged=64, drawn=400, device=device)
 
@@ -172,12 +196,16 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "digits-flow": lambda: exact_problem("exact digits, flow", exact_digits(), NoiseScheduleFlow()),
     "digits-ve": lambda: exact_problem("exact digits, VE", exact_digits(), NoiseScheduleVE()),
     "patches": lambda: exact_problem("exact patches", exact_patches(), linear_schedule()),
+    "patches-8": lambda: exact_problem("exact patches, 8 x 8", exact_patches(8), linear_schedule()),
     "patches-flow": lambda: exact_problem("exact patches, flow", exact_patches(), NoiseScheduleFlow()),
     "patches-ve": lambda: exact_problem("exact patches, VE", exact_patches(), NoiseScheduleVE()),
+    "classes": lambda: classes_problem("exact digits, classes", 1.0),
+    "classes-guided": lambda: classes_problem("exact digits, classes, guidance 3", 3.0),
     "spirals": lambda: exact_problem("two spirals", two_spirals(), linear_schedule()),
     "latent": lambda: network_problem("latent network", labelled("latent-digits", 1.0)),
     "network": lambda: network_problem("bundled network", labelled("digits", 1.0)),
     "network-guided": lambda: network_problem("bundled network, guidance 2", labelled("digits", 2.0)),
+    "pictograms": lambda: network_problem("pictograms", load_model("pictograms"), frechet=pictogram_frechet),
 }
 """Every problem by its name on the command line."""
 
@@ -229,8 +257,7 @@ def main(problems: list[str], calls: list[int], samples: int, best: int, out: Pa
             shown = (f"{score:.4g}", *(f"{value:.4g}" for value in values.values()))
             table.add_row(problem.name, str(count), str(len(scores)), text, *shown)
     Console(width=150).print(table)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1))
+    write(out, rows)
 
 
 if __name__ == "__main__":

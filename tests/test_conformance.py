@@ -186,8 +186,8 @@ def test_a_batch_of_a_clipped_model_is_clipped() -> None:
 
 
 def test_bundled_models_conform() -> None:
-    for name in ("digits", "latent-digits", "gaussian"):
-        labelled = {} if name == "gaussian" else {"label": [3, 1, 4, 1], "guidance_scale": 2.0}
+    for name in ("digits", "latent-digits", "pictograms", "gaussian"):
+        labelled = {} if name in ("pictograms", "gaussian") else {"label": [3, 1, 4, 1], "guidance_scale": 2.0}
         check_model(load_model(name, **labelled), precision=2e-4)
 
 

@@ -1,4 +1,5 @@
-"""Models by name: bundled digits as pixels or as latents, the tutorial's Gaussian, a function, or a saved pipeline."""
+"""Models by name: bundled digits as pixels or as latents, bundled pictograms, the tutorial's Gaussian, a function, or a
+saved pipeline."""
 
 import importlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from .models.base import Model, ModelAround, as_model
 from .models.conditions import Conditions
 from .models.exact import Gaussian
 from .models.wrapper import model_wrapper
+from .pictograms.network import SHAPE, PictogramNetwork
 from .schedules import NoiseScheduleVP
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ def load_model(name: str, label: Any = None, guidance_scale: float | None = None
 
     Args:
         name: "digits": the bundled network for 28 x 28 digits in [-1, 1]; "latent-digits": the one for their latents
-            (4, 7, 7), of which the model's `decode` makes digits; "gaussian": the tutorial's exact N(5, 2^2);
+            (4, 7, 7), of which the model's `decode` makes digits; "pictograms": the bundled network for 24 x 24 colour
+            pictures in [-1, 1], without conditions; "gaussian": the tutorial's exact N(5, 2^2);
             "package.module:function": a function that returns a `Model` with a shape, or a function eps(x, t, tau) with
             the attributes `schedule` and `shape`; it receives those of the conditions that are among its parameters;
             or a diffusers pipeline: the folder that it was saved to, or its id on the Hub.
@@ -130,9 +133,19 @@ def _digits(name: str, conditions: Conditions) -> Model:
     return _DecodedModel(model, latent.decode)
 
 
+def _pictograms(conditions: Conditions) -> Model:
+    """The bundled network of colour pictures."""
+    _check("pictograms", conditions, "device")
+    require("diffusers", "diffusers")
+    network = _pictogram_network(check_device(conditions.device))
+    schedule = NoiseScheduleVP("discrete", betas=linear_betas())
+    return model_wrapper(network, schedule, "v", shape=SHAPE).bind()
+
+
 BUNDLED: dict[str, Callable[[Conditions], Model]] = {
     "digits": partial(_digits, "digits"),
     "latent-digits": partial(_digits, "latent-digits"),
+    "pictograms": _pictograms,
     "gaussian": _gaussian,
 }
 """The models that come with the library."""
@@ -141,6 +154,11 @@ BUNDLED: dict[str, Callable[[Conditions], Model]] = {
 @cache
 def _pixel_network(device: torch.device) -> PixelNetwork:
     return PixelNetwork().to(device)
+
+
+@cache
+def _pictogram_network(device: torch.device) -> PictogramNetwork:
+    return PictogramNetwork().to(device)
 
 
 @cache

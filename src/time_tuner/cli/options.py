@@ -169,7 +169,7 @@ Target_ = option(
 Features_ = option(
     str | None,
     COMPARISON,
-    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels, of the bundled models digits]",
+    f"{', '.join(FEATURES)}, or package.module:function.  [default: pixels; of the bundled models digits, pictograms]",
     **one_of(*FEATURES),
 )
 EvaluatedCount_ = option(

@@ -45,7 +45,7 @@ PAIRS = 64  # of the teacher, that the untuned plans are ranked on
 MEASURED = 3  # of the ranked plans that are measured; the nearest of them is the best untuned one
 FEW_CALLS = 10  # the most calls of which the best untuned plan is sought, where there are no plans
 TARGET_SEED = 10**8  # added to the seed, for the noise of the target
-DIGITS = ("digits", "latent-digits")  # the bundled models
+OWN_FEATURES = {"digits": "digits", "latent-digits": "digits", "pictograms": "pictograms"}  # of the bundled models
 SHOWN = 16  # samples of each run that the page shows; of numbers and points all
 MOST_DATA = 10_000  # samples that are loaded
 
@@ -85,7 +85,7 @@ def evaluate(
         data: the target: samples (m, ...), or a folder of pictures or an .npz, see `load_data`; of latents pictures are
             the target, in the shape of what the model decodes.
         features: the name of features in `FEATURES`, package.module:function, or a function of pictures; pixels by
-            default, of the bundled models those of the digit classifier.
+            default, of the bundled models their own: those of the digit classifier, of pictograms coarse pixels.
         samples: of each run; 100 by default, or two batches of a model that limits them.
         seed: of the first sample.
         batch: the most samples in one network call.
@@ -117,7 +117,7 @@ def evaluate(
         check_schedule(loaded.schedule, plan)
     if not (cache is None or features is None or isinstance(features, str)):
         raise ValueError(f"cache needs features by name, as package.module:function, got the function {features!r}")
-    feature_name, of_features = features_of(("digits" if name in DIGITS else PIXELS) if features is None else features)
+    feature_name, of_features = features_of(OWN_FEATURES.get(name or "", PIXELS) if features is None else features)
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None and limit.seconds is None:
         raise ValueError(f"budget of the ranking must be a time, as in 30s or 1m, got {budget!r}")

@@ -8,6 +8,7 @@ from .._checks import accepts, choose
 from ..digits.classifier import load_classifier
 from ..loading import imported
 from ..metrics import efficientnet_features, inception_features
+from ..pictograms.pictures import coarse_features
 
 PIXELS = "pixels"
 
@@ -20,10 +21,12 @@ def pixels(pictures: Tensor) -> Tensor:
 FEATURES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     PIXELS: lambda: pixels,
     "digits": lambda: load_classifier().features,
+    "pictograms": lambda: coarse_features,
     "efficientnet": efficientnet_features,
     "inception": inception_features,
 }
-"""What makes the features of a name: of pixels, of the bundled classifier, of EfficientNet-Lite0, and of Inception."""
+"""What makes the features of a name: of pixels, of the bundled classifier, of 8 x 8 pixels, of EfficientNet-Lite0, and
+of Inception."""
 
 
 def features_of(features: str | Callable[[Tensor], Tensor]) -> tuple[str, Callable[[Tensor], Tensor]]:

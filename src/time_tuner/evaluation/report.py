@@ -79,8 +79,8 @@ class Report:
 
     @property
     def by_evaluations(self) -> bool:
-        """Whether a run leaves guidance out of some calls, so that runs of as many calls have other evaluations."""
-        return any(not all(run.plan.guided) for run in self.runs)
+        """Whether runs of as many calls have other evaluations, because one leaves guidance out of some calls."""
+        return len({run.evaluations / run.calls for run in self.runs}) > 1
 
     def sorted(self) -> list[Run]:
         """The runs by evaluations; of as many evaluations the best untuned first, then untuned ones, then plans."""
