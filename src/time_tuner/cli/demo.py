@@ -247,8 +247,8 @@ def _case(case: Case, size: Size, seed: int, path: Path, clock: Clock) -> Compar
     plans = {**untuned, name: start, case.tuned: Plan.load(path)}
     runs = []
     for name, plan in plans.items():
-        samples = draw(model, plan, size.samples, seed, size.samples, lambda count: None)
-        runs.append(Run(name, plan, samples, distance(samples, judge.reference)))
+        drawn = draw(model, plan, size.samples, seed, size.samples, lambda count: None)
+        runs.append(Run(name, plan, drawn, distance(drawn, judge.reference)))
     reference = reference_plan(model.schedule, float(start.t[-1]), REFERENCE_CALLS)
     return Comparison(own, Run("reference", reference, judge.reference), runs)
 
