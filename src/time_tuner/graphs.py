@@ -25,7 +25,8 @@ def as_graph(eps: ModelLike, plan: Plan, x: Tensor) -> fx.GraphModule:
     those of the module itself. A sampler that draws noise draws it by `torch.randn_like`.
 
     Args:
-        eps, plan: a model, or a function `eps(x, t, tau)`, and the plan, as for `trajectory`.
+        eps: the model.
+        plan: the plan.
         x: a state (B, ...), for whose shape, dtype and device the graph is made.
 
     Raises:
