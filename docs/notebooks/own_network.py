@@ -288,10 +288,8 @@ print(report)
 # %% [markdown]
 # The first column is the distance to the reference, where the tuned plan is far
 # ahead of all other runs of four calls. The others compare the samples with the
-# data. There, the tuned plan has the values of the reference: it draws what the
-# network draws in a hundred calls, with its virtues and faults. Blurred series
-# have a high *precision*, because they are near to some series of the data, and
-# a low *recall*, because they lack its variety.
+# data. There, the tuned plan has the values of the reference, or nearly so: it
+# draws what the network draws in a hundred calls, with its virtues and faults.
 #
 # Such numbers are hard to imagine. So measure what matters in your field, too.
 # Here it is the height of the peaks: in blurred series they are too low.
