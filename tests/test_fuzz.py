@@ -39,7 +39,7 @@ from time_tuner.tuners.checkpoint import FORMAT, Checkpoint
 from time_tuner.tuners.joint import teacher
 from time_tuner.tuners.units import Units
 
-FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 AT_ONCE = 200  # plans of one example of the full version
 
 SCHEDULES = (

@@ -194,7 +194,7 @@ def kill(work: Work, kills: int, seed: int) -> tuple[int, int]:
                 if draw.random() < 0.3:
                     whole, _, _ = run_child(work, folder, seconds=draw.random() * seconds)
                 else:
-                    whole, _, _ = run_child(work, folder, draw.randint(1, events), half=draw.random() < 0.3)
+                    whole, _, _ = run_child(work, folder, draw.randint(1, max(1, events)), half=draw.random() < 0.3)
                 done += not whole
             if not whole:
                 whole, _, _ = run_child(work, folder)

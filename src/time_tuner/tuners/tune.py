@@ -504,18 +504,18 @@ def tune_several(
         if checkpoint is not None:
             check_writable(Path(f"{checkpoint}-{len(plan)}"))
     tuned: list[Plan] = []
+    units = data.units
     if checkpoint is not None:  # the runs of the teacher and own samples are those of all plans
-        inputs = _inputs(tuner, plans[0], data, True, data.model)
-        data.units = _units(checkpoint, inputs)
-    for plan in plans:
-        path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
-        following = tuner.following(tuned[-1]) if tuned else tuner
-        start: dict[str, Any] = {"calls": len(plan), "end": end} if free else {"plan": plan}
-        tuned.append(tune(eps, tuner=following, data=data, device=device, checkpoint=path, **start, **how))
-        done(tuned)
-    if data.units is not None:
-        data.units.remove()
-        data.units = None
+        units = _units(checkpoint, _inputs(tuner, plans[0], data, True, data.model))
+    with data.keeping(units, data.cost_log):
+        for plan in plans:
+            path = None if checkpoint is None else Path(f"{checkpoint}-{len(plan)}")
+            following = tuner.following(tuned[-1]) if tuned else tuner
+            start: dict[str, Any] = {"calls": len(plan), "end": end} if free else {"plan": plan}
+            tuned.append(tune(eps, tuner=following, data=data, device=device, checkpoint=path, **start, **how))
+            done(tuned)
+    if units is not None:
+        units.remove()
     return tuned
 
 
