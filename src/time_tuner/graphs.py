@@ -41,7 +41,7 @@ class _Recorder(TorchDispatchMode):
     """Records the operations on a tensor and on what follows from it; every other tensor is a constant."""
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.constants = fx.Graph(), dict[str, Tensor]()
         self.nodes: Any = WeakTensorKeyDictionary({x: self.graph.placeholder("x")})
 

@@ -5,6 +5,7 @@ from .base import Progress, Tuner, TuningRun
 from .budget import Budget
 from .calibration import Calibration
 from .check import PlanCheck, check_plan
+from .costs import REFERENCE_CALLS
 from .distances import efficientnet_distance, features, lpips_distance
 from .guard import ReferenceDistance
 from .joint.tuner import Joint
@@ -12,7 +13,6 @@ from .least_squares import LeastSquares
 from .timesteps.objectives import OBJECTIVES, Objective, Step
 from .timesteps.tuner import Parallel, Sequential
 from .tune import (
-    REFERENCE_CALLS,
     SAMPLER,
     TUNERS,
     Estimate,

@@ -146,8 +146,7 @@ def listener(progress: bool | Listener) -> Iterator[Listener | None]:
     """A listener that shows one bar over the whole run on standard error for True, none for False, or the given one. Of
     several processes that share work the first alone has one."""
     if progress is not True or rank():
-        progress = False if rank() else progress
-        yield progress or None
+        yield None if isinstance(progress, bool) or rank() else progress
         return
     from tqdm import tqdm  # only who looks at it waits for its import
 
