@@ -146,11 +146,8 @@ Listener: TypeAlias = Callable[[Progress], None]
 def listener(progress: bool | Listener) -> Iterator[Listener | None]:
     """A listener that shows one bar over the whole run on standard error for True, none for False, or the given one. Of
     several processes that share work the first alone has one."""
-    if rank() or (isinstance(progress, bool) and not progress):
-        yield None
-        return
-    if not isinstance(progress, bool):
-        yield progress
+    if progress is not True or rank():
+        yield None if isinstance(progress, bool) or rank() else progress
         return
     from tqdm import tqdm  # only who looks at it waits for its import
 
