@@ -303,6 +303,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "peers-frechet": ("peers", lambda rows: of_peers(rows, "frechet")),
     "readme": ("joint-network", of_readme),
     "robustness": ("robustness", of_robustness),
+    "spacings-pictograms": ("spacings-pictograms", of_spacings),
 }
 """The file and the function of every table."""
 
