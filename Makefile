@@ -10,7 +10,7 @@ PEERS := .venv/peers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest peers contracts check notebooks clean
+.PHONY: help demo test test-lowest peers contracts check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,15 +37,16 @@ contracts: $(READY) ## compare the exports with the packages of other programs, 
 		cache-dit==1.5.3 k-diffusion==0.1.1.post1 sglang==0.5.23 vllm-omni==0.30.0
 	@TIME_TUNER_PEERS=$(PEERS) $(BIN)/pytest -q tests/test_exports.py tests/integrations
 
+.PHONY: notebooks
+notebooks: $(READY) ## execute the notebooks, docs/notebooks/*.py to *.ipynb with outputs; some minutes
+	@$(BIN)/python docs/hooks/notebooks.py
+
 check: $(READY) ## lint, formatting, types, the layers of imports and the structure of the code
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
 	@$(BIN)/pytest -q --no-header tests/test_structure.py >.venv/structure.log || { cat .venv/structure.log; exit 1; }
-
-notebooks: $(READY) ## execute the notebooks, docs/notebooks/*.py to *.ipynb with outputs; some minutes
-	@$(BIN)/python docs/hooks/notebooks.py
 
 clean: ## remove the environment, caches, builds and the demo's output
 	@rm -rf .venv $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist time-tuner-demo
