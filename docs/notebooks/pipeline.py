@@ -112,8 +112,8 @@ compare(untuned, "Schedulers of diffusers in three calls")
 # Here we set the amount of work by hand, so that the notebook takes less than a
 # minute. Usually you leave out the sampler and give the time that you have,
 # `budget="10m"`: then the untuned plans of all samplers are ranked first, and
-# the result is compared with them on other noise, so that you never get a plan
-# that is worse than an untuned one. We leave that out, `guard=False`, and
+# the result is compared with them on other noise, so that an untuned plan is
+# returned where tuning was no gain. We leave that out, `guard=False`, and
 # measure the plan ourselves below.
 
 # %%
