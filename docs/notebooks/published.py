@@ -41,9 +41,10 @@ JUDGED = 20  # samples on which its result is judged
 # %% [markdown]
 # ## 1. The noise schedule and the model
 #
-# Three lines of the paper's README. `model_wrapper` needs what the network
-# predicts and how it is guided. The last argument is the README's for latent
-# diffusion: it turns a raw label into what the network receives.
+# Three statements of the paper's README. `model_wrapper` needs what the network
+# predicts and how it is guided. `cond_process_fn`, for latent diffusion, turns
+# a raw label into what the network receives. Only `shape`, that of one sample,
+# is an addition of this library.
 
 # %%
 digits = load_latent_digits()
