@@ -136,9 +136,9 @@ class OnDevice(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor) and value.device.type == "meta":
-                assert value.dtype not in (torch.float64, torch.complex128), f"{func} makes float64 on the device"
+        for value in tensors_of(made):
+            if value.device.type == "meta":
+                assert value.dtype not in DOUBLES, f"{func} makes float64 on the device"
         return made
 
 
