@@ -47,9 +47,10 @@ def test_cells_are_marked_with_the_commit_that_printed_them() -> None:
 
 
 def test_rows_of_seeds_become_their_mean_and_their_worst() -> None:
-    rows = [{"problem": "p", "calls": 3, "distance": {"untuned": 2.0, "tuned": tuned},
-             "frechet": {"untuned": 1.0, "tuned": 0.5, "teacher": 0.1}} for tuned in (0.5, 1.0)]  # fmt: skip
-    assert RECORD["of_best"](rows).splitlines()[2:] == ["| p | 3 | 2.000 | 0.750 (1.000) | 1.000 | 0.500 | 0.100 |"]
+    rows = [{"problem": "p", "calls": 3, "distance": {"untuned": 2.0, "tuned": tuned, "error": 0.5},
+             "frechet": {"untuned": 1.0, "tuned": 0.5, "teacher": 0.1}} for tuned in (0.5, 2.4, 2.6)]  # fmt: skip
+    found = ["| p | 3 | 2.000 | 1.833 (2.600) | 1 of 3 | 1.000 | 0.500 | 0.100 |"]
+    assert RECORD["of_best"](rows).splitlines()[2:] == found
 
 
 def test_ratios_of_spacings_are_to_the_best_of_the_same_run() -> None:

@@ -21,7 +21,8 @@ def load_pictograms() -> Tensor:
 
     They are Microsoft's Fluent Emoji (flat), under the MIT licence: see `pictograms/assets/LICENSE`.
     """
-    with np.load(io.BytesIO((files("time_tuner.pictograms") / "assets" / "pictures.npz").read_bytes())) as arrays:
+    content = (files("time_tuner.pictograms") / "assets" / "pictures.npz").read_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         pictures = torch.from_numpy(arrays["pictures"]).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.cat([pictures, pictures.flip(3)])
 

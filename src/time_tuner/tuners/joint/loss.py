@@ -184,7 +184,8 @@ class TeacherLoss:
         gradient, curvature = pulled_back(q, generator is not None).mean(0), None
         if generator is not None:
             # 4. The curvature, the mean of J_i^T u u^T J_i |q_i|^2 / d_i.
-            size = like(summed(q.square().cpu().double().sum(0) * (rank() < count)) / count, q)
+            squares = summed(q.flatten(1).square().cpu().double().sum(0) * (rank() < count)) / count
+            size = like(squares.reshape(q.shape[1:]), q)
             u = torch.randn(count, *end.shape[1:], generator=generator)[own_pairs].to(end)
             projected = pulled_back(u * (size / size.mean().clamp(min=1e-30)) ** 0.25, False)
             curvature = projected.T @ (weights[:, None] * projected) / count
