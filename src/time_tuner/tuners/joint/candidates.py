@@ -22,9 +22,9 @@ from .teacher import CALLS, TeacherPath
 FITTED, FEW = 64, 32  # pairs that rows are found on, and those by which all grids are compared
 AGAIN = 3  # grids more than are wanted that are compared on all pairs
 CLEARLY = 0.8
-"""Another grid is tuned before that of the nearest untuned plan if its distance, corrected, is below this share of that
-one's. On exact digits in 3 calls a grid that is 11 % nearer ends twice as far when both are tuned, on colour patches in
-5 calls one that is 40 % nearer ends nearer, too."""
+"""Another grid is tuned before the first one if its distance, corrected, is below this share of that one's. On exact
+digits in 3 calls a grid that is 11 % nearer ends twice as far when both are tuned, on colour patches in 5 calls one that
+is 40 % nearer ends nearer, too."""
 
 MOST_SHARE = 5  # calls for a guided one, in the search for a pattern
 MOST_GRIDS = 36  # in the table, about
@@ -104,14 +104,14 @@ class CorrectedPlans:
         self.held = torch.arange(len(self.fit), min(len(loss.pairs), 2 * len(self.fit)))
 
     def __call__(
-        self, ranking: Sequence[Ranked], count: int, evaluations: float, stop: Callable[[], bool]
+        self, first: Sequence[Plan], count: int, evaluations: float, stop: Callable[[], bool]
     ) -> list[tuple[float, Plan]]:
-        """The nearest `count` of the plans, each with its mean distance: as many as can be ranked in so many sample
-        evaluations and until `stop`."""
+        """The nearest `count` of the plans, on the grids of the first ones before those of the table, each with its mean
+        distance: as many as can be ranked in so many sample evaluations and until `stop`."""
         if not len(self.held) or len(self.plan) < 2 or count < 1:
             return []
         once = len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW]))
-        grids = self._grids([one.plan for one in ranking], max(1, int(evaluations / once)))
+        grids = self._grids(first, max(1, int(evaluations / once)))
         path = path_on(self.loss, self.teacher, self.fit)
         # All grids are compared on a few pairs, the best of them on all, by other pairs than their rows are found on.
         found = list[tuple[float, Plan]]()
@@ -125,14 +125,14 @@ class CorrectedPlans:
             again.append(grids[0])
         plans = [self._corrected(base, path, self.fit) for base in again]
         best = [(self.loss.mean(one, self.held), one) for one in plans]
-        # That of the nearest untuned plan is the first, unless another is nearer by far.
+        # The first grid is the first, unless another is nearer by far.
         best.sort(key=lambda each: each[0] * (CLEARLY if torch.equal(each[1].t, grids[0].t) else 1))
         return best[:count]
 
-    def _grids(self, ranked: Sequence[Plan], most: int) -> list[Plan]:
-        """DDIM on so many grids of calls of the untuned table, those of the nearest plans first."""
+    def _grids(self, first: Sequence[Plan], most: int) -> list[Plan]:
+        """DDIM on so many grids of calls: those of the first plans, of the plan, and of the untuned table."""
         plan, found, angles = self.plan, list[Plan](), list[Tensor]()
-        for one in chain(ranked, [plan], self._table()):
+        for one in chain(first, [plan], self._table()):
             if len(found) == most:
                 break
             if len(one) != len(plan):

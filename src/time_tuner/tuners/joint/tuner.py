@@ -253,7 +253,11 @@ class Joint(Tuner):
             with run.cost_log.purpose("grids"):
                 corrected = CorrectedPlans(loss, teacher, start, parts)
                 evaluations = share * len(start) * BATCH / len(starts)
-                found += corrected(run.ranking, count if len(starts) == 1 else min(count, 1), evaluations, late)
+                nearest = [one.plan for one in run.ranking]
+                if len(starts) == 1:
+                    found += corrected([start, *nearest], count, evaluations, late)
+                else:
+                    found += corrected(nearest, min(count, 1), evaluations, late)
         return [one for _, one in sorted(found, key=lambda each: each[0])][: max(0, count)]
 
     def _parts(self, model: BatchedModel, plan: Plan, run: TuningRun) -> tuple[str, ...]:
