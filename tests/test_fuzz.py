@@ -329,3 +329,12 @@ def test_a_text_is_parsed_or_refused(made: Any, text: str) -> None:
     mutated_text = mutated_bytes(text.encode(), made).decode("utf-8", "replace")
     for parse in (parse_call, parse_run):
         read_or_refused(lambda parse=parse: parse(mutated_text), "")
+
+
+def test_an_array_that_is_much_larger_than_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    monkeypatch.setattr("time_tuner.data.SMALL", 1000)
+    np.savez_compressed(tmp_path / "data.npz", x=np.zeros((10_000, 3)))
+    with pytest.raises(ValueError, match=r"data\.npz.*would have \d+ bytes, more than"):
+        load_data(tmp_path / "data.npz", (3,))

@@ -162,7 +162,9 @@ def _check_sizes(path: Path) -> None:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(file)
-            if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
+            if dtype.hasobject:
+                raise ValueError(f"array {member.filename!r} has Python objects, which are read by allow_pickle alone")
+            if math.prod(shape) * dtype.itemsize > member.file_size:
                 raise ValueError(f"array {member.filename!r} of shape {shape} and {dtype} is not in the file")
 
 
