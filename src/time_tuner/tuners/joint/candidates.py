@@ -23,8 +23,8 @@ FITTED, FEW = 64, 32  # pairs that rows are found on, and those by which all gri
 AGAIN = 3  # grids more than are wanted that are compared on all pairs
 CLEARLY = 0.8
 """Another grid is tuned before the first one if its distance, corrected, is below this share of that one's. On exact
-digits in 3 calls a grid that is 11 % nearer ends twice as far when both are tuned, on colour patches in 5 calls one that
-is 40 % nearer ends nearer, too."""
+digits in 3 calls a grid that is 11 % nearer ends twice as far when both are tuned. On colour patches in 5 calls one
+that is 40 % nearer ends nearer, too."""
 
 MOST_SHARE = 5  # calls for a guided one, in the search for a pattern
 MOST_GRIDS = 36  # in the table, about
@@ -106,8 +106,8 @@ class CorrectedPlans:
     def __call__(
         self, first: Sequence[Plan], count: int, evaluations: float, stop: Callable[[], bool]
     ) -> list[tuple[float, Plan]]:
-        """The nearest `count` of the plans, on the grids of the first ones before those of the table, each with its mean
-        distance: as many as can be ranked in so many sample evaluations and until `stop`."""
+        """The nearest `count` of the plans, each with its mean distance: as many as can be ranked in so many sample
+        evaluations and until `stop`, on the grids of the `first` plans before those of the table."""
         if not len(self.held) or len(self.plan) < 2 or count < 1:
             return []
         once = len(self.plan) * (len(self.fit[:FEW]) + len(self.held[:FEW]))
