@@ -142,9 +142,11 @@ class CorrectedPlans:
             if again or not fits or (one.t.diff() >= 0).any() or one.t[1] > self.teacher.t[0]:
                 continue
             angles.append(angle)
-            base = make_plan(DDIM(), plan.schedule, times=one.t, guided=plan.guided)
-            if "tau" not in self.parts:
-                base = base.with_ratios(plan.tau / plan.t[:-1])
+            base = plan.with_corrections(None)  # with its own sampler, which makes no difference to what can be reached
+            if one is not plan:
+                base = make_plan(DDIM(), plan.schedule, times=one.t, guided=plan.guided)
+                if "tau" not in self.parts:
+                    base = base.with_ratios(plan.tau / plan.t[:-1])
             spacing = {name: value for name, value in one.provenance.items() if name == "spacing"}
             found.append(received(self.loss.model, base).with_provenance(**spacing))
         return found
