@@ -38,7 +38,8 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
 ) -> None:
     how = {"optimizer": optimizer, "objective": objective} | ({"iterations": 3} if optimizer == "adam" else {})
     plan, model = make_plan("dpmpp", SCHEDULE, 6), Counted()
-    spent = tuned(model, plan, method, data=None, guard=True, batch=batch, **how).provenance["cost"]
+    notes = tuned(model, plan, method, data=None, guard=True, batch=batch, **how).provenance
+    spent, more = notes["cost"], notes["distance_samples"] > 64  # where the first noise did not decide
     assert sum(made["calls"] for made in spent.values()) == model.calls
     assert sum(made["evaluations"] for made in spent.values()) == model.evaluations
     assert spent.pop("sizing", {"evaluations": 0})["evaluations"] <= 40  # what the network is like
@@ -48,11 +49,11 @@ def test_the_estimate_is_the_cost_of_timestep_tuning(
         made = spent[purpose]
         # The first runs of a teacher show how long they take, and are calls of their own.
         assert (made["calls"] <= most.calls or purpose == "teacher") and made["evaluations"] <= most.evaluations
-        if purpose == "data" or (purpose == "tuning" and optimizer == "adam"):
-            assert made == {"calls": usual.calls, "evaluations": usual.evaluations} and usual == most
-        if purpose == "reference":  # more noise may have to decide
-            assert usual.evaluations <= made["evaluations"]
-    assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
+        exact = ("data", "reference", "tuning") if optimizer == "adam" else ("data", "reference")
+        if purpose in exact and not (purpose == "reference" and more):
+            assert made == {"calls": usual.calls, "evaluations": usual.evaluations}
+    if not more:
+        assert total(spent) == pytest.approx(sum(usual.evaluations for usual, _ in costs.values()), rel=0.25)
 
 
 @every_pair(

@@ -177,7 +177,8 @@ def guarded(
     measured = {"untuned": before, "tuned": after, "unguarded": unguarded}
     measured |= {name: each[0] for name, each in zip(("best untuned", "runner-up"), others, strict=False)}
     distance = {name: float(per_sample.mean()) for name, per_sample in measured.items()}
-    notes: dict[str, Any] = {"distance": distance, "reference_calls": judge.calls, "reverted_calls": reverted}
+    notes: dict[str, Any] = {"distance": distance, "distance_samples": len(before), "reference_calls": judge.calls}
+    notes["reverted_calls"] = reverted
     if others:
         names = dict(zip(("best", "runner-up"), (one.name for _, one in others), strict=False))
         notes["untuned_plans"] = {"ranked": len(ranking), **names}
