@@ -106,8 +106,8 @@ for axes in (left, right):
 # %% [markdown]
 # *Figure 1. Left: the share of data in the state falls from one to zero. The
 # short chain (orange) visits ten points of the same curve (grey). Right: each
-# of its steps therefore adds up to a hundred times as much noise as a step of
-# the long chain.*
+# of its steps therefore adds up to about seventy times as much noise as a step
+# of the long chain.*
 #
 # In this library a run is a *plan*: the sampler, the noise levels, and
 # everything else that defines the run. `make_plan` makes one, `sample` runs it.
@@ -127,8 +127,8 @@ apart = (coefficients(short) - coefficients(ddpm_10)).abs().max()
 print(f"largest difference: {apart:.0e}")
 
 # %% [markdown]
-# How good are ten steps? We draw samples. The noise has one seed for each
-# sample (`SeededNoise`), so that you see the same numbers as we do. Every step
+# How good are ten steps? We draw samples. The noise has a seed (`SeededNoise`),
+# so that you see the same numbers as we do. Every step
 # is a linear function of the state here, so that mean and standard deviation of
 # a run can also be computed without drawing a single sample: `exact_moments`
 # does it.
@@ -173,7 +173,8 @@ fast = row("DDPM, respaced", ddpm_10)
 # halves. It first computes the data that the prediction implies, and then adds
 # noise again, as much as belongs to the next level. Of this noise, a part is
 # fresh and the rest is the noise that was predicted. The parameter eta decides
-# how much is fresh: none with eta = 0, and as much as in DDPM with eta = 1.
+# how much is fresh: none with eta = 0, and with eta = 1 as much as in DDPM with
+# the smaller of its two usual variances. (The DDPM above has the larger one.)
 # Here is the whole sampler for eta = 0 by hand, beside the library's:
 
 # %%
@@ -261,14 +262,14 @@ for calls, colour in ((10, ORANGE), (20, GREEN), (50, BLUE)):
     )
 axes.axhline(2, color=GREY, linestyle="--", label="the data")
 axes.set(
-    xlabel="eta, 0: no fresh noise, 1: as much as DDPM",
+    xlabel="eta, 0: no fresh noise, 1: DDPM with the smaller variance",
     ylabel="exact standard deviation",
 )
 _ = fig.legend(loc="outside right center", frameon=False)
 
 # %% [markdown]
-# *Figure 3. Fresh noise makes the error larger here, and more so in fewer
-# calls. With eta = 0 the spread is nearest to that of the data, 2, but ten
+# *Figure 3. In DDIM fresh noise makes the error larger here, and more so in
+# fewer calls. With eta = 0 the spread is nearest to that of the data, 2, but ten
 # calls still lose a part of it.*
 #
 # ## Three methods
@@ -323,9 +324,10 @@ histograms(methods, "Three methods and the data")
 #
 # ## A tuned plan
 #
-# A plan is a table of numbers: the times of its steps, the time that the
+# A plan is a table of numbers: the times t of its steps, the time tau that the
 # network receives in each call, and the weights of the predictions in each
-# step. DDPM and DDIM fix these numbers by a formula. `tune` looks for better
+# step. Usually tau is t; TimeTuner (CVPR 2024) tunes tau alone, see
+# [two times](../explanation/two-times.md). DDPM and DDIM fix these numbers by a formula. `tune` looks for better
 # ones: it runs the model in many steps from some noise, and makes the run of
 # few steps end at the same place. The weights of the network stay as they are.
 # We ask for *five* calls, half as many as above:
@@ -393,7 +395,7 @@ print(
 # - Skipping levels is legitimate: `make_plan(sampler, schedule, calls=10)`
 #   derives all that the long chain had.
 # - Few steps of DDPM and DDIM keep the mean and lose spread. Fresh noise (eta)
-#   makes that worse on this problem.
+#   makes that worse in DDIM on this problem.
 # - The numbers in a plan need not come from a formula. Tuned to the model, five
 #   calls do what ten could not.
 #
