@@ -269,8 +269,8 @@ _ = fig.legend(loc="outside right center", frameon=False)
 
 # %% [markdown]
 # *Figure 3. In DDIM fresh noise makes the error larger here, and more so in
-# fewer calls. With eta = 0 the spread is nearest to that of the data, 2, but ten
-# calls still lose a part of it.*
+# fewer calls. With eta = 0 the spread is nearest to that of the data, 2, but
+# ten calls still lose a part of it.*
 #
 # ## Three methods
 #
@@ -327,9 +327,10 @@ histograms(methods, "Three methods and the data")
 # A plan is a table of numbers: the times t of its steps, the time tau that the
 # network receives in each call, and the weights of the predictions in each
 # step. Usually tau is t; TimeTuner (CVPR 2024) tunes tau alone, see
-# [two times](../explanation/two-times.md). DDPM and DDIM fix these numbers by a formula. `tune` looks for better
-# ones: it runs the model in many steps from some noise, and makes the run of
-# few steps end at the same place. The weights of the network stay as they are.
+# [two times](../explanation/two-times.md). DDPM and DDIM fix these numbers by a
+# formula. `tune` looks for better ones: it runs the model in many steps from
+# some noise, and makes the run of few steps end at the same place. The weights
+# of the network stay as they are.
 # We ask for *five* calls, half as many as above:
 
 # %%

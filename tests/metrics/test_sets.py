@@ -184,7 +184,7 @@ def test_moments_come_back_from_a_file_and_only_with_their_notes(tmp_path: Path)
     with pytest.raises(ValueError, match="has features 'pixels', not 'digits'"):
         Moments.load(path, features="digits")
     Moments(40, kept.mean, kept.scatter[:, :2]).save(path)
-    with pytest.raises(ValueError, match="cannot be read as moments, .* have other shapes than"):
+    with pytest.raises(ValueError, match=r"cannot be read as moments, .* have other shapes than"):
         Moments.load(path)
     path.write_bytes(b"none")
     with pytest.raises(ValueError, match="cannot be read as moments, it is no safetensors file"):

@@ -182,7 +182,7 @@ def test_the_estimate_is_its_cost(sampler: str, batch: int | None, how: dict[str
     by_the_clock = how.get("budget") == "1h" or not how  # the first runs of the teacher show how long they take
     for purpose in ("teacher", "tuning", "reference"):
         usual, most = costs[purpose]
-        assert usual == most and spent[purpose]["evaluations"] == usual.evaluations
+        assert spent[purpose]["evaluations"] == usual.evaluations and (usual == most or purpose == "reference")
         if purpose != "teacher" or not by_the_clock:
             assert spent[purpose]["calls"] == usual.calls
 

@@ -197,11 +197,7 @@ class FunctionModel(Model):
         if self._x0 is not None:
             return self._x0(x, t, tau)
         p = for_samples(self.schedule.at(t), x)
-        if (p.alpha == 0).any():
-            raise ValueError(
-                f"eps has no .x0, which is needed at t = {float(p.t.max()):.4g}: alpha is 0 there, and the noise does "
-                "not determine the data; give a model from model_wrapper, or start the run a little later (times=)"
-            )
+        self._check_alpha(p)
         return (x - p.sigma * check_prediction(self.eps(x, t, tau), x)) / p.alpha
 
     def parts(
@@ -209,8 +205,22 @@ class FunctionModel(Model):
     ) -> tuple[Tensor, Tensor | None]:
         if self._parts is None:
             return super().parts(quantity, x, t, tau, guided)
-        found: tuple[Tensor, Tensor | None] = self._parts(quantity, x, t, t if tau is None else tau, guided)
-        return found
+        converted = quantity == "x0" and self._x0 is None  # such a function predicts noise alone
+        found = self._parts("eps" if converted else quantity, x, t, t if tau is None else tau, guided)
+        conditional: Tensor = found[0]
+        added: Tensor | None = found[1]
+        if not converted:
+            return conditional, added
+        p = for_samples(self.schedule.at(t), x)
+        self._check_alpha(p)
+        return (x - p.sigma * conditional) / p.alpha, None if added is None else -p.sigma / p.alpha * added
+
+    def _check_alpha(self, p: Point) -> None:
+        if (p.alpha == 0).any():
+            raise ValueError(
+                f"eps has no .x0, which is needed at t = {float(p.t.max()):.4g}: alpha is 0 there, and the noise does "
+                "not determine the data; give a model from model_wrapper, or start the run a little later (times=)"
+            )
 
     def select(self, rows: Tensor) -> Model:
         return self if self._select is None else as_model(self._select(rows), self.schedule, self.shape)

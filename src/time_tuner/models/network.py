@@ -188,7 +188,10 @@ def rows_of(name: str, condition: Tensor | None, x: Tensor) -> Tensor:
     if condition is None:
         raise ValueError(f"{name}= is needed, of shape (B, ...) or (1, ...)")
     if len(condition) not in (1, len(x)):
-        raise ValueError(f"{name} must have a batch of 1 or of x, {len(x)}, got shape {tuple(condition.shape)}")
+        raise ValueError(
+            f"{name} must have a batch of 1 or of x, {len(x)}, got shape {tuple(condition.shape)}: bind as many "
+            "as there are samples"
+        )
     return condition.to(x.device).expand(len(x), *condition.shape[1:])
 
 

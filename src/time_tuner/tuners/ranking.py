@@ -266,8 +266,9 @@ def rank(loss: TeacherLoss, starts: Sequence[Plan], run: TuningRun, rounds: Roun
     for i, size in enumerate(rounds.pairs):
         rows, done = torch.arange(size), list[tuple[float, Ranked]]()
         for name, one in left:
-            # A slow network ends a round early, and leaves time for the next one.
-            if seconds is not None and run.seconds - began > seconds * (i + 1) / len(rounds.pairs) and len(done) > 1:
+            # A slow network ends a round early, and leaves time for the next one. The first has half of the time.
+            share = 0.5 + 0.5 * i / max(1, len(rounds.pairs) - 1)
+            if seconds is not None and run.seconds - began > seconds * share and len(done) > 1:
                 break
             distances = loss.per_pair(one, rows)
             root = float((distances.sign() * distances.abs().sqrt()).mean())
