@@ -123,8 +123,12 @@ class CorrectedPlans:
         again = [base for _, base in found[: count + AGAIN]]
         if not any(base is grids[0] for base in again):
             again.append(grids[0])
-        plans = [self._corrected(base, path, self.fit) for base in again]
-        best = [(self.loss.mean(one, self.held), one) for one in plans]
+        best = list[tuple[float, Plan]]()
+        for base in again:
+            one = self._corrected(base, path, self.fit)
+            best.append((self.loss.mean(one, self.held), one))
+            if stop():
+                break
         # The first grid is the first, unless another is nearer by far.
         best.sort(key=lambda each: each[0] * (CLEARLY if torch.equal(each[1].t, grids[0].t) else 1))
         return best[:count]

@@ -140,6 +140,8 @@ class GaussNewton:
         for name, value in state.items():
             made = torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
             before = own.get(name)
+            if isinstance(made, Tensor) and isinstance(before, Tensor) and not made.numel() + before.numel():
+                made = before  # of a solver without parameters
             kind = (int, float) if isinstance(before, int | float) and not isinstance(before, bool) else type(before)
             if name not in own or not isinstance(made, kind):
                 raise ValueError(f"a solver has no {name} of {value!r}")

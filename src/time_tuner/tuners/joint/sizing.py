@@ -23,6 +23,7 @@ RANKING = 0.1  # of the iterations, that the ranking of grids may cost
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
 FIRST_LOOK = 20  # iterations until the validation pairs are looked at
+FEWEST_COMPARED = 64  # pairs, to compare a corrected plan with the start: of 8 validation pairs too much is chance
 MOST_HELD = 256  # validation pairs, a quarter of all up to these; a few that end far away make the difference
 
 
@@ -48,13 +49,14 @@ def num_rows_on(parts: Sequence[str], calls: int, pairs: int, numbers: int) -> i
     return num_fitted(pairs - held, numbers)
 
 
-def num_others(tuner: "Joint", most: int) -> int:
+def num_others(tuner: "Joint", most: int, pairs: int) -> int:
     """How many candidates are made beside the plan and the warm starts, where the budget is enough to tune `most`.
 
     One is made for a smaller budget, too, where corrections are tuned by gradients: the better one of the two is tuned.
     In 2000 calls that ends nearer in 4 of 6 exact problems, and by half of the distance on colour patches in 10 calls.
     """
-    alone = tuner.evaluations is None and ("corrections" not in tuner.tunes or tuner.gradients is False)
+    found = "corrections" in tuner.tunes and tuner.gradients is not False and pairs >= FEWEST_COMPARED
+    alone = tuner.evaluations is None and not found
     count = max(most, 1 if alone else 2)
     return (count if tuner.evaluations else min(tuner.candidates, count)) - 1 - len(tuner.warm_starts)
 
@@ -142,7 +144,7 @@ def joint_cost(
     def looks(count: int) -> Cost:
         sure = 1 + len(tuner.warm_starts)
         taking_part = max(sure, min(tuner.candidates, max_candidates(count)))
-        begun = max(taking_part, sure + num_others(tuner, max_candidates(count)))
+        begun = max(taking_part, sure + num_others(tuner, max_candidates(count), made))
         number, at = 1 + begun + num_trials(taking_part), next_look(0)
         while at <= count:
             number, at = number + 1, next_look(at)
@@ -160,7 +162,7 @@ def joint_cost(
         looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
     costs = {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}
-    others = num_others(tuner, max_candidates(expected))
+    others = num_others(tuner, max_candidates(expected), made)
     if "corrections" in tuner.tunes and others > 0:
         share = RANKING * expected * runs.usual * len(plan) * BATCH
         costs["grids"] = (corrected_cost(plan, made, teacher, others, share, batch),) * 2
