@@ -407,6 +407,9 @@ def bundled_plans() -> list[str]:
 def _found(path: str | os.PathLike[str]) -> Path:
     """The file itself, or the plan of that name, with ".json" or without, that comes with a bundled model."""
     bundled = BUNDLED / f"{os.fspath(path).removesuffix('.json')}.json"
+    if Path(path).is_dir():
+        inside = os.fspath(Path(path) / "plan.json")
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a directory: name the plan file in it, such as {inside!r}")
     if Path(path).exists():
         return Path(path)
     if bundled.is_file() and BUNDLED in bundled.resolve().parents:

@@ -198,6 +198,8 @@ def card(plans: "Sequence[Plan]", source: str) -> str:
 def _section(plan: "Plan") -> list[str]:
     p = plan.provenance
     lines = [f"## {len(plan)} calls", "", f"{_code(plan.sampler)} on {_code(plan.schedule)}", ""]
+    if not plan.tuned:
+        lines += ["This plan is not tuned.", ""]
     some = not all(plan.guided)
     lines += [
         "| call | t | alpha | sigma | tau | tau / t |" + " guided |" * some,

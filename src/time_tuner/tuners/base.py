@@ -270,7 +270,10 @@ class TuningRun:
         """Note that the budget ended the tuner: "the budget of 60 s" and `how`."""
         if self.stopped is None:
             self.stopped = f"the budget of {self.budget} {how}"
-            logger.log(logging.INFO if self.state else logging.WARNING, "%s", self.stopped)  # nothing is tuned
+            if self.state:
+                logger.info("%s", self.stopped)
+            else:
+                logger.warning("%s; the plan is not tuned", self.stopped)
 
     def save_step(self, step: int, share: float, losses: tuple[float, float], state: Mapping[str, Any]) -> None:
         """Save the state after a step, from which a run continues, and report the progress: the number of steps made,
