@@ -76,7 +76,7 @@ def test_the_documented_sampler_is_on_the_command_line(tmp_path: Path, monkeypat
     monkeypatch.setitem(SAMPLERS, "ab2", DOCUMENTED)
     plan = tmp_path / "plan.json"
     for command in (
-        ["tune", "--sampler", "ab2", "--calls", "3", "--samples", "8", "--budget", "50calls", "--out", str(plan)],
+        ["tune", "--sampler", "ab2", "--calls", "3", "--samples", "8", "--method", "sequential", "--out", str(plan)],
         ["sample", "--plan", str(plan), "-n", "2", "--out", str(tmp_path / "plan.npz")],
         ["sample", "--sampler", "ab2()", "--calls", "3", "-n", "2", "--out", str(tmp_path / "untuned.npz")],
         ["compare", "ab2:3@quadratic", "-n", "8", "--out", str(tmp_path / "runs.png")],

@@ -445,7 +445,7 @@ BAD = {
     ("sample", "-n", "1000000"): "draw fewer",
     ("show",): "PLAN",
     ("show", "missing.json"): "no file 'missing.json'; plans that come with a model: digits/ddim-10",
-    ("show", "empty"): "empty: Is a directory",
+    ("show", "empty"): "'empty' is a directory: name the plan file in it",
     ("show", "text"): "not a plan file",
     ("show", "linear.json", "--out", "tau.bmp"): "--out must end in .png",
     ("show", "--model", "nope"): "model must be one of",
