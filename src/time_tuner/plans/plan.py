@@ -1,6 +1,5 @@
 """The plan: a point and a conditioning time for each network call of a run, as a value and as a JSON file."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence, Sized
 from copy import copy
@@ -27,6 +26,7 @@ GUIDANCE = ("guided", "reuse")  # entries of plans that leave guidance out of so
 ENTRIES = ("format", "version", "calls", "sampler", *COLUMNS, *GUIDANCE, "provenance", "schedule", "rows")
 NEEDED = ("calls", "sampler", "t", "alpha", "sigma", "tau", "schedule")
 
+LARGEST = float(torch.finfo(torch.float32).max)  # of a weight, which states in float32 are multiplied by
 MOST_CALLS = 2000
 """The most calls of all plans of a file together: the rows of a call take up to 10 milliseconds."""
 
@@ -263,7 +263,7 @@ class Plan:
             raise ValueError(f"calls of a plan must be the length of its tau, {len(plan)}, got {values['calls']!r}")
         for k, row in enumerate(plan.rows):
             sums = (one for one in (row.next_state, row.corrected, row.guidance) if one is not None)
-            if not all(map(math.isfinite, (number for one in sums for number in one.numbers))):
+            if not all(abs(number) <= LARGEST for one in sums for number in one.numbers):
                 raise ValueError(
                     f"the arithmetic of call {k} must be finite, which it is not at t = {float(plan.t[k]):.6g} and "
                     f"{float(plan.t[k + 1]):.6g}: the file was edited"
