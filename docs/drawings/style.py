@@ -13,7 +13,7 @@ IMAGES = Path(__file__).resolve().parents[1] / "images"
 WIDTH = 4.6  # inches
 
 INK, SOFT, GRID = "#1f2328", "#59636e", "#d1d9e0"
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#c75300", "#007f5f", "#a24b84"  # also told apart without red and green
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#c75300", "#007f5f", "#a24b84"  # they differ without red and green, too
 DARK = {
     INK: "#e6e8eb",
     SOFT: "#a6afb9",

@@ -269,7 +269,7 @@ print(check.verdict)
 #   which pipelines are supported.
 # - A plan is a small file that can be shared: see [share a
 #   plan](../how-to/share.md).
-# - You are warned when a plan meets another network, and `check_plan` tells
+# - You are warned when a plan meets another network, and `check_plan` says
 #   whether it still helps.
 #
 # With [a network of your own](own_network.ipynb), diffusers is not needed.

@@ -12,6 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+LARGEST = 1e308
 EXAMPLES = int(os.environ.get("TIME_TUNER_FUZZ", "0"))
 """Of every kind of plan file together; 0 for the short version, of the suite. `make fuzz` sets it."""
 
@@ -66,7 +67,8 @@ def mutated(value: Any, made: list[Change]) -> Any:
             source, name = places[(where // 7) % len(places)]
             holder[key] = copy.deepcopy(source[name])
         elif kind in ("scale", "nudge") and isinstance(old, int | float) and not isinstance(old, bool):
-            holder[key] = old * factor if kind == "scale" else old + factor
+            number = max(-LARGEST, min(LARGEST, old))  # a whole number may be larger than any float
+            holder[key] = number * factor if kind == "scale" else number + factor
         else:
             holder[key] = copy.deepcopy(HOSTILE[other])
     return value

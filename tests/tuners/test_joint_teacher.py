@@ -144,7 +144,7 @@ def test_tuning_ends_in_time_however_slow_the_machine_is_or_becomes(
     # The last look, at up to 64 pairs, is at the pace of the end.
     assert 20 <= clock.now - 1000 <= 20 + iteration + 4 * 64 * pace(10**6)
     # After the slow-down an iteration takes 3 s of the 20, of which the ranking of untuned plans has 2.
-    assert tuned.provenance["iterations"] >= (2 if pace(10**6) == 1e-2 else 8) and tuned.tuned
+    assert tuned.provenance["iterations"] >= (2 if pace(10**6) == 1e-2 else 10) and tuned.tuned
     assert tuned.provenance["stopped"] == f"the budget of 20 s was spent at iteration {tuned.provenance['iterations']}"
 
 

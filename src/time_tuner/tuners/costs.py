@@ -13,7 +13,7 @@ from .calibration import OWN_CALLS
 from .guard import MOST_NOISE, ReferenceDistance
 from .joint.sizing import num_pairs
 from .joint.teacher import FEWEST, teacher_cost, teacher_of
-from .ranking import ROUNDS, SHARE, Rounds
+from .ranking import ROUNDS, SECONDS_SHARE, SHARE, Rounds
 
 REFERENCE_CALLS = 100
 """Of the reference run of the guard."""
@@ -49,8 +49,8 @@ def planned_costs(
         if (rounds := Rounds.within(limit, len(plan), pairs)).plans:
             ranking, made = rounds.cost(len(plan), batch), own
             if budget.seconds is not None:
-                ranking = _cut(ranking, Budget(seconds=SHARE * budget.seconds), speed)
-                made = _cut(own, Budget(seconds=SHARE * budget.seconds), speed)
+                ranking = _cut(ranking, Budget(seconds=SECONDS_SHARE * budget.seconds), speed)
+                made = _cut(own, Budget(seconds=SECONDS_SHARE * budget.seconds), speed)
             costs["ranking"] = ranking, rounds.cost(len(plan), batch)
             usual, most = costs.get("teacher", (Cost(), Cost()))
             costs["teacher"] = usual + made, most + own

@@ -29,8 +29,9 @@ ROUNDS = (4, 16, 64, 256)  # pairs; on exact digits the plan that is found ends 
 KEPT = 4  # one of so many plans stays for the next round, so that each round costs the same,
 FEWEST = 4  # and no fewer than these
 MOST = 200  # plans, about as many as there are
-SHARE = 0.2  # of a budget, or of what tuning costs, at most: in a budget of 1000 calls a tenth is enough for a third of
-# the table, and on exact digits under VE the best plans are not among these
+SHARE = 0.2  # of the evaluations of tuning, at most: in a budget of 1000 calls a tenth is enough for a third of the
+# table, and on exact digits under VE the best plans are not among these
+SECONDS_SHARE = 0.1  # of a budget of seconds, which tuning needs on a slow machine
 SAMPLERS_FIRST = ("ipndm", "unipc", "dpmpp", "deis", "ddim")
 SPACINGS_FIRST = ("quadratic", "uniform", "leading", "logsnr", "trailing")
 """The best on exact digits and on the bundled network: where a budget is too small for all plans, these are ranked."""

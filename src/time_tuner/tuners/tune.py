@@ -38,7 +38,7 @@ from .joint.teacher import SHARE as TEACHER_SHARE
 from .joint.tuner import Joint
 from .least_squares import LeastSquares
 from .network_times import received
-from .ranking import SHARE, Ranked, Ranking, Rounds, rank
+from .ranking import SECONDS_SHARE, Ranked, Ranking, Rounds, rank
 from .timesteps.tuner import Parallel, Sequential
 from .units import Units
 
@@ -376,11 +376,14 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     key, count, seconds = described(teacher), ranking_pairs(tuner, run.budget, samples, len(teacher), batch), None
     if len(kept.get(key, ())) < count:
         cache = getattr(tuner, "teacher_cache", None) if tuner.ranks_on_its_pairs else None
-        path, share = None if cache is None else Path(cache), TEACHER_SHARE if tuner.ranks_on_its_pairs else SHARE
+        path, share = (
+            None if cache is None else Path(cache),
+            TEACHER_SHARE if tuner.ranks_on_its_pairs else SECONDS_SHARE,
+        )
         kept[key] = teach(model, teacher, run, count, path, share=share, found=kept.get(key))
     if run.budget.seconds is not None:
-        seconds = SHARE * run.budget.seconds
-    if len(kept[key]) < FEWEST or run.spent_share > 1 - SHARE:
+        seconds = SECONDS_SHARE * run.budget.seconds
+    if len(kept[key]) < FEWEST or run.spent_share > 1 - SECONDS_SHARE:
         return ()
     rounds = Rounds.within(evaluations, len(plan), min(count, len(kept[key])))
     loss = TeacherLoss(model, kept[key][:count], getattr(tuner, "distance", robust), run.cost_log)
