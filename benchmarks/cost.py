@@ -23,10 +23,10 @@ from rich.table import Table
 
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVP, estimate, load_model, make_plan, tune
 from time_tuner.schedules import NoiseSchedule
-from time_tuner.tuners import REFERENCE_CALLS, Budget, tuner_of
+from time_tuner.tuners import Budget, tuner_of
 from time_tuner.tuners.budget import Speed
 from time_tuner.tuners.costs import bytes_exchanged, memory_needed, planned_costs, seconds_on
-from time_tuner.tuners.tune import DEVICES
+from time_tuner.tuners.estimate import DEVICES
 
 MEASURED = ("sequential", "parallel", "least_squares(pairs=32)", "joint(pairs=32, iterations=20)")
 SIMULATED = ("sequential", "least_squares(pairs=64)", "joint(pairs=64, iterations=100, candidates=1)")
@@ -92,7 +92,7 @@ def simulated() -> list[dict[str, Any]]:
         speed = Speed(0.0, 2 * network.seconds)  # under guidance
         for text in SIMULATED:
             tuner, pairs = tuner_of(text), 0 if text == "sequential" else 64
-            costs = planned_costs(tuner, plan, False, SAMPLES, None, True, True, REFERENCE_CALLS, Budget(), speed)
+            costs = planned_costs(tuner, plan, False, SAMPLES, None, True, True, Budget(), speed)
             for devices in DEVICES:
                 kept = network.kept if text.startswith("joint") else 1.0
                 memory = memory_needed(

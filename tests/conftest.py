@@ -34,7 +34,11 @@ def linear() -> NoiseScheduleVP:
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> int:
     """Runs of 10 calls where tuning draws samples of its own, has a teacher and compares with a reference run: for
     networks whose calls take long, in tests whose truth is not how near plans come to the exact solution."""
-    own, names = "OWN_CALLS", {"joint.teacher": "CALLS", "tune": "REFERENCE_CALLS"}
-    for module, name in {"calibration": own, "costs": own, **names}.items():
+    places = {
+        "OWN_CALLS": ("calibration", "costs"),
+        "REFERENCE_CALLS": ("tune", "costs"),
+        "CALLS": ("joint.teacher",),
+    }
+    for name, module in ((name, module) for name, modules in places.items() for module in modules):
         monkeypatch.setattr(import_module(f"time_tuner.tuners.{module}"), name, 10)
     return 10

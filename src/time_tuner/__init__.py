@@ -24,10 +24,12 @@ from .schedules import (
     schedule_from,
 )
 from .spacings import SPACINGS
+from .tuners.arguments import TUNERS
+from .tuners.estimate import estimate
 from .tuners.joint.tuner import Joint
 from .tuners.least_squares import LeastSquares
 from .tuners.timesteps.tuner import Parallel, Sequential
-from .tuners.tune import TUNERS, estimate, tune, tune_several
+from .tuners.tune import tune, tune_several
 
 __all__ = [
     "SAMPLERS",

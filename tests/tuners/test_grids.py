@@ -12,8 +12,8 @@ from torch import Tensor
 from time_tuner import NoiseScheduleFlow, NoiseScheduleVE, NoiseScheduleVP, SeededNoise, evaluate, exact, make_plan
 from time_tuner.plans.build import reference_plan
 from time_tuner.sampling import sample
+from time_tuner.tuners import own_plan
 from time_tuner.tuners.grids import MODEL_SPACINGS, curvature, gits, oss, path_of
-from time_tuner.tuners.tune import own_plan
 
 SCHEDULE = NoiseScheduleVP("linear")
 DATA = exact.Mixture(seeded(6, 3), 0.1)

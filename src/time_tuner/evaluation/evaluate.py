@@ -21,13 +21,13 @@ from ..models.batching import BatchedModel
 from ..plans.build import reference_plan
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule
+from ..tuners.arguments import own_plan
 from ..tuners.base import Listener, Progress, TuningRun, listener
 from ..tuners.budget import Budget
 from ..tuners.calibration import Calibration
 from ..tuners.joint.loss import TeacherLoss, robust
 from ..tuners.joint.teacher import teach, usual_teacher
 from ..tuners.ranking import Rounds, rank
-from ..tuners.tune import own_plan
 from ..tuners.units import Units, plan_key
 from .drawing import REFERENCE_CALLS, decode, draw, sample_units
 from .features import PIXELS, features_of

@@ -14,8 +14,8 @@ from ..models.fingerprint import Difference, differences, fingerprint_of
 from ..noise import Constraint, SeededNoise
 from ..plans.plan import Plan
 from ..sampling import ModelLike, check_schedule
+from .arguments import own_plan
 from .guard import ReferenceDistance, gain_with_error
-from .tune import own_plan
 
 SAMPLES, CALLS = 16, 50
 """Of a check, and of its reference run: half of those of tuning, since a verdict needs less than a measurement."""

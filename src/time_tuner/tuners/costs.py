@@ -27,7 +27,6 @@ def planned_costs(
     batch: int | None,
     own_samples: bool,
     guard: bool | ReferenceDistance,
-    reference_calls: int,
     budget: Budget,
     speed: Speed | None,
 ) -> dict[str, tuple[Cost, Cost]]:
@@ -56,7 +55,7 @@ def planned_costs(
             costs["teacher"] = usual + made, most + own
     again = 1
     if guard is True:
-        reference = run * len(reference_plan(plan.schedule, float(plan.t[-1]), reference_calls))
+        reference = run * len(reference_plan(plan.schedule, float(plan.t[-1]), REFERENCE_CALLS))
         again += MOST_NOISE
         costs["reference"] = reference, reference * again
     if guard is not False:

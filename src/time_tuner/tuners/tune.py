@@ -1,9 +1,8 @@
-"""`tune` and `tune_several`: calibrate, tune, compare with the untuned plan; `estimate`: what that costs."""
+"""`tune` and `tune_several`: calibrate, tune, compare with the untuned plan."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,71 +11,30 @@ from typing import Any
 import torch
 
 from .._checks import check_int
-from .._distributed import num_processes, of_all
-from .._spec import build, parse_call
 from ..data import check_writable
-from ..models.base import Model, as_model
+from ..models.base import as_model
 from ..models.batching import BatchedModel
 from ..models.counting import Cost, CostLog, CountedModel
 from ..models.fingerprint import fingerprint_of
 from ..noise import Constraint
-from ..plans.build import default_spacing, make_plan, reference_plan, untuned
+from ..plans.build import reference_plan, untuned
 from ..plans.plan import Plan
-from ..samplers import Sampler, sampler_of
 from ..sampling import ModelLike, check_schedule
-from ..spacings import Spacing
+from .arguments import TUNERS, batch_of, budget_of, check_no_end, default_tuner, pattern_search, start_of, tuner_of
 from .base import PARTS, Listener, Tuner, TuningRun, listener
-from .budget import DEFAULT_BUDGET, Budget, Speed, measure_speed
+from .budget import Budget, measure_speed
 from .calibration import Calibration
 from .checkpoint import Checkpoint, plain, versions
-from .costs import REFERENCE_CALLS, bytes_exchanged, planned_costs, ranking_pairs, seconds_on
-from .grids import spacing_for
+from .costs import REFERENCE_CALLS, planned_costs, ranking_pairs
 from .guard import MOST_NOISE, ReferenceDistance, guarded, unchanged
 from .joint.loss import TeacherLoss, robust
 from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
 from .joint.teacher import SHARE as TEACHER_SHARE
-from .joint.tuner import Joint
-from .least_squares import LeastSquares
 from .network_times import received
 from .ranking import SECONDS_SHARE, Ranked, Ranking, Rounds, rank
-from .timesteps.tuner import Parallel, Sequential
 from .units import Units
 
-TUNERS: dict[str, type[Tuner]] = {
-    "sequential": Sequential,
-    "parallel": Parallel,
-    "joint": Joint,
-    "least_squares": LeastSquares,
-}
-"""Every tuner by its name in texts and on the command line."""
-
-DEVICES = (1, 8, 64)
-"""The numbers of devices that `estimate` has the time of."""
-
-SAMPLER = "dpmpp"
-"""Of an untuned plan where none is named."""
-
 logger = logging.getLogger("time_tuner")
-
-
-def tuner_of(tuner: Tuner | str) -> Tuner:
-    """The tuner of a text `name(option=value, ...)`, such as "joint(pairs=128)", or the given tuner itself.
-
-    Args:
-        tuner: a tuner, or the text of one; the names are those of `TUNERS`.
-
-    Returns:
-        The tuner.
-
-    Raises:
-        ValueError: another text, an unknown name or option, or a value that the option does not take.
-    """
-    if isinstance(tuner, str):
-        name, options = parse_call(tuner)
-        return build("tuner", TUNERS, name, options)
-    if not isinstance(tuner, Tuner):
-        raise ValueError(f"tuner must be a tuner or a text such as 'joint(pairs=128)', got {tuner!r}")
-    return tuner
 
 
 def tune(
@@ -169,22 +127,22 @@ def tune(
     model, free = as_model(eps, None if plan is None else plan.schedule, shape), any_start or plan is None
     if evaluations is not None:
         calls, tuner = pattern_search(evaluations, plan, calls, tuner)
-    plan = _start(model, plan, calls, end)
+    plan = start_of(model, plan, calls, end)
     check_schedule(model.schedule, plan)
     if isinstance(data, Calibration):
         samples, seed = data.samples, data.seed
         if noise is not None:
             raise ValueError("noise= is part of the Calibration: give Calibration(..., noise=)")
     log = CostLog()
-    network = BatchedModel(CountedModel(model, log), _batch(batch, samples, device))
+    network = BatchedModel(CountedModel(model, log), batch_of(batch, samples, device))
     if not isinstance(data, Calibration):
         data = Calibration(network, plan.schedule, data, samples, seed, shape, device, log, noise)
     data.check(model, plan)
-    tuner = tuner or _default_tuner(plan, data.own)
+    tuner = tuner or default_tuner(plan, data.own)
     tuner.check(plan, data.own)
     with log.purpose("sizing"):
         tuner = tuner.for_model(network, plan, data)
-    limit = _budget(tuner, budget)
+    limit = budget_of(tuner, budget)
     if isinstance(guard, ReferenceDistance):
         guard.check(plan)
     # 2. The run: its checkpoint, its finished units, its progress.
@@ -192,9 +150,7 @@ def tune(
     if checkpoint is not None:
         inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch)) | {"free": free}
         kept, units = Checkpoint(Path(checkpoint), inputs), units or _units(checkpoint, inputs)
-    planned = planned_costs(
-        tuner, plan, free, samples, network.batch, not data.drawn, guard, REFERENCE_CALLS, limit, None
-    )
+    planned = planned_costs(tuner, plan, free, samples, network.batch, not data.drawn, guard, limit, None)
     with listener(progress) as listening:
         expected = {purpose: usual.of_each(model.evaluations) for purpose, (usual, _) in planned.items()}
         run = TuningRun(data, limit, log, kept, listening, expected)
@@ -214,75 +170,6 @@ def _units(checkpoint: str | Path, inputs: Mapping[str, Any]) -> Units:
     """The finished units beside a checkpoint, of this model, seed and data; of any plan and tuner."""
     shared = ("model", "seed", "shape", "samples", "data", "noise", "versions")
     return Units(Path(f"{checkpoint}.units"), {name: inputs[name] for name in shared})
-
-
-def own_plan(
-    model: Model,
-    calls: int,
-    sampler: Sampler | str = SAMPLER,
-    spacing: str | Spacing | None = None,
-    end: float | None = None,
-) -> Plan:
-    """The untuned plan of a model: on its own spacing unless another is named, which is noted in the provenance; to the
-    spacing's own end unless another is given, see `make_plan`. To another end a model's spacing that is no text, such
-    as the grid of a pipeline's own scheduler, is replaced by the default of the schedule.
-
-    Args:
-        model: the model, whose `schedule` and spacing are used.
-        calls: the number of network calls.
-        sampler: a sampler, or the text of one.
-        spacing: the spacing; that of the model by default.
-        end: the time where the run ends; that of the spacing by default.
-
-    Returns:
-        The untuned plan; its provenance names the spacing.
-    """
-    sampler = sampler_of(sampler)
-    own = model.spacing if end is None or isinstance(model.spacing, str) else None
-    grid = spacing or own or default_spacing(sampler, model.schedule, calls)
-    made = make_plan(sampler, model.schedule, calls, spacing_for(model, grid), end=end)
-    return made.with_provenance(spacing=str(grid))
-
-
-def _start(model: Model, plan: Plan | None, calls: int | None, end: float | None) -> Plan:
-    """The given plan, or an untuned one with so many calls to this end; a ValueError unless either is given."""
-    if (plan is None) == (calls is None):
-        got = "neither" if plan is None else "both"
-        raise ValueError(f"give either plan=, to start from, or calls=, for the best plan of so many, got {got}")
-    if plan is None:
-        return own_plan(model, check_int("calls", calls, 1), end=end)
-    _check_no_end(end, "plan=")
-    return plan
-
-
-def pattern_search(evaluations: int, plan: Plan | None, calls: int | None, tuner: Tuner | None) -> tuple[int, Tuner]:
-    """The number of calls with guidance at all of them, and the tuner that searches for others of so many
-    evaluations.
-
-    Args:
-        evaluations: the most evaluations of a run.
-        plan: the plan that was given to `tune`, which must be None.
-        calls: those that were given to `tune`, which must be None.
-        tuner: a `Joint` tuner, or None for the default one.
-
-    Returns:
-        The number of calls of the start, and the tuner.
-    """
-    check_int("evaluations", evaluations, 2)
-    if plan is not None or calls is not None:
-        raise ValueError(
-            f"give one of plan=, calls= and evaluations=, got evaluations={evaluations} and another: "
-            f"tuner='joint(evaluations={evaluations})' starts from a plan"
-        )
-    if not isinstance(tuner, Joint | None):
-        raise ValueError(f"evaluations= needs joint tuning, got the tuner {tuner!r}: leave tuner out, or give calls=")
-    return evaluations // 2, replace(tuner or Joint(), evaluations=evaluations)
-
-
-def _check_no_end(end: float | None, given: str) -> None:
-    """Raise a ValueError if an end is given beside plans, which have their own."""
-    if end is not None:
-        raise ValueError(f"end must be left out with {given}, which has its own, got {end!r}: give calls= with it")
 
 
 def _tuned(
@@ -393,17 +280,6 @@ def _ranking(tuner: Tuner, model: BatchedModel, plan: Plan, run: TuningRun, eval
     return found
 
 
-def _default_tuner(plan: Plan, own_samples: bool) -> Tuner:
-    """Joint tuning; where it cannot be used the sequential tuner, which is logged with the reason."""
-    reason = "" if own_samples else "data= is given"
-    if plan.stochastic:
-        reason = "the plan draws noise"
-    if not reason:
-        return Joint()
-    logger.warning("the tuner is sequential, because %s, which joint tuning does not take", reason)
-    return Sequential()
-
-
 def _inputs(
     tuner: Tuner, plan: Plan, calibration: Calibration, guard: bool | ReferenceDistance, model: BatchedModel
 ) -> dict[str, Any]:
@@ -427,16 +303,6 @@ def _inputs(
 def _name(tuner: Tuner) -> str:
     """The name of a tuner in `TUNERS`; that of its class where it is not there."""
     return next((name for name, kind in TUNERS.items() if kind is type(tuner)), type(tuner).__name__)
-
-
-def _budget(tuner: Tuner, budget: str | int | Budget | None) -> Budget:
-    return Budget.parse(budget) or (Budget() if tuner.sized else DEFAULT_BUDGET)
-
-
-def _batch(batch: int | None, samples: int, device: torch.device | str) -> int | None:
-    """The most samples in the network calls that all processes make at a time; None on other devices than the CPU,
-    where a full memory is an error."""
-    return samples if batch is None and str(device) == "cpu" else of_all(batch)
 
 
 def tune_several(
@@ -487,9 +353,9 @@ def tune_several(
     tuner, free = None if tuner is None else tuner_of(tuner), plans is None
     model = as_model(eps, plans[0].schedule if plans else None, shape)
     if plans is None:
-        plans = [_start(model, None, n, end) for n in calls or ()]
+        plans = [start_of(model, None, n, end) for n in calls or ()]
     else:
-        _check_no_end(end, "plans=")
+        check_no_end(end, "plans=")
     plans = sorted(plans, key=len)
     counts = list(map(len, plans))
     if len(set(counts)) < len(counts) or not plans:
@@ -498,7 +364,7 @@ def tune_several(
         raise ValueError(f"evaluations of {tuner!r} are for one plan: call tune for each number of evaluations")
     if not isinstance(data, Calibration):
         data = Calibration(eps, plans[0].schedule, data, samples, seed, shape, device, noise=noise)
-    tuner = tuner or _default_tuner(plans[0], data.own)
+    tuner = tuner or default_tuner(plans[0], data.own)
     for plan in plans:
         tuner.check(plan, data.own)
         data.check(as_model(eps, plan.schedule, shape), plan)
@@ -520,88 +386,3 @@ def tune_several(
     if units is not None:
         units.remove()
     return tuned
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The expected cost of a run of `tune`.
-
-    Attributes:
-        costs: the usual and the largest cost of each purpose; "tuning" is left out where the tuner does not know it.
-        speed: of the network, as it was timed.
-        devices: by their number, the seconds of the run on so many devices like this one, and the bytes that each
-            exchanges with the others.
-    """
-
-    costs: Mapping[str, tuple[Cost, Cost]]
-    speed: Speed
-    devices: Mapping[int, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """The usual seconds of the whole run at this speed."""
-        return sum(self.speed.seconds(usual) for usual, _ in self.costs.values())
-
-
-def estimate(
-    eps: ModelLike,
-    plan: Plan | None = None,
-    tuner: Tuner | str | None = None,
-    *,
-    calls: int | None = None,
-    evaluations: int | None = None,
-    end: float | None = None,
-    any_start: bool = False,
-    samples: int = 256,
-    batch: int | None = None,
-    shape: tuple[int, ...] | None = None,
-    device: torch.device | str = "cpu",
-    own_samples: bool = True,
-    guard: bool = True,
-    budget: str | int | Budget | None = None,
-) -> Estimate:
-    """What `tune` with these arguments will cost, after a few network calls that are timed; `own_samples` where no data
-    will be given.
-
-    Args:
-        eps: a model, or a function `eps(x, t, tau)`.
-        plan: the plan from which tuning would start, see `tune`.
-        tuner: a tuner, or the text of one, see `tune`.
-        calls: instead of a plan, see `tune`.
-        evaluations: instead of a plan or `calls`, see `tune`.
-        end: with `calls` or `evaluations`, see `tune`.
-        any_start: see `tune`.
-        samples: to tune on, and as many for the guard.
-        batch: the most samples in one network call.
-        shape: of one sample, for a model that does not know it.
-        device: where the model is.
-        own_samples: whether the model draws the calibration data; False where data will be given.
-        guard: whether the plan will be compared with untuned ones.
-        budget: of tuning, see `tune`.
-
-    Returns:
-        The usual and the largest cost of each purpose, and the time that they take.
-    """
-    samples, budget = check_int("samples", samples, 2), Budget.parse(budget)
-    batch, tuner = _batch(batch, samples, device), None if tuner is None else tuner_of(tuner)
-    free = any_start or plan is None
-    if evaluations is not None:
-        calls, tuner = pattern_search(evaluations, plan, calls, tuner)
-    model = BatchedModel(as_model(eps, None if plan is None else plan.schedule, shape), batch)
-    plan = _start(model, plan, calls, end)
-    calibration = Calibration(eps, plan.schedule, samples=samples, shape=shape, device=device)
-    tuner = tuner or _default_tuner(plan, own_samples)
-    tuner.check(plan, own_samples)
-    tuner = tuner.for_model(model, plan, calibration)
-    speed = measure_speed(model, plan, calibration.shape, min(64, batch or samples), device)
-    budget = _budget(tuner, budget)
-    costs = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, speed)
-    each, processes, devices = model.evaluations, num_processes(), dict[int, tuple[float, int]]()
-    for count in DEVICES:
-        faster = Speed(speed.call, speed.evaluation * processes / count)
-        own = planned_costs(tuner, plan, free, samples, batch, own_samples, guard, REFERENCE_CALLS, budget, faster)
-        seconds = seconds_on(count, own, Speed(speed.call, speed.evaluation * processes))
-        numbers = math.prod(calibration.shape)
-        devices[count] = seconds, 0 if count == 1 else bytes_exchanged(tuner, plan, own, numbers)
-    counted = {name: (usual.of_each(each), most.of_each(each)) for name, (usual, most) in costs.items()}
-    return Estimate(counted, Speed(speed.call, speed.evaluation / each), devices)
