@@ -73,8 +73,8 @@ def test_a_plan_that_has_gained_nothing_has_a_row_that_says_so(
     monkeypatch.setattr(demo, "tune", slow)
     monkeypatch.setattr(demo.plots, "image_grid", watched)
     result = done("demo", "--out", tmp_path)
-    assert "tuned, 2 calls\nnothing gained in the time" in captions
-    assert "the same command tunes longer" in result.output and "tuned, joint tuning" in result.output
+    assert "untuned, 2 calls\nthe best found" in captions
+    assert "the same command tunes longer" in result.output and "tuned, joint tuning: no gain" in result.output
 
 
 def test_an_interrupted_demo_keeps_finished_plans(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
@@ -51,6 +51,7 @@ class Case:
         budget: seconds of tuning, on a fast machine.
         work: network calls of 16 samples for which there is time on a slow machine, too.
         measuring: seconds in which samples are drawn.
+        any_start: whether tuning starts from the best untuned plan, rather than from `start`.
         labels: whether sample i has label i modulo 10; otherwise any.
     """
 
@@ -65,6 +66,7 @@ class Case:
     budget: float
     work: int
     measuring: float
+    any_start: bool = False
     labels: bool = False
 
     @property
@@ -91,6 +93,7 @@ CASES = (
         budget=70.0,
         work=240,
         measuring=45.0,
+        any_start=True,
     ),
     Case(
         name="timetuner",
@@ -241,7 +244,8 @@ def _case(case: Case, size: Size, seed: int, path: Path, clock: Clock) -> Compar
         samples = size.samples if case.uses_data else MOST  # a resumed demo, which may have another size, continues
         calibration = Calibration(model, model.schedule, None, samples, seed, model.shape)
         limit = Budget(seconds=size.budget)
-        tune(model, start, case.tuner, calibration, seed, judge, budget=limit, checkpoint=kept).save(path)
+        how: dict[str, Any] = {"any_start": case.any_start, "budget": limit, "checkpoint": kept}
+        tune(model, start, case.tuner, calibration, seed, judge, **how).save(path)
     clock.phase = f"comparison, {case.model}"
     untuned = {other: make_plan(one, model.schedule, case.calls, grid) for one, grid, other in case.others}
     plans = {**untuned, name: start, case.tuned: Plan.load(path)}
@@ -258,11 +262,17 @@ def _table(case: Case, compared: Comparison) -> Table:
     count = len(compared.reference.samples)
     made = output.table("run", "calls", "distance", title=f"{case.model}, {count} samples")
     for run in compared.runs:
-        kind = "tuned" if run is compared.runs[-1] else "untuned"
         assert run.distances is not None
-        made.add_row(f"{kind}, {run.name}", str(len(run.plan)), output.with_error(run.distances))
+        made.add_row(_name_of(compared, run), str(len(run.plan)), output.with_error(run.distances))
     made.caption = f"from a run of {REFERENCE_CALLS} calls; ± standard error"
     return made
+
+
+def _name_of(compared: Comparison, run: Run) -> str:
+    """The name of a run, and whether it is tuned: where tuning gained nothing its plan is the best untuned one."""
+    if run is not compared.runs[-1]:
+        return f"untuned, {run.name}"
+    return f"tuned, {run.name}" + (": no gain, the best untuned plan" if unchanged(run.plan) else "")
 
 
 def _sentence(case: Case, compared: Comparison) -> str:
@@ -292,7 +302,7 @@ def _strip(compared: Comparison, run: Run) -> plots.Strip:
     elif run is not compared.runs[-1]:
         caption = f"untuned, {len(run.plan)} calls\n{run.name}"
     elif unchanged(run.plan):
-        caption = f"tuned, {len(run.plan)} calls\nnothing gained in the time"
+        caption = f"untuned, {len(run.plan)} calls\nthe best found"
     else:
         caption = f"tuned, {len(run.plan)} calls\n{run.name}"
     return strip(compared.model, run, PICTURES, caption)
