@@ -14,24 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import call, done
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import time_tuner
 from time_tuner import SAMPLERS, SPACINGS, TUNERS, NoiseScheduleVP, Plan, cli, make_plan
 from time_tuner.cli import options, output
 from time_tuner.cli import tune as tuning
-from time_tuner.cli.app import app
-
-
-def call(*args: Any) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def done(*args: Any) -> Result:
-    result = call(*args)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def arrays(*args: Any, out: Path) -> np.ndarray:

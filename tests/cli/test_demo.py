@@ -5,27 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import call, done
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from time_tuner import Plan
 from time_tuner.cli import demo, output
-from time_tuner.cli.app import app
 from time_tuner.tuners import Budget
 from time_tuner.tuners.budget import Speed
 
 JOINT, PAPER = demo.CASES
 BUSY = 10.0  # as many times as slow as two cores of today
-
-
-def call(*args: Any) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def done(*args: Any) -> Result:
-    result = call(*args)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture
