@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from digits import average, learning_rate, save_atomically
+from loop import average, learning_rate, save_atomically
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from classifier import Digits, batched, load_digits, save_weights, scaled, write_record
-from digits import average, learning_rate, save_atomically
+from loop import average, learning_rate, save_atomically
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm

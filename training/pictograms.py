@@ -13,15 +13,14 @@ import argparse
 import io
 import json
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
-from digits import STEPS, average, learning_rate, save_atomically
+from digits import STEPS
+from loop import fit
 from PIL import Image
-from tqdm import tqdm
 
 from time_tuner.pictograms.network import PATCH, SHAPE, PictogramNetwork
 
@@ -73,58 +72,21 @@ def train(data: Path, out: Path, images: int, batch: int, peak: float, seed: int
     torch.manual_seed(seed)
     model = build_model()
     network = PictogramNetwork(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
-    mean = {name: value.clone() for name, value in model.state_dict().items()}
-    step, losses = 0, []
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        mean, step, losses = state["mean"], state["step"], state["losses"]
 
-    def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_atomically(state | {"mean": mean, "step": step, "losses": losses}, checkpoint)
+    def loss_of(draw: torch.Generator) -> torch.Tensor:
+        x = x0[torch.randint(len(x0), (batch,), generator=draw)]
+        mirrored = torch.rand(batch, 1, 1, 1, generator=draw) < 0.5
+        x = torch.where(mirrored, x.flip(3), x)
+        # One noise level from each of `batch` equal parts of the range, more of them where the picture is seen.
+        level = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch) ** 1.5
+        n = (level * STEPS).long().clamp(max=STEPS - 1)
+        eps = torch.randn(x.shape, generator=draw)
+        alpha, sigma = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar[n], 1 - alpha_bar[n]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = network(alpha * x + sigma * eps, n)
+        return (output.float() - (alpha * eps - sigma * x)).square().mean()
 
-    total = images // batch
-    saved = time.monotonic()
-    running = losses[-1] if losses else 1.0
-    try:
-        for step in (bar := tqdm(range(step + 1, total + 1), initial=step, total=total, unit="step", mininterval=10)):
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + step)  # so that a resumed run sees the same draws
-            x = x0[torch.randint(len(x0), (batch,), generator=draw)]
-            mirrored = torch.rand(batch, 1, 1, 1, generator=draw) < 0.5
-            x = torch.where(mirrored, x.flip(3), x)
-            # One noise level from each of `batch` equal parts of the range, more of them where the picture is seen.
-            level = ((torch.arange(batch) + torch.rand(batch, generator=draw)) / batch) ** 1.5
-            n = (level * STEPS).long().clamp(max=STEPS - 1)
-            eps = torch.randn(x.shape, generator=draw)
-            alpha, sigma = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar[n], 1 - alpha_bar[n]))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                output = network(alpha * x + sigma * eps, n)
-            loss = (output.float() - (alpha * eps - sigma * x)).square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, peak)
-            optimizer.step()
-            average(mean, model.state_dict(), step)
-            running += 0.01 * (loss.item() - running)
-            if step % 100 == 0:
-                losses.append(running)
-                bar.set_postfix(loss=f"{running:.4f}")
-            if time.monotonic() - saved > 120:
-                save()
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        print(f"stopped after step {step}; the same command resumes from the last checkpoint in {out}")
-        return
-    save()
-    model.load_state_dict(mean)
-    model.half().save_pretrained(out / "model", safe_serialization=True)
-    print(f"loss {running:.5f} after {step} steps of {batch}; averaged weights in {out / 'model'}")
+    fit(model, loss_of, out, images // batch, peak, seed, batch)
 
 
 if __name__ == "__main__":
