@@ -18,7 +18,7 @@ from helpers import seeded
 from torch import Tensor
 from typer.testing import CliRunner
 
-from time_tuner import Joint, NoiseScheduleVP, Plan, evaluate, make_plan, tune
+from time_tuner import Joint, NoiseScheduleVP, Plan, evaluate, make_plan, tune, tune_several
 from time_tuner.cli import output
 from time_tuner.cli.app import app
 from time_tuner.evaluation.drawing import draw, sample_units
@@ -70,7 +70,7 @@ def kills_of(count: int, *works: str) -> dict[str, Any]:
 
 
 def test_runs_that_are_killed_and_started_again_end_with_the_same_result() -> None:
-    works = ("sample", "teacher's file", "evaluate")
+    works = ("sample", "teacher's file", "evaluate", "sequential, two processes")
     assert kills_of(2, *works) == {"kills": dict.fromkeys(works, 2), "failed": {}}
 
 
@@ -194,7 +194,7 @@ def test_samples_before_a_nan_are_kept(tmp_path: Path) -> None:
     units = sample_units(tmp_path / "units", as_model(broken), 4)
     with pytest.raises(ValueError, match=r"returned NaN or infinity|became NaN"):
         draw(as_model(broken), PLAN, 16, 0, 4, lambda samples: None, units)
-    assert len(units) == 2
+    assert len(list(units.folder.glob("unit-*"))) == 2
     mended = Shaped()
     again = sample_units(tmp_path / "units", as_model(mended), 4)
     found = draw(as_model(mended), PLAN, 16, 0, 4, lambda samples: None, again)
@@ -336,6 +336,23 @@ def test_an_interrupted_tuning_ends_at_what_is_found_in_a_smaller_budget(tmp_pat
     found, whole = tuned(checkpoint=file, budget="1calls"), tuned()
     ratios, expected = (one.tau / one.t[:-1] for one in (found, whole))
     assert torch.equal(ratios[:2], expected[:2]) and (ratios[2:] == 1).all() and (ratios[:2] != 1).any()
+
+
+def test_several_plans_that_are_continued_have_the_costs_of_a_run_without_an_interrupt(tmp_path: Path) -> None:
+    """The runs of the teacher are paid for by the first plan alone, also where the second finds them in a file."""
+
+    def stop(plans: Any) -> None:
+        raise KeyboardInterrupt
+
+    plans = [make_plan("ddim", SCHEDULE, calls) for calls in (2, 3)]
+    how: dict[str, Any] = {**QUICK, "budget": None, "tuner": Joint(pairs=24, iterations=1, candidates=1)}
+    whole = tune_several(EPS, plans, **how)
+    with pytest.raises(KeyboardInterrupt):
+        tune_several(EPS, plans, checkpoint=tmp_path / "partial", done=stop, **how)
+    found = tune_several(EPS, plans, checkpoint=tmp_path / "partial", **how)
+    assert found == whole
+    assert [plan.provenance["cost"] for plan in found] == [plan.provenance["cost"] for plan in whole]
+    assert ["teacher" in plan.provenance["cost"] for plan in found] == [True, False]
 
 
 def test_two_processes_that_write_one_plan_do_not_corrupt_it(tmp_path: Path) -> None:

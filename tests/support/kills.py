@@ -3,8 +3,9 @@
     python tests/support/kills.py KILLS [WORK...]
 
 kills each kind of work so many times, in child processes that this one forks: before any of the calls by which files
-are written, in the middle of one, and at random times. The last line that is printed is JSON: the kills of each work,
-and what failed. The process must not have used autograd before it forks.
+are written, in the middle of one, and at random times. Of two processes that share work it kills the first one so, or
+the second at random times. The last line that is printed is JSON: the kills of each work, and what failed. The process
+must not have used autograd before it forks.
 """
 
 import json
@@ -17,14 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 import time_tuner.evaluation  # noqa: F401 - children do not wait for imports
-from time_tuner import Joint, LeastSquares, NoiseScheduleVP, Plan, evaluate, make_plan, tune, tune_several
+from time_tuner import Joint, LeastSquares, NoiseScheduleVP, Plan, evaluate, make_plan, share_work, tune, tune_several
 from time_tuner.cli.app import app
 from time_tuner.models.exact import Mixture
 
@@ -36,6 +40,7 @@ CALLS = "3000calls"  # a budget: one of seconds gives another plan in each run
 RESULT = "result.json"
 ENDS = ("os.replace", "os.chmod", "os.fdopen", "shutil.rmtree", "os.unlink")
 """The calls by which files are written and removed; a child is killed before one of them."""
+SECOND, ALONE = "second.pid", 3  # the second of two processes, and the exit code of one that has lost the other
 
 Work = Callable[[Path], None]
 
@@ -75,8 +80,11 @@ def command(words: list[str]) -> None:
     try:
         app(words, prog_name="time-tuner")
     except SystemExit as end:
+        error: BaseException | None = end
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
         if end.code:
-            raise RuntimeError(f"exit code {end.code}") from None
+            raise error or RuntimeError(f"exit code {end.code}") from None
 
 
 def evaluated(folder: Path) -> None:
@@ -87,6 +95,29 @@ def evaluated(folder: Path) -> None:
     values = report.to_dict()
     del values["environment"]
     (folder / RESULT).write_text(json.dumps(values))
+
+
+def in_two(work: Work) -> Work:
+    """The work shared by two processes, of which the child is the first; the number of the second is in a file."""
+
+    def both(folder: Path) -> None:
+        meeting = folder / f"meeting-{os.getpid()}"
+        second = os.fork()
+        if second:
+            (folder / SECOND).write_text(str(second))
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        store = dist.FileStore(str(meeting), 2)
+        dist.init_process_group("gloo", store=store, rank=int(not second), world_size=2)
+        share_work(timedelta(seconds=60))
+        try:
+            work(folder)
+        except OSError:  # the other one was killed
+            os._exit(ALONE)
+        if not second:
+            os._exit(0)
+        os.waitpid(second, 0)
+
+    return both
 
 
 class _Shaped:
@@ -112,6 +143,10 @@ WORKS: dict[str, Work] = {
     "teacher's file": teacher_file,
     "sample": sampled,
     "evaluate": evaluated,
+    "sequential, two processes": in_two(lambda folder: tuned(folder, quadratic(4), "sequential", budget=CALLS)),
+    "joint, two processes": in_two(lambda folder: tuned(folder, quadratic(3), JOINT)),
+    "sample, two processes": in_two(sampled),
+    "evaluate, two processes": in_two(evaluated),
 }
 
 
@@ -120,8 +155,9 @@ def run_child(work: Work, folder: Path, event: int | None = None, seconds: float
     """Do the work in a child: whether it was finished, how many files it wrote or removed, and its seconds.
 
     It kills itself before so many such calls, or in the middle of writing one file; or it is killed after so many
-    seconds.
+    seconds, or else the second of two processes.
     """
+    (folder / SECOND).unlink(missing_ok=True)
     read, write = os.pipe()
     began, child = time.monotonic(), os.fork()
     if not child:
@@ -141,13 +177,17 @@ def run_child(work: Work, folder: Path, event: int | None = None, seconds: float
     os.close(write)
     if seconds is not None:
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+        second = folder / SECOND
+        victim = int(second.read_text()) if second.exists() else child
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(victim, signal.SIGKILL)
     count = int.from_bytes(os.read(read, 8), "little")
     os.close(read)
     _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, ALONE, -signal.SIGKILL):
         raise AssertionError((folder / "child.log").read_text()[-3000:])
-    return os.WIFEXITED(status), count, time.monotonic() - began
+    return not code, count, time.monotonic() - began
 
 
 def count_writes(event: int | None, half: bool) -> list[int]:
@@ -191,7 +231,7 @@ def kill(work: Work, kills: int, seed: int) -> tuple[int, int]:
             for _ in range(draw.choice((1, 1, 2, 3, 5))):
                 if done >= kills or whole:
                     break
-                if draw.random() < 0.3:
+                if draw.random() < 0.5:
                     whole, _, _ = run_child(work, folder, seconds=draw.random() * seconds)
                 else:
                     whole, _, _ = run_child(work, folder, draw.randint(1, max(1, events)), half=draw.random() < 0.3)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._distributed import decided, summed
+from .._distributed import decided, num_processes, rank, summed
 from .base import Model, ModelAround
 
 
@@ -29,6 +29,16 @@ class Cost:
 
     def __mul__(self, times: int) -> "Cost":
         return Cost(self.calls * times, self.evaluations * times)
+
+    def of_all(self) -> "Cost":
+        """What the processes that share work have spent, where this is the part of each: the calls of the first, and
+        the evaluations of all."""
+        evaluations = int(summed(torch.tensor(self.evaluations)))
+        return Cost(decided(self.calls), evaluations)
+
+    def own_part(self) -> "Cost":
+        """The part of this process, where this is what all have spent."""
+        return Cost(self.calls, (self.evaluations + num_processes() - 1 - rank()) // num_processes())
 
 
 @dataclass
@@ -74,14 +84,8 @@ class CostLog:
         return sum(self.spent.values(), Cost())
 
     def to_dict(self) -> dict[str, dict[str, int]]:
-        """The costs in plain values: of processes that share work the calls of the first, and the evaluations of
-        all."""
-        if not self.spent:
-            return {}
-        evaluations = summed(torch.tensor([cost.evaluations for cost in self.spent.values()])).tolist()
-        calls = decided([cost.calls for cost in self.spent.values()])
-        both = zip(calls, evaluations, strict=True)
-        return {name: {"calls": c, "evaluations": e} for name, (c, e) in zip(self.spent, both, strict=True)}
+        """The costs of all processes that share work, in plain values."""
+        return {name: asdict(cost.of_all()) for name, cost in self.spent.items()}
 
 
 class CountedModel(ModelAround):

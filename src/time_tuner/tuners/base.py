@@ -207,7 +207,7 @@ class TuningRun:
         self.budget, self.cost_log = budget or Budget(), cost_log or CostLog()
         self._checkpoint, self._listener, self._planned = checkpoint, listener, planned or {}
         kept = {} if checkpoint is None else decided(checkpoint.load() if not rank() else {})
-        costs = {name: Cost(**cost) for name, cost in kept["costs"].items()} if kept else None
+        costs = {name: Cost(**cost).own_part() for name, cost in kept["costs"].items()} if kept else None
         self._costs = costs  # of an earlier run, until this one continues it
         self._continues, self._seconds = bool(kept), float(kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})

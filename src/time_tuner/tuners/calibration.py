@@ -146,12 +146,12 @@ class Calibration:
         return self.states(range(first, first + count))
 
     @contextmanager
-    def keeping(self, units: Units | None, cost_log: CostLog) -> Iterator[None]:
+    def keeping(self, units: Units | None, cost_log: CostLog, payer: str = "") -> Iterator[None]:
         """Own samples, the teacher's runs and the reference run are kept in these units, and counted in this log, in
-        the block."""
+        the block. Units that were made for another payer cost nothing."""
         before, self.units = self.units, units
         if units is not None:
-            units.cost_log = cost_log
+            units.cost_log, units.payer = cost_log, payer
         try:
             yield
         finally:

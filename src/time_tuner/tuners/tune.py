@@ -32,7 +32,7 @@ from .joint.teacher import FEWEST, described, teach, teacher_cost, teacher_of
 from .joint.teacher import SHARE as TEACHER_SHARE
 from .network_times import received
 from .ranking import SECONDS_SHARE, Ranked, Ranking, Rounds, rank
-from .units import Units
+from .units import Units, plan_key
 
 logger = logging.getLogger("time_tuner")
 
@@ -149,13 +149,14 @@ def tune(
     kept, units = None, data.units
     if checkpoint is not None:
         inputs = _inputs(tuner, plan, data, guard, BatchedModel(model, network.batch)) | {"free": free}
-        kept, units = Checkpoint(Path(checkpoint), inputs), units or _units(checkpoint, inputs)
+        kept = Checkpoint(Path(checkpoint), inputs)
+        units = _units(checkpoint, inputs) if units is None else units
     planned = planned_costs(tuner, plan, free, samples, network.batch, not data.drawn, guard, limit, None)
     with listener(progress) as listening:
         expected = {purpose: usual.of_each(model.evaluations) for purpose, (usual, _) in planned.items()}
         run = TuningRun(data, limit, log, kept, listening, expected)
         if run.plan is None:
-            with data.keeping(units, log):
+            with data.keeping(units, log, plan_key(plan)):
                 tuned = _tuned(tuner, network, plan, free, run, guard, planned).with_provenance(cost=log.to_dict())
         else:
             with run.restoring():
@@ -240,7 +241,7 @@ def _judge(model: BatchedModel, plan: Plan, run: TuningRun, times: int = 1) -> R
 
 def _larger_judge(model: BatchedModel, plan: Plan, run: TuningRun) -> ReferenceDistance | None:
     """The distance on more noise, as much as costs no more than tuning did, and MOST_NOISE times as much at most."""
-    spent = {purpose: run.cost_log.of(purpose).evaluations for purpose in ("tuning", "reference")}
+    spent = {purpose: run.cost_log.of(purpose).of_all().evaluations for purpose in ("tuning", "reference")}
     times = min(MOST_NOISE, spent["tuning"] // max(1, spent["reference"]))
     return _judge(model, plan, run, times) if times > 1 else None
 

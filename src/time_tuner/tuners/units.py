@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,16 @@ class Units:
             a prediction. Units that were made from other inputs are removed.
 
     Attributes:
-        cost_log: where the network calls of units are counted: those of a unit that was kept, too.
+        cost_log: where the network calls of units are counted.
+        payer: what units are made for, such as a plan. The calls of a unit that was kept are counted for its own payer,
+            whose run is continued, and for no other one.
 
     Raises:
         ValueError: the folder holds something else.
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
-        self.folder, self.cost_log = folder, CostLog()
+        self.folder, self.cost_log, self.payer = folder, CostLog(), ""
         self._checkpoint = Checkpoint(folder / INPUTS, inputs)
         if not rank() and folder.exists() and not self._checkpoint.load(logging.DEBUG):
             self.remove()
@@ -60,25 +63,27 @@ class Units:
             if kept.get("name") != name or shapes.keys() != {"unit"} or shapes["unit"][1:] != tuple(shape):
                 raise ValueError(f"it holds another unit, of shapes {shapes}")
 
-        found, cost = None, {"calls": 0, "evaluations": 0}
+        found, cost = None, asdict(Cost())
         if not rank() and path.exists():
             try:
                 tensors, kept = read_tensors(path, check)
                 known = parse_json(kept.get("cost", "").encode())
-                cost = {name: int(known[name]) for name in cost}
+                if kept.get("payer") == self.payer:
+                    cost = {name: int(known[name]) for name in cost}
                 found = tensors["unit"]
             except (OSError, ValueError, TypeError, KeyError) as error:
                 logger.warning("%s cannot be read (%s): the unit is made again", path, one_line(error))
         if (found := from_first(found)) is not None:
-            self.cost_log.add(Cost(**decided(cost)))
+            if (cost := decided(cost))["calls"]:
+                self.cost_log.add(Cost(**cost).own_part())
             return found
         before = self.cost_log.of(self.cost_log.current)
         made = make()
         spent = self.cost_log.of(self.cost_log.current)
-        cost = {"calls": spent.calls - before.calls, "evaluations": spent.evaluations - before.evaluations}
+        cost = asdict(Cost(spent.calls - before.calls, spent.evaluations - before.evaluations).of_all())
         if not rank():
             self._begin()
-            write_tensors(path, {"unit": made.cpu()}, {"name": name, "cost": json.dumps(cost)})
+            write_tensors(path, {"unit": made.cpu()}, {"name": name, "payer": self.payer, "cost": json.dumps(cost)})
         return made
 
     def values(self, name: str, make: Callable[[], Any]) -> Any:
@@ -104,10 +109,6 @@ class Units:
     def __contains__(self, name: str) -> bool:
         """Whether the unit is kept."""
         return decided(self._path(name, ".safetensors").exists())
-
-    def __len__(self) -> int:
-        """How many units are kept."""
-        return len(list(self.folder.glob("unit-*"))) if self.folder.is_dir() else 0
 
     def remove(self) -> None:
         """Remove the folder. Another process may be removing it, too."""
