@@ -33,14 +33,16 @@ def place_calls(sampler: Sampler, schedule: NoiseSchedule, ends: Tensor, steps: 
     if len(ends) != len(steps) + 1:
         raise ValueError(f"times must hold {len(steps) + 1} step ends, got {len(ends)}")
     times: list[Tensor] = []
-    for p, q, calls in zip(ends[:-1], ends[1:], steps, strict=True):
-        for r in sampler.stages(calls):
+    stages = [sampler.stages(calls) for calls in steps]
+    inside = any(r not in (0, 1) for one in stages for r in one)
+    lam = schedule.at(ends).lam if inside else ends
+    for p, q, lam_p, lam_q, fractions in zip(ends[:-1], ends[1:], lam[:-1], lam[1:], stages, strict=True):
+        for r in fractions:
             if r in (0, 1):
                 times.append(q if r else p)
-            elif schedule.at(p).alpha == 0:  # where lam is infinite
+            elif lam_p == -torch.inf:
                 times.append(p + r * (q - p))
             else:
-                lam_p, lam_q = schedule.at(p).lam, schedule.at(q).lam
                 times.append(schedule.inverse_lambda(lam_p + r * (lam_q - lam_p)).to(torch.float64))
     return schedule.at(torch.stack([*times, ends[-1]]))
 

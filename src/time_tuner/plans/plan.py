@@ -162,13 +162,13 @@ class Plan:
         point. The factor is 1 on a variance-preserving schedule, and about sigma_max on a variance-exploding one."""
         return float(self.point(0).scale.detach()) * noise
 
-    def with_times(self, ends: Any) -> "Plan":
+    def with_times(self, ends: Any, ratios: Any = None) -> "Plan":
         """The same run on another grid of step ends, (S + 1,), strictly falling.
 
-        The ratios tau / t are kept, as far as tau stays in the trained range.
+        The ratios tau / t are kept, or are other ones (K,), as far as tau stays in the trained range.
         """
         grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
-        tau = self.tau / self.t[:-1] * grid.t[:-1]
+        tau = (self.tau / self.t[:-1] if ratios is None else as_float64(ratios)) * grid.t[:-1]
         tau = tau.clamp(*_range(self.schedule, grid.t[:-1]))
         return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=tau)
 

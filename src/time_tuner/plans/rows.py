@@ -201,11 +201,20 @@ def with_guidance(rows: Sequence[Row], guided: Sequence[bool], reuse: Tensor) ->
     return tuple(reversed(out))
 
 
+class _Point(Point):
+    """A point of one compilation, in which samplers read lam many times: it is computed once."""
+
+    @cached_property
+    def lam(self) -> Tensor:
+        return super().lam
+
+
 class _Compiler:
     """Compiles the rows of one run, in their order."""
 
     def __init__(self, sampler: Sampler, points: Sequence[Point], corrections: Tensor | None) -> None:
-        self.sampler, self.points, self.corrections = sampler, points, corrections
+        self.sampler, self.corrections = sampler, corrections
+        self.points = [_Point(p.t, p.alpha, p.sigma) for p in points]
         self.quantities = list(map(predicted_at, points))
         self.starts: list[int] = []  # for each call, the first call of its step
         self.corrected: list[bool] = []  # for each call, whether the sampler corrects its state

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,18 +80,18 @@ class Parameters:
 
     def plan(self, v: Tensor) -> Plan:
         """The plan at v, with the gradient of v."""
-        plan = self.start
-        for part, values in zip(self.parts, v.split(self.sizes), strict=True):
-            if part == "times":
-                plan = plan.with_times(self._step_times(values))
-            elif part == "tau":
-                plan = plan.with_ratios(self.start.tau / self.start.t[:-1] * torch.exp(values))
-            elif len(values):
-                name, places = ("corrections", self.lower) if part == "corrections" else ("reuse", self.pairs)
+        plan, split, weights = self.start, dict(zip(self.parts, v.split(self.sizes), strict=True)), dict[str, Any]()
+        ratios = self.start.tau / self.start.t[:-1] * torch.exp(split["tau"]) if "tau" in split else None
+        if "times" in split:
+            plan = plan.with_times(self._step_times(split["times"]), ratios)
+        elif ratios is not None:
+            plan = plan.with_ratios(ratios)
+        for part, places in (("corrections", self.lower), ("reuse", self.pairs)):
+            if len(values := split.get(part, ())):
                 c = torch.zeros(len(plan), len(plan), dtype=torch.float64).index_put(tuple(places), values)
-                known = getattr(plan, name)
-                c = c if known is None else known + c
-                plan = plan.with_corrections(c) if part == "corrections" else replace(plan, reuse=c)
+                known = getattr(plan, part)
+                weights[part] = c if known is None else known + c
+        plan = replace(plan, **weights) if weights else plan
         if self.rounded is None:
             return plan
         tau = plan.with_ratios(self.ratios).tau
