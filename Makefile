@@ -5,13 +5,14 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 BIN := .venv/bin
 READY := .venv/ready
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
 PEERS := .venv/peers
 RELEASE := .venv-release
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-lowest faults fuzz wheels peers contracts check docs drawings notebooks release-check clean
+.PHONY: help demo test test-cuda test-lowest test-newest faults fuzz wheels peers contracts check types structure docs drawings notebooks release-check clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,12 +28,17 @@ test-cuda: $(READY) ## run the tests that need a GPU; skipped with the reason wh
 		{ $(BIN)/python -c 'import torch; print(f"skipped: torch {torch.__version__} finds no CUDA device here")'; exit 0; } && \
 		$(BIN)/pytest -q -m cuda tests
 
-test-lowest: ## run the tests that concern diffusers with the lowest version that is supported
-	@lowest=$$(sed -n 's/.*"diffusers>=\([0-9.]*\)".*/\1/p' pyproject.toml); \
+test-lowest: ## run the tests with the lowest versions of torch and diffusers that are supported; gigabytes
+	@lowest() { sed -n "s/.*\"$$1>=\([0-9.]*\)\".*/\1/p" pyproject.toml; }; \
 	$(PYTHON) -m venv $(LOWEST) && \
-	sed "s/^diffusers==.*/diffusers==$$lowest.0/; /^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
+	sed "s/^torch==.*/torch==$$(lowest torch).0/; s/^diffusers==.*/diffusers==$$(lowest diffusers).0/; \
+		/^\(httpx2\|huggingface_hub\|transformers\)==/d" constraints.txt >$(LOWEST)/constraints.txt && \
 	$(LOWEST)/bin/python -m pip install -qq -c $(LOWEST)/constraints.txt -e '.[dev]'
-	@$(LOWEST)/bin/pytest -q -n auto --dist worksteal tests -k 'diffusers or pipeline or parity'
+	@$(LOWEST)/bin/pytest -q -n auto --dist worksteal
+
+test-newest: ## run the tests with the newest versions of everything; gigabytes
+	@$(PYTHON) -m venv $(NEWEST) && $(NEWEST)/bin/python -m pip install -qq -e '.[dev]'
+	@$(NEWEST)/bin/pytest -q -n auto --dist worksteal
 
 faults: $(READY) ## kill every kind of work KILLS times (10), start it again, and compare the results
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/kills.py $(or $(KILLS),10)
@@ -58,8 +64,13 @@ contracts: $(READY) ## compare the exports with the packages of other programs, 
 check: $(READY) ## lint, formatting, types, the layers of imports and the structure of the code
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet
-	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache >.venv/layers.log || { cat .venv/layers.log; exit 1; }
+	@$(MAKE) --no-print-directory -j2 types structure
+
+types structure: $(READY) # at once: they take the longest
+types:
+	@$(BIN)/mypy --no-error-summary
+structure:
 	@$(BIN)/pytest -q --no-header tests/test_structure.py >.venv/structure.log || { cat .venv/structure.log; exit 1; }
 
 docs: $(READY) ## build the site of the documentation into site/; a warning is an error
@@ -85,7 +96,7 @@ release-check: ## build the wheel and the sdist, install them into an empty envi
 	@echo "dist/ holds a release: $$(ls dist | tr '\n' ' ')"
 
 clean: ## remove the environment, caches, builds and the demo's output
-	@rm -rf .venv $(LOWEST) $(RELEASE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
+	@rm -rf .venv $(LOWEST) $(NEWEST) $(RELEASE) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site time-tuner-demo
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

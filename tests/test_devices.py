@@ -248,8 +248,13 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tuner", TUNED)
+@pytest.mark.parametrize(
+    ("tuner", "dtype"),
+    [
+        *((tuner, torch.float32) for tuner in TUNED),
+        *((tuner, torch.bfloat16) for tuner in ("sequential", "joint(pairs=16, iterations=3)")),
+    ],
+)
 @pytest.mark.usefixtures("short_runs")
 def test_tuning_and_the_guard_need_no_float64(tuner: str, dtype: torch.dtype) -> None:
     """What is summed over a sample is summed in float32, and moved to the CPU before it becomes float64."""

@@ -215,7 +215,7 @@ def tables() -> Any:
 @pytest.mark.usefixtures("tables", "short_runs")
 def test_code_of_the_documentation_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_fast(monkeypatch, 10)  # the pages have budgets of up to 30 seconds
+    run_fast(monkeypatch, 40)  # the pages have budgets of up to 30 seconds
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(compile("\n".join(blocks_of(page, "python")), page.name, "exec"), {"__name__": "page"})

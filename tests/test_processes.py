@@ -1,5 +1,6 @@
 """Several processes that share work: their results are those of one, and only the first one writes and decides."""
 
+import json
 import os
 import socket
 import subprocess
@@ -207,28 +208,44 @@ def test_work_of_a_program_without_torchrun_is_not_shared(monkeypatch: pytest.Mo
     assert num_processes() == 1
 
 
-def torchrun(processes: int, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc-per-node", "--master-addr", "--master-port"),
+    "accelerate": ("accelerate.commands.launch", "--num_processes", "--main_process_ip", "--main_process_port"),
+}
+
+
+def launched(launcher: str, processes: int, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "time_tuner", *words]
+    program, number, address, at = LAUNCHERS[launcher]
+    command = [sys.executable, "-m", program, number, str(processes), address, "127.0.0.1", at, str(port)]
+    if launcher == "accelerate" and processes > 1:
+        command += ["--multi_gpu"]  # on the CPU it would start them by MPI alone
+    command += ["-m", "time_tuner", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.slow
-def test_commands_run_under_torchrun(tmp_path: Path) -> None:
-    """The same plan and the same samples by one process and by two; one line of results, not two."""
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_commands_run_in_several_processes(launcher: str, tmp_path: Path) -> None:
+    """The same plan, samples and report by one process and by two; one line of results, not two."""
+    reports = []
     for n in (1, 2):
         tuner = "joint(pairs=16, iterations=2, candidates=1)"
-        words = ["tune", "--model", "gaussian", "--sampler", "ddim", "--calls", "3", "--method", tuner]
-        done = torchrun(n, *words, "--samples", "8", "--out", f"plan-{n}.json", folder=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote plan") == 1
-        words = ["sample", "--model", "gaussian", "--sampler", "ddpm", "--calls", "3", "-n", "5"]
-        done = torchrun(n, *words, "--out", f"samples-{n}.npz", folder=tmp_path)
-        assert done.returncode == 0, done.stderr
+        for words, wrote in (
+            (["tune", "--sampler", "ddim", "--calls", "3", "--method", tuner, "--samples", "8"], f"plan-{n}.json"),
+            (["sample", "--sampler", "ddpm", "--calls", "3", "-n", "5"], f"samples-{n}.npz"),
+            (["evaluate", "--calls", "2", "--against", "ddim", "-n", "8", "--budget", "none"], f"report-{n}"),
+        ):
+            done = launched(launcher, n, *words, "--model", "gaussian", "--out", wrote, folder=tmp_path)
+            assert done.returncode == 0, done.stderr
+            lines = [line for line in done.stdout.splitlines() if line.startswith("wrote ")]
+            assert any(wrote in line for line in lines) and len(set(lines)) == len(lines)
+        report = json.loads((tmp_path / f"report-{n}" / "report.json").read_text())
+        reports.append({name: value for name, value in report.items() if name not in ("command", "environment")})
     one, two = (Plan.load(tmp_path / f"plan-{n}.json") for n in (1, 2))
     torch.testing.assert_close(one.tau, two.tau, rtol=0, atol=1e-6)
     assert (tmp_path / "samples-1.npz").read_bytes() == (tmp_path / "samples-2.npz").read_bytes()
+    assert reports[0] == reports[1]

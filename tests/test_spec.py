@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from time_tuner import SAMPLERS, NoiseScheduleVP, TimeTuner, make_plan
@@ -69,6 +69,7 @@ NAMES = st.from_regex(r"[a-z_][a-z_0-9]{0,8}", fullmatch=True).map(
 )  # which no keyword ends with
 
 
+@settings(max_examples=40)
 @given(name=NAMES, options=st.dictionaries(NAMES, VALUES, max_size=4))
 def test_what_is_written_is_read_back(name: str, options: dict[str, Any]) -> None:
     assert parse_call(f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})") == (name, options)

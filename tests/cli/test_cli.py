@@ -201,7 +201,7 @@ def model():
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_killed_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     partial, out = tmp_path / "plan.json.partial", tmp_path / "plan.json"

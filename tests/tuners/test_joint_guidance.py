@@ -20,7 +20,7 @@ from time_tuner.tuners.joint.parameters import Parameters
 from time_tuner.tuners.joint.teacher import Pairs
 
 PATTERN = (True, True, False, True, False)
-QUICK: dict[str, Any] = {"pairs": 128, "iterations": 60}
+QUICK: dict[str, Any] = {"pairs": 64, "iterations": 30}
 
 
 def loss_on(schedule: NoiseSchedule, count: int = 48) -> TeacherLoss:
@@ -96,9 +96,9 @@ def test_patterns_cost_the_evaluations_and_have_guidance_first() -> None:
 
 def test_the_search_for_evaluations_finds_a_plan_no_worse_than_guidance_at_every_call() -> None:
     model = guided(count=100)
-    found = tune(model, evaluations=8, tuner=Joint(pairs=128, iterations=120), samples=100)
+    found = tune(model, evaluations=8, tuner=Joint(pairs=64, iterations=60), samples=100)
     assert found.evaluations <= 8 and found.provenance["cost"]["tuning"]["evaluations"] > 0
-    all_ = tune(model, calls=4, tuner=Joint(pairs=128, iterations=120), samples=100)
+    all_ = tune(model, calls=4, tuner=Joint(pairs=64, iterations=60), samples=100)
     assert held_out(found) < 1.05 * held_out(all_)
 
 
