@@ -76,7 +76,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
 )
 def test_the_usual_teacher_ends_nearer_than_more_calls_of_a_lower_order(schedule: NoiseSchedule, end: str) -> None:
     last = 0.0 if end == "zero" else schedule.t_min
-    plans = [reference_plan(schedule, last, calls) for calls in (400, 60)]
+    plans = [reference_plan(schedule, last, calls) for calls in (200, 60)]
     eps = MIXTURE.eps(schedule)
     ends = [
         sample(eps, plan, plan.initial_state(SeededNoise(5)(torch.empty(200, 4))))
