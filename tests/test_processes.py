@@ -124,7 +124,7 @@ def exchanged() -> dict[str, Any]:
     return {
         "processes": num_processes(),
         "gathered": gathered(whole[share(5)], 5).flatten().tolist(),
-        "gathered of fewer": gathered(1j * whole[share(2)], 2).flatten().tolist(),
+        "gathered of fewer": gathered(1j * whole[share(2)].float(), 2).flatten().tolist(),
         "summed": float(summed(torch.tensor(1.0 + rank()))),
         "decided": [decided(rank()), decided([rank(), "x" * 100]), decided(None), decided(True)],
         "from first": from_first(own).tolist(),  # type: ignore[union-attr]

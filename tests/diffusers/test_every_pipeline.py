@@ -5,6 +5,7 @@ Where the pipeline's own scheduler is not of first order, or draws noise, its pl
 class with the same configuration: see `first_order`.
 """
 
+from contextlib import nullcontext
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines import Family
 
 from time_tuner import NoiseScheduleFlow, Plan, make_plan
 from time_tuner.diffusers import PipelineModel, TimeTunerScheduler, tune_pipeline
+from time_tuner.diffusers.native_grid import keeps_timesteps
 from time_tuner.plans.build import reference_plan
 from time_tuner.tuners.ranking import Rounds
 
@@ -292,5 +294,6 @@ def test_a_plan_of_a_network_with_another_input_is_refused() -> None:
     cogview4 = made("cogview4")
     on_sigma = make_plan("ddim", NoiseScheduleFlow(), 4)
     cogview4.pipe.scheduler = TimeTunerScheduler.from_plan(on_sigma, cogview4.pipe)
-    with pytest.raises(ValueError, match="its network receives the time before the shift"):
+    refused = pytest.raises(ValueError, match="its network receives the time before the shift")
+    with refused if keeps_timesteps() else nullcontext():  # in older versions of diffusers it receives sigma
         run(cogview4, 4)

@@ -169,7 +169,7 @@ class Plan:
         """
         grid = place_calls(self.sampler, self.schedule, checked_ends(ends, self.schedule), self.steps)
         tau = (self.tau / self.t[:-1] if ratios is None else as_float64(ratios)) * grid.t[:-1]
-        tau = tau.clamp(*_range(self.schedule, grid.t[:-1]))
+        tau = _in_range(self.schedule, tau, grid.t[:-1])
         return replace(self, t=grid.t, alpha=grid.alpha, sigma=grid.sigma, tau=tau)
 
     def with_tau(self, tau: Any) -> "Plan":
@@ -182,7 +182,7 @@ class Plan:
     def with_ratios(self, ratios: Any) -> "Plan":
         """The same run with the conditioning times tau = ratio * t, for ratios (K,), kept in the trained range."""
         t = self.t[:-1]
-        return self.with_tau((as_float64(ratios) * t).clamp(*_range(self.schedule, t)))
+        return self.with_tau(_in_range(self.schedule, as_float64(ratios) * t, t))
 
     def with_corrections(self, corrections: Any) -> "Plan":
         """The same run with other corrections, (K, K) and strictly lower triangular, or None."""
@@ -422,6 +422,13 @@ def _range(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest conditioning time at times t: the trained range, and t itself where it lies beyond."""
     t = t.detach()
     return t.clamp(max=schedule.t_min), t.clamp(min=schedule.T)
+
+
+def _in_range(schedule: NoiseSchedule, tau: Tensor, t: Tensor) -> Tensor:
+    """tau (K,) moved into `_range`. On a bound its derivative is 1, that of the way inside: versions of torch differ
+    there in that of `clamp`."""
+    low, high = _range(schedule, t)
+    return torch.where((tau >= low) & (tau <= high), tau, tau.clamp(low, high))
 
 
 def _flags(guided: Any, tau: Tensor) -> tuple[bool, ...]:
