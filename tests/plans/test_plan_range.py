@@ -157,7 +157,7 @@ def test_an_untuned_plan_is_in_the_range(sampler: str, spacing: str) -> None:
 
 def test_on_a_bound_of_the_range_the_derivative_is_that_of_the_way_inside() -> None:
     """Whatever that of `clamp` is there, which depends on the version of torch."""
-    plan = make_plan("ddim", NoiseScheduleVP("linear"), 3)
+    plan = make_plan("ddim", NoiseScheduleVP("linear"), 3, "quadratic")
     ratios, ends = torch.ones(3, dtype=torch.float64, requires_grad=True), plan.t.clone().requires_grad_()
     assert plan.tau[0] == plan.schedule.T
     for moved in (plan.with_ratios(ratios), plan.with_times(ends, ratios)):
