@@ -26,6 +26,17 @@ def test_entries_of_the_changelog_are_short() -> None:
     assert not [item for item in items if len(item.strip().splitlines()) > 2 and "\n#" not in item]
 
 
+def test_the_lowest_versions_are_those_of_the_manual() -> None:
+    """`make test-lowest` installs those of the project file."""
+    needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["diffusers"]]
+    (torch, diffusers) = re.findall(r"(?:torch|diffusers)>=([\d.]+)", " ".join(needed))
+    python = PROJECT["requires-python"].removeprefix(">=")
+    assert (
+        f"needs Python {python}, torch {torch} and, for pipelines, diffusers {diffusers}"
+        in (ROOT / "README.md").read_text()
+    )
+
+
 def test_types_ship() -> None:
     assert (Path(time_tuner.__file__).parent / "py.typed").exists()
     assert "Typing :: Typed" in PROJECT["classifiers"]
