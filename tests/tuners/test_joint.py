@@ -160,7 +160,7 @@ def test_every_sampler_comes_closer_to_the_teacher(name: str) -> None:
         with pytest.raises(ValueError, match=r"joint tuning needs a plan without noise.*take a deterministic sampler"):
             tune_by(EPS, plan, "joint", **QUICK)
         return
-    tuned = tune_by(EPS, plan, "joint", **QUICK)
+    tuned = tune_by(EPS, plan, "joint", **{**QUICK, "pairs": 128, "iterations": 40})
     assert len(tuned) == len(plan)
     assert distance_to_teacher(tuned) < 0.6 * distance_to_teacher(plan)
     assert Plan.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned

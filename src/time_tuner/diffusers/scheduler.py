@@ -160,7 +160,7 @@ class TimeTunerScheduler(PipelineScheduler, SchedulerMixin):  # loading looks fo
         return cls._made(plans, prediction_of(source), config_of(source), changes)
 
     @classmethod
-    def from_config(  # type: ignore[override]
+    def from_config(
         cls,
         config: Any,
         return_unused_kwargs: bool = False,
