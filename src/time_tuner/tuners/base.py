@@ -209,6 +209,7 @@ class TuningRun:
         kept = {} if checkpoint is None else decided(checkpoint.load() if not rank() else {})
         costs = {name: Cost(**cost).own_part() for name, cost in kept["costs"].items()} if kept else None
         self._costs = costs  # of an earlier run, until this one continues it
+        self._counted: list[str] = kept.get("units", [])  # the units of work in these
         self._continues, self._seconds = bool(kept), float(kept.get("seconds", 0.0))
         self.state: dict[str, Any] = kept.get("state", {})
         self.same_budget = kept.get("budget") == str(self.budget)
@@ -229,6 +230,8 @@ class TuningRun:
         """Count the calls and seconds of the earlier run in place of those spent on restoring its state."""
         if self._costs is not None:
             self.cost_log.spent, self._costs = self._costs, None
+            if self.calibration is not None and self.calibration.units is not None:
+                self.calibration.units.resume(self._counted)
             self.begin()
 
     @contextmanager
@@ -301,6 +304,8 @@ class TuningRun:
             costs = self.cost_log.to_dict()
             entries = {"budget": str(self.budget), "seconds": self._elapsed, "costs": costs, "state": self.state}
             entries["ranking"] = self.kept_ranking
+            if self.calibration.units is not None:
+                entries["units"] = list(self.calibration.units.counted)
             self._checkpoint.save(**entries, **more)
 
     def _report(self, now: bool = False) -> None:

@@ -151,7 +151,7 @@ class Calibration:
         the block. Units that were made for another payer cost nothing."""
         before, self.units = self.units, units
         if units is not None:
-            units.cost_log, units.payer = cost_log, payer
+            units.cost_log, units.payer, units.counted = cost_log, payer, {}
         try:
             yield
         finally:

@@ -91,6 +91,7 @@ def _check_entries(values: Mapping[str, Any]) -> None:
         ("seconds", _numbers([values.get("seconds", 0.0)]) and values.get("seconds", 0.0) >= 0),
         ("costs", whole and ("costs" in values or "state" not in values)),
         ("state", isinstance(values.get("state", {}), Mapping)),
+        ("units", _names(values.get("units", []))),
         ("ranking", isinstance(ranking, Mapping) and _numbers(list(ranking.values()))),
         ("plan", isinstance(values.get("plan"), Mapping | None)),
     ):
@@ -101,6 +102,11 @@ def _check_entries(values: Mapping[str, Any]) -> None:
 def _is_count(value: Any) -> bool:
     """Whether this is a number of calls."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _names(values: Any) -> bool:
+    """Whether this is a list of texts."""
+    return isinstance(values, list) and all(isinstance(one, str) for one in values)
 
 
 def _numbers(values: Any) -> bool:

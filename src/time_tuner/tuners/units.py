@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Units:
         cost_log: where the network calls of units are counted.
         payer: what units are made for, such as a plan. The calls of a unit that was kept are counted for its own payer,
             whose run is continued, and for no other one.
+        counted: the units whose calls are counted, with their purpose and cost; None where an earlier run counted them.
 
     Raises:
         ValueError: the folder holds something else.
@@ -46,6 +47,7 @@ class Units:
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
         self.folder, self.cost_log, self.payer = folder, CostLog(), ""
+        self.counted: dict[str, tuple[str, Cost] | None] = {}
         self._checkpoint = Checkpoint(folder / INPUTS, inputs)
         if not rank() and folder.exists() and not self._checkpoint.load(logging.DEBUG):
             self.remove()
@@ -74,17 +76,30 @@ class Units:
             except (OSError, ValueError, TypeError, KeyError) as error:
                 logger.warning("%s cannot be read (%s): the unit is made again", path, one_line(error))
         if (found := from_first(found)) is not None:
-            if (cost := decided(cost))["calls"]:
-                self.cost_log.add(Cost(**cost).own_part())
+            if (cost := decided(cost))["calls"] and path.stem not in self.counted:
+                own = Cost(**cost).own_part()
+                self.counted[path.stem] = self.cost_log.current, own
+                self.cost_log.add(own)
             return found
         before = self.cost_log.of(self.cost_log.current)
         made = make()
         spent = self.cost_log.of(self.cost_log.current)
-        cost = asdict(Cost(spent.calls - before.calls, spent.evaluations - before.evaluations).of_all())
+        own = Cost(spent.calls - before.calls, spent.evaluations - before.evaluations)
+        self.counted[path.stem] = self.cost_log.current, own
+        cost = asdict(own.of_all())
         if not rank():
             self._begin()
             write_tensors(path, {"unit": made.cpu()}, {"name": name, "payer": self.payer, "cost": json.dumps(cost)})
         return made
+
+    def resume(self, counted: Iterable[str]) -> None:
+        """The costs in the log are now those of an earlier run, in which these units are counted: add those of others
+        that this run has counted, and count none of these again."""
+        before, self.counted = self.counted, dict.fromkeys(counted)
+        for unit, entry in before.items():
+            if entry is not None and unit not in self.counted:
+                purpose, cost = self.counted[unit] = entry
+                self.cost_log.add(cost, purpose)
 
     def values(self, name: str, make: Callable[[], Any]) -> Any:
         """The JSON value of a unit: the one that is kept, or else the one that `make` returns, which is then kept."""

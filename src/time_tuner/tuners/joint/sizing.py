@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...models.counting import Cost
 from ...plans.plan import Plan
 from ..budget import Budget, Speed, forward
+from ..ranking import SECONDS_SHARE
 from .candidates import corrected_cost, num_fitted
 from .parameters import check_parts, reusing
 from .successive_halving import max_candidates, num_trials
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BATCH = 16  # pairs of an iteration: of twice as many half the steps are made, and each is hardly better
 RECOMPUTED, MOST_RECOMPUTED = 1.5, 2  # runs more of an iteration, for each backward of a checkpoint
 MOST_ITERATIONS = 800  # in the default budget: twice as many gained nothing (benchmarks/joint.py cost)
+SHORT_SHARE = 0.2  # of the seconds left, that another candidate may take in a budget for one: it saves about as many
 RANKING = 0.1  # of the iterations, that the ranking of grids may cost
 FEWEST_PAIRS = 16  # beside a budget of calls, of which the teacher's are no part
 LEAST_CALL = 1e-3  # seconds that the arithmetic of tuning takes around a call of a small network
@@ -59,6 +61,25 @@ def num_others(tuner: "Joint", most: int, pairs: int) -> int:
     alone = tuner.evaluations is None and not found
     count = max(most, 1 if alone else 2)
     return (count if tuner.evaluations else min(tuner.candidates, count)) - 1 - len(tuner.warm_starts)
+
+
+def affordable_others(
+    tuner: "Joint",
+    plan: Plan,
+    most: int,
+    pairs: int,
+    teacher: int,
+    batch: int | None,
+    speed: Speed | None,
+    seconds: float | None,
+) -> int:
+    """`num_others`; 0 where the budget is enough to tune one candidate, and the corrections of another one would take
+    more than SHORT_SHARE of the seconds that are left."""
+    count = num_others(tuner, most, pairs)
+    if most >= 2 or speed is None or seconds is None or tuner.evaluations is not None:
+        return count
+    cost = corrected_cost(plan, pairs, teacher, count, 0.0, batch)
+    return count if speed.seconds(cost) <= SHORT_SHARE * seconds else 0
 
 
 @dataclass(frozen=True)
@@ -131,8 +152,15 @@ def joint_cost(
     if limit is not None and speed is not None:
         group = min(AT_ONCE, made)
         made = min(made, int(SHARE * limit * group / speed.seconds(teacher_cost(group, teacher, batch))))
-        left = limit - speed.seconds(teacher_cost(made, teacher, batch))
-    # 2. The iterations.
+        left = (1 - SECONDS_SHARE) * limit - speed.seconds(teacher_cost(made, teacher, batch))
+    # 2. The other candidates, and the iterations.
+    others, grids = 0, Cost()
+    if "corrections" in tuner.tunes:
+        expected = tuner.iterations or num_iterations(plan, budget, batch, speed, left, runs.usual)
+        others = affordable_others(tuner, plan, max_candidates(expected), made, teacher, batch, speed, left)
+        share = RANKING * expected * runs.usual * len(plan) * BATCH
+        grids = corrected_cost(plan, made, teacher, others, share, batch)
+        left = left if left is None or speed is None else left - speed.seconds(grids)
     held, expected = max(1, min(MOST_HELD, made // 4)), num_iterations(plan, budget, batch, speed, left, runs.usual)
     most_count = int(expected * runs.usual / runs.fewest) if limit is not None else expected
     if tuner.iterations is not None:
@@ -162,8 +190,6 @@ def joint_cost(
         looked = looks(budget.calls // int(runs.fewest * len(plan))).evaluations
         most = Cost(budget.calls, budget.calls * min(BATCH, batch or BATCH) + looked)
     costs = {"teacher": (teacher_cost(made, teacher, batch) + path, most_teacher + path), "tuning": (usual, most)}
-    others = num_others(tuner, max_candidates(expected), made)
-    if "corrections" in tuner.tunes and others > 0:
-        share = RANKING * expected * runs.usual * len(plan) * BATCH
-        costs["grids"] = (corrected_cost(plan, made, teacher, others, share, batch),) * 2
+    if others > 0:
+        costs["grids"] = grids, grids
     return costs

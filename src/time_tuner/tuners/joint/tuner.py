@@ -41,17 +41,13 @@ from ..base import PARTS, Tuner, TuningRun
 from ..budget import Budget, Speed, measure_speed
 from ..calibration import Calibration
 from ..network_times import ignores_time
-from .candidates import CorrectedPlans, candidate_plans, corrected_cost, patterns, warm_starts
+from .candidates import CorrectedPlans, candidate_plans, patterns, warm_starts
 from .loss import Distance, TeacherLoss, TimeGradients, robust
 from .parameters import Parameters, check_parts
 from .search import JointSearch
-from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, joint_cost, num_iterations, num_others, num_pairs
+from .sizing import BATCH, MOST_ITERATIONS, RANKING, Runs, affordable_others, joint_cost, num_iterations, num_pairs
 from .successive_halving import max_candidates
 from .teacher import FEWEST, Pairs, described, kept_pairs, teach, teacher_cost, teacher_of, try_teacher
-
-SHORT_SHARE = 0.2
-"""Of the seconds left, what another candidate may cost at most in a budget that is enough to tune one: it saves about
-as many iterations."""
 
 logger = logging.getLogger("time_tuner")
 
@@ -223,10 +219,7 @@ class Joint(Tuner):
             plans = [Plan.from_dict(values) for values in run.state["plans"]]
         else:
             starts, share = self.starts(plan), RANKING * expected * runs
-            count = num_others(self, most, len(pairs))
-            if most < 2 and speed is not None and left is not None and self.evaluations is None:
-                cost = corrected_cost(plan, len(pairs), len(teacher), count, 0.0, model.batch)
-                count = count if speed.seconds(cost) <= SHORT_SHARE * left else 0
+            count = affordable_others(self, plan, most, len(pairs), len(teacher), model.batch, speed, left)
             plans += self._others(loss, teacher, starts, parts, run, count, share)
         # 3. The search.
         limit = self.iterations or (MOST_ITERATIONS if budget.default else None)
