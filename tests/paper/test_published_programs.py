@@ -21,7 +21,10 @@ from time_tuner import NoiseScheduleVP, TimeTuner, model_wrapper
 from time_tuner.digits.classifier import load_noisy_classifier
 from time_tuner.digits.networks import digits_network
 
-pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning"),
+    pytest.mark.usefixtures("short_runs"),
+]
 
 NONE = 10
 betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

@@ -38,7 +38,10 @@ from time_tuner import SAMPLERS, SeededNoise, TimeTuner, model_wrapper
 from time_tuner.paper import interface
 
 # On data like these the published loss does harm as often as good, and the tuner warns; the warning is tested apart.
-pytestmark = pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the tuned timesteps are the optimum:UserWarning"),
+    pytest.mark.usefixtures("short_runs"),
+]
 
 # --- tuning ---
 

@@ -110,6 +110,7 @@ def test_each_ratio_is_the_lowest_of_a_fine_grid(method: str) -> None:
 
 @METHODS
 @pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.usefixtures("short_runs")
 def test_every_sampler_is_tuned_and_the_guard_never_returns_a_worse_plan(name: str, method: str) -> None:
     plan = make_plan(name, SCHEDULE, calls=6, spacing="leading")
     tuned = tune_by(EPS, plan, method, data=MIXTURE.sample(64, seed=3).float(), samples=64)
