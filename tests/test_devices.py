@@ -248,11 +248,15 @@ TUNED = {
 }
 
 
+QUICK = ("sequential", "joint(pairs=16, iterations=3)")
+
+
 @pytest.mark.parametrize(
     ("tuner", "dtype"),
     [
         *((tuner, torch.float32) for tuner in TUNED),
-        *((tuner, torch.bfloat16) for tuner in ("sequential", "joint(pairs=16, iterations=3)")),
+        *((tuner, torch.bfloat16) for tuner in QUICK),
+        *(pytest.param(tuner, torch.bfloat16, marks=pytest.mark.slow) for tuner in TUNED if tuner not in QUICK),
     ],
 )
 @pytest.mark.usefixtures("short_runs")

@@ -342,7 +342,7 @@ def test_an_interrupted_tuning_ends_at_what_is_found_in_a_smaller_budget(tmp_pat
 
 
 def test_several_plans_that_are_continued_have_the_costs_of_a_run_without_an_interrupt(tmp_path: Path) -> None:
-    """The runs of the teacher are paid for by the first plan alone, also where the second finds them in a file."""
+    """The teacher's runs are counted for the first plan alone, also where the second one reads them from a file."""
 
     def stop(plans: Any) -> None:
         raise KeyboardInterrupt

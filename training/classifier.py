@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loop import average, learning_rate, save_atomically
+from loop import descend, learning_rate, save_atomically
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
@@ -91,13 +91,7 @@ def fit(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             said = logits(model, x0, draw)
         loss = cross_entropy(said.float(), digits.train_labels[pick])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, peak)
-        optimizer.step()
-        average(mean, model.state_dict(), step)
+        descend(model, optimizer, mean, loss, step, learning_rate(step, total, peak))
         running += 0.01 * (loss.item() - running)
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if time.monotonic() - saved > 30 or step == total:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from classifier import Digits, batched, load_digits, save_weights, scaled, write_record
-from loop import average, learning_rate, save_atomically
+from loop import descend, learning_rate, save_atomically
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
@@ -53,13 +53,7 @@ def fit(
         draw = torch.Generator().manual_seed(options["seed"] * 1_000_003 + step)  # the same draws in a resumed run
         with torch.autocast("cpu", dtype=torch.bfloat16):
             value = loss(draw)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, options["peak"])
-        optimizer.step()
-        average(mean, model.state_dict(), step)
+        descend(model, optimizer, mean, value, step, learning_rate(step, steps, options["peak"]))
         running += max(0.01, 1 / step) * (value.item() - running)
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if time.monotonic() - saved > 30 or step == steps:

@@ -30,6 +30,24 @@ def average(mean: dict[str, torch.Tensor], new: dict[str, torch.Tensor], step: i
         mean[name].lerp_(value, 1 - beta)
 
 
+def descend(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mean: dict[str, torch.Tensor],
+    loss: torch.Tensor,
+    step: int,
+    rate: float,
+) -> None:
+    """A step of the optimizer at this learning rate, with a gradient of norm 1 at most, and one of the mean weights."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    average(mean, model.state_dict(), step)
+
+
 def save_atomically(state: dict, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -69,13 +87,7 @@ def fit(
         for step in (bar := tqdm(range(step + 1, total + 1), initial=step, total=total, unit="step", mininterval=10)):
             # A generator of its own for each step, so that a resumed run sees the same draws.
             loss = loss_of(torch.Generator().manual_seed(seed * 1_000_003 + step))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, peak)
-            optimizer.step()
-            average(mean, model.state_dict(), step)
+            descend(model, optimizer, mean, loss, step, learning_rate(step, total, peak))
             running += 0.01 * (loss.item() - running)
             if step % 100 == 0:
                 losses.append(running)

@@ -146,12 +146,12 @@ class Calibration:
         return self.states(range(first, first + count))
 
     @contextmanager
-    def keeping(self, units: Units | None, cost_log: CostLog, payer: str = "") -> Iterator[None]:
+    def keeping(self, units: Units | None, cost_log: CostLog, owner: str = "") -> Iterator[None]:
         """Own samples, the teacher's runs and the reference run are kept in these units, and counted in this log, in
-        the block. Units that were made for another payer cost nothing."""
+        the block. Units that were made for another owner cost nothing."""
         before, self.units = self.units, units
         if units is not None:
-            units.cost_log, units.payer, units.counted = cost_log, payer, {}
+            units.cost_log, units.owner, units.counted = cost_log, owner, {}
         try:
             yield
         finally:

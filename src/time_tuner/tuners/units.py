@@ -37,8 +37,8 @@ class Units:
 
     Attributes:
         cost_log: where the network calls of units are counted.
-        payer: what units are made for, such as a plan. The calls of a unit that was kept are counted for its own payer,
-            whose run is continued, and for no other one.
+        owner: what units are made for, such as a plan. The calls of a unit that was kept are counted for its own owner,
+            whose run continues, and for no other one.
         counted: the units whose calls are counted, with their purpose and cost; None where an earlier run counted them.
 
     Raises:
@@ -46,7 +46,7 @@ class Units:
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
-        self.folder, self.cost_log, self.payer = folder, CostLog(), ""
+        self.folder, self.cost_log, self.owner = folder, CostLog(), ""
         self.counted: dict[str, tuple[str, Cost] | None] = {}
         self._checkpoint = Checkpoint(folder / INPUTS, inputs)
         if not rank() and folder.exists() and not self._checkpoint.load(logging.DEBUG):
@@ -70,7 +70,7 @@ class Units:
             try:
                 tensors, kept = read_tensors(path, check)
                 known = parse_json(kept.get("cost", "").encode())
-                if kept.get("payer") == self.payer:
+                if kept.get("owner") == self.owner:
                     cost = {name: int(known[name]) for name in cost}
                 found = tensors["unit"]
             except (OSError, ValueError, TypeError, KeyError) as error:
@@ -89,7 +89,7 @@ class Units:
         cost = asdict(own.of_all())
         if not rank():
             self._begin()
-            write_tensors(path, {"unit": made.cpu()}, {"name": name, "payer": self.payer, "cost": json.dumps(cost)})
+            write_tensors(path, {"unit": made.cpu()}, {"name": name, "owner": self.owner, "cost": json.dumps(cost)})
         return made
 
     def resume(self, counted: Iterable[str]) -> None:
